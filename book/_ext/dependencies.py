@@ -1,0 +1,134 @@
+"""Execute a notebook again when what it depends on has changed, not only its own cells.
+
+The execution cache knows a notebook by its code cells alone. This extension gives each notebook a fingerprint over the
+files behind it: the modules of ``isa`` that it imports (followed through their own imports), every file under
+``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts), and the pinned versions in
+``constraints.txt``. Where the fingerprint differs from that of the last successful build, the cached execution is
+dropped and the page is read anew. It works the same for ``make book`` and for a plain ``jupyter-book build .``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+ROOMS = ("book/", "isa/", "runs/")
+
+
+def imported_modules(source: str, package: str = "") -> set[str]:
+    """Dotted names of all modules of ``isa`` that this source may import; ``package`` resolves relative imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == "isa"}
+
+
+@cache
+def module_files(root: Path, name: str) -> frozenset[Path]:
+    """The file of a module, those of the packages around it, and none where the name is no module (a function, say)."""
+    files = set()
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        stem = root.joinpath(*parts[:depth])
+        files.update(path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
+    return frozenset(files)
+
+
+@cache
+def imports_of(root: Path, file: Path) -> frozenset[Path]:
+    relative = file.relative_to(root)
+    package = ".".join(relative.parent.parts)
+    names = imported_modules(file.read_text(encoding="utf-8"), package)
+    return frozenset().union(*(module_files(root, name) for name in names))
+
+
+def code_of(notebook: nbformat.NotebookNode) -> str:
+    """The notebook's Python, without the lines that only IPython understands."""
+    lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
+    """All files on which the outputs of a notebook depend."""
+    source = code_of(notebook)
+    found = {root / "constraints.txt"}
+    open_files = set().union(*(module_files(root, name) for name in imported_modules(source)))
+    while open_files:
+        file = open_files.pop()
+        if file not in found:
+            found.add(file)
+            open_files |= imports_of(root, file)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(ROOMS):
+            # a record lies beside its spec under the same stem, so naming one depends on both
+            pattern = str(Path(node.value).with_suffix(".*")) if node.value.startswith("runs/") else node.value
+            found.update(path for path in root.glob(pattern) if path.is_file())
+    return found
+
+
+def fingerprint(root: Path, notebook: nbformat.NotebookNode) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(dependencies(root, notebook)):
+        if path.is_file():
+            digest.update(f"{path.relative_to(root)}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _store(app) -> Path:
+    return Path(app.env.mystnb_config.execution_cache_path) / "fingerprints.json"
+
+
+def drop_stale(app, env, added, changed, removed):
+    """Forget the cached executions whose dependencies changed; return their pages, to be read again."""
+    store = _store(app)
+    known = json.loads(store.read_text()) if store.is_file() else {}
+    executions = get_cache(store.parent)
+    env.notebook_fingerprints = {}
+    stale = []
+    for docname in env.found_docs:
+        path = Path(env.doc2path(docname))
+        if path.suffix != ".ipynb":
+            continue
+        notebook = nbformat.read(path, as_version=4)
+        now = env.notebook_fingerprints[docname] = fingerprint(Path(app.srcdir), notebook)
+        if known.get(docname) == now:
+            continue
+        stale.append(docname)
+        try:
+            executions.remove_cache(executions.match_cache_notebook(notebook).pk)
+            logger.info("[dependencies] %s: what it depends on has changed, it is executed again", docname)
+        except KeyError:  # never executed, or its own cells have changed as well
+            pass
+    return stale
+
+
+def remember(app, exception):
+    if exception is None and hasattr(app.env, "notebook_fingerprints"):
+        store = _store(app)
+        store.parent.mkdir(parents=True, exist_ok=True)
+        temporary = store.with_suffix(".tmp")
+        temporary.write_text(json.dumps(app.env.notebook_fingerprints, indent=1, sort_keys=True))
+        temporary.replace(store)
+
+
+def setup(app):
+    app.connect("env-get-outdated", drop_stale)
+    app.connect("build-finished", remember)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,145 @@
+"""What every page of the book needs: checked parameters, figures in two formats, numbers for the prose.
+
+Used by the notebooks only; nothing else in ``isa`` imports this module, and it needs the ``book`` extra.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import myst_nb
+import numpy as np
+from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from pydantic import Field, TypeAdapter, ValidationError
+
+__all__ = [
+    "ROOT",
+    "Count",
+    "Exponent",
+    "ParameterError",
+    "Positive",
+    "Probability",
+    "Seed",
+    "glue",
+    "parameter_table",
+    "parameters",
+    "show",
+]
+
+Exponent = Annotated[float, Field(ge=0.2, le=50)]
+"""An exponent of an Lp-nested function in the range that :class:`isa.LpNested` is tested for."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository's root (an editable install is what the book runs from): notebooks read ``runs/`` and ``book/`` below
+it.
+"""
+
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+_OF_IPYTHON = {"In", "Out", "exit", "quit", "open"}
+
+
+class ParameterError(ValueError):
+    """A notebook's parameter is unknown, has the wrong type or lies outside its range."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython prints: the sentence, without our frames
+        return [f"{type(self).__name__}: {self}"]
+
+
+def parameters(**declared: Any) -> None:
+    """Check the parameters of the notebook that calls this, right after its ``parameters`` cell.
+
+    Parameters
+    ----------
+    **declared
+        Name of each parameter and its type; ranges are stated with ``Annotated`` and pydantic's ``Field``, or by one of
+        this module's types.
+
+    Raises
+    ------
+    ParameterError
+        If a declared parameter is missing, has another type or lies outside its range, or if papermill injected a name
+        that the notebook does not have (papermill itself only warns then, and runs the defaults).
+
+    Examples
+    --------
+    >>> p0 = 2.1
+    >>> parameters(p0=Exponent)
+    """
+    namespace = sys._getframe(1).f_globals
+    problems = []
+    for name, kind in declared.items():
+        if name not in namespace:
+            problems.append(f"{name} is not set")
+            continue
+        try:
+            TypeAdapter(kind).validate_python(namespace[name], strict=True)
+        except ValidationError as error:
+            what = "; ".join(_sentence(problem) for problem in error.errors())
+            problems.append(f"{name} = {namespace[name]!r}: {what}")
+    given = {name for name, value in namespace.items() if type(value) in _PLAIN and not name.startswith("_")}
+    for name in sorted(given - set(declared) - _OF_IPYTHON):
+        problems.append(f"{name} is no parameter of this notebook, which has {', '.join(declared) or 'none'}")
+    if problems:
+        raise ParameterError(" | ".join(problems))
+
+
+def _sentence(problem: dict) -> str:
+    where = "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
+    message = problem["msg"]
+    return f"item {where}: {message}" if where else message[0].lower() + message[1:]
+
+
+def show(figure: Figure, dpi: int = 200) -> None:
+    """Display a figure as SVG and as PNG in one output, and close it.
+
+    The page shows the SVG and offers both for download. Marks that were drawn with ``rasterized=True`` are embedded in
+    the SVG as pixels.
+    """
+    bundle = {}
+    for mime_type, suffix, text in (("image/svg+xml", "svg", True), ("image/png", "png", False)):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
+        data = buffer.getvalue()
+        bundle[mime_type] = data.decode() if text else base64.b64encode(data).decode()
+    width, height = figure.get_size_inches()
+    bundle["text/plain"] = f"<figure, {width:.1f} x {height:.1f} in>"
+    plt.close(figure)
+    display(bundle, raw=True)
+
+
+def glue(**values: Any) -> None:
+    """Hand numbers and words to the prose, where ``{glue:text}`` with the same name prints them.
+
+    NumPy and torch scalars become Python's own, since a format such as ``{glue:text}`x:.2f``` wants those.
+    """
+    for name, value in values.items():
+        if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
+            value = value.item()
+        myst_nb.glue(name, value, display=False)
+
+
+def parameter_table(paths: Iterable[str | Path]) -> Markdown:
+    """All papermill parameters of these notebooks as a table: page, name, type, default, meaning.
+
+    Read with ``papermill --help-notebook``'s own inspection, so it is what papermill sees.
+    """
+    from papermill import inspect_notebook
+
+    rows = ["| page | parameter | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted(map(Path, paths)):
+        for number, parameter in enumerate(inspect_notebook(path).values()):
+            page = f"`{path.as_posix().removeprefix('../')}`" if number == 0 else ""
+            kind = parameter["inferred_type_name"]
+            rows.append(f"| {page} | `{parameter['name']}` | {kind} | `{parameter['default']}` | {parameter['help']} |")
+    return Markdown("\n".join(rows))
