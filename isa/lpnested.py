@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -226,8 +226,8 @@ class Node:
         --------
         The circle and the sphere in three dimensions:
 
-        >>> Node(2.0, 2).log_surface().exp().item() / (2 * math.pi), Node(2.0, 3).log_surface().exp().item() / (4 * math.pi)
-        (1.0, 1.0)
+        >>> [round(Node(2.0, n).log_surface().exp().item() / math.pi, 6) for n in (2, 3)]
+        [2.0, 4.0]
         """
         if not radius > 0:
             raise ValueError(f"radius = {radius}; it must be positive")
@@ -243,7 +243,7 @@ def _exponent_text(p: float | Tensor) -> str:
     value = p if isinstance(p, float) else p.detach().item() if p.numel() == 1 else None
     if value is None:
         return f"<{'x'.join(map(str, p.shape))} exponents>"
-    return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 class _Parser:
@@ -253,7 +253,7 @@ class _Parser:
         64,
         1_000_000,
     )  # far beyond any use; they keep a hostile text from exhausting the stack or the memory
-    NUMBER = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)")
+    NUMBER = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)", re.ASCII)
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str):
@@ -297,12 +297,16 @@ class _Parser:
         if depth > self.DEPTH:
             raise self.fail(f"at most {self.DEPTH} levels")
         if not 0 < float(exponent) < math.inf:
-            raise self.fail(f"a positive exponent before, not {exponent}")
+            shown = exponent if len(exponent) <= 20 else exponent[:17] + "..."
+            raise self.fail(f"a positive finite exponent before, not {shown},")
         self.take("[", "'[' after an exponent")
         children: list[Node | int] = []
+        leaves = 0
         while True:
-            children.extend(self.item(depth))
-            if sum(child if isinstance(child, int) else child.n_leaves for child in children) > self.LEAVES:
+            more = self.item(depth)
+            children += more
+            leaves += sum(child if isinstance(child, int) else child.n_leaves for child in more)
+            if leaves > self.LEAVES:
                 raise self.fail(f"at most {self.LEAVES} leaves")
             if self.peek() != ",":
                 break
@@ -356,8 +360,25 @@ class _Group:
         return (flat[0][0], flat[-1][1]) if joined else None
 
 
-@lru_cache(maxsize=256)
-def _plan(structure: tuple) -> tuple[_Group, ...]:
+class _Plan(tuple):
+    """The groups of a tree, children before parents. A type of its own, so that PyTorch takes it for one argument."""
+
+    __slots__ = ()
+
+
+def _cached(function: Callable) -> Callable:
+    """Remember the results of a pure function of hashable arguments, except while ``torch.compile`` traces it."""
+    remembered = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(*args):
+        return (function if torch.compiler.is_compiling() else remembered)(*args)
+
+    return call
+
+
+@_cached
+def _plan(structure: tuple) -> _Plan:
     """The groups of a tree of this structure, children before parents; the root is alone in the last one."""
     records: list[dict] = []
     leaves = 0
@@ -400,7 +421,7 @@ def _plan(structure: tuple) -> tuple[_Group, ...]:
         for i in members:
             position[i] = at
             at += 1
-    return tuple(groups)
+    return _Plan(groups)
 
 
 class _Buffer:
@@ -457,8 +478,8 @@ def _log_values(children: Tensor, p: Tensor, group: _Group) -> Tensor:
     )
 
 
-def _ascend(log_leaves: Tensor, p: Tensor, plan: tuple[_Group, ...]) -> tuple[Tensor, list[Tensor]]:
-    """The log values of the leaves ``(..., n)`` and, computed from them, those of each group's nodes ``(..., nodes)``."""
+def _ascend(log_leaves: Tensor, p: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:
+    """The log values of the leaves ``(..., n)`` and those of each group's nodes ``(..., nodes)``, computed from them."""
     buffer = _Buffer()
     buffer.put(0, log_leaves)
     values = []
@@ -468,7 +489,7 @@ def _ascend(log_leaves: Tensor, p: Tensor, plan: tuple[_Group, ...]) -> tuple[Te
     return log_leaves, values
 
 
-def _descend(root: Tensor, steps: list[Tensor], plan: tuple[_Group, ...]) -> _Buffer:
+def _descend(root: Tensor, steps: list[Tensor], plan: _Plan) -> _Buffer:
     """Sum ``steps`` (for each group ``(..., nodes, width)``, a term for each child) along all paths down from ``root``
     ``(...)``.
     """
@@ -478,6 +499,15 @@ def _descend(root: Tensor, steps: list[Tensor], plan: tuple[_Group, ...]) -> _Bu
         parents = buffer.get(group.start, group.start + len(group.nodes))
         buffer.put_children(group, parents[..., None] + step)
     return buffer
+
+
+def _again(z: Tensor, p: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:
+    """As :func:`_ascend`, for derivatives that are differentiated again: a zero coordinate counts as the smallest
+    normal float there, a constant, since the logarithm's own derivative at 0 is of no use.
+    """
+    zero = z == 0
+    tiny = math.log(torch.finfo(z.dtype).tiny)
+    return _ascend(z.abs().masked_fill(zero, 1.0).log().masked_fill(zero, tiny), p, plan)
 
 
 def _derivatives(z, p, log_scale, plan, log_leaves, values, with_p):
@@ -505,7 +535,14 @@ def _derivatives(z, p, log_scale, plan, log_leaves, values, with_p):
     if log_scale is not None:
         top = (p[..., 0].log() - log_scale).expand_as(top)
     log_weights = _descend(top, steps, plan)
-    dz = z.sign() * (log_weights.get(0, z.shape[-1]) - log_leaves.clamp(min=floor)).exp()
+    log_dz = log_weights.get(0, z.shape[-1]) - log_leaves.clamp(min=floor)
+    if torch.is_grad_enabled():
+        # sign(z) |z|^(p-1) is flat at 0; written as z |z|^(p-2) there, it has the slope of the limit: 1 for p = 2
+        zero, ceiling = z == 0, math.log(torch.finfo(z.dtype).max)
+        slope = (log_dz - log_leaves).clamp(max=ceiling).masked_fill(~zero, 0.0).exp()
+        dz = torch.where(zero, z * slope, z.sign() * log_dz.masked_fill(zero, 0.0).exp())
+    else:
+        dz = z.sign() * log_dz.exp()
     if not with_p:
         return dz, None
     columns: list[Tensor | None] = [None] * p.shape[-1]
@@ -538,7 +575,7 @@ class _TreeFunction(torch.autograd.Function):
     @staticmethod
     def levels(ctx, z, p):
         saved = ctx.saved_tensors[-len(ctx.plan) - 1 :]
-        return _ascend(z.abs().log(), p, ctx.plan) if torch.is_grad_enabled() else (saved[0], saved[1:])
+        return _again(z, p, ctx.plan) if torch.is_grad_enabled() else (saved[0], saved[1:])
 
 
 class _LogNorm(_TreeFunction):
@@ -556,10 +593,14 @@ class _LogNorm(_TreeFunction):
         dz = (grad[..., None] * dz).sum_to_size(z.shape)
         return dz, None if dp is None else (grad[..., None] * dp).sum_to_size(p.shape), None
 
+
+class _LogNormBothModes(_LogNorm):
+    """With forward-mode derivatives, which ``torch.compile`` does not take."""
+
     @staticmethod
     def jvp(ctx, z_t, p_t, _):
         z, p = ctx.saved_tensors[:2]
-        log_leaves, values = _ascend(z.abs().log(), p, ctx.plan)
+        log_leaves, values = _again(z, p, ctx.plan)
         dz, dp = _derivatives(z, p, None, ctx.plan, log_leaves, values, p_t is not None)
         total = torch.zeros_like(dz[..., 0]) if z_t is None else (dz * z_t).sum(-1)
         return total if p_t is None else total + (dp * p_t).sum(-1), *([None] * (len(values) + 1))
@@ -585,10 +626,14 @@ class _Energy(_TreeFunction):
             ds = (-grad * (p[..., 0] * values[-1][..., 0] - log_scale).exp()).sum_to_size(log_scale.shape)
         return dz, dp, ds, None
 
+
+class _EnergyBothModes(_Energy):
+    """With forward-mode derivatives, which ``torch.compile`` does not take."""
+
     @staticmethod
     def jvp(ctx, z_t, p_t, s_t, _):
         z, p, log_scale = ctx.saved_tensors[:3]
-        log_leaves, values = _ascend(z.abs().log(), p, ctx.plan)
+        log_leaves, values = _again(z, p, ctx.plan)
         dz, dp = _derivatives(z, p, log_scale, ctx.plan, log_leaves, values, p_t is not None)
         total = torch.zeros_like(dz[..., 0]) if z_t is None else (dz * z_t).sum(-1)
         if p_t is not None:
@@ -598,9 +643,22 @@ class _Energy(_TreeFunction):
         return total, *([None] * (len(values) + 1))
 
 
-@lru_cache(maxsize=256)
-def _surface_constants(structure: tuple, device: str) -> tuple[Tensor, ...]:
-    """Eq. 8 as index and weight vectors: for each distinct (node, n_ik) its multiplicity, for each node l_i and n_i."""
+def _log_norm(z: Tensor, p: Tensor, plan: _Plan) -> Tensor:
+    return (_LogNorm if torch.compiler.is_compiling() else _LogNormBothModes).apply(z, p, plan)[0]
+
+
+def _energy(z: Tensor, p: Tensor, log_scale: Tensor, plan: _Plan) -> Tensor:
+    return (_Energy if torch.compiler.is_compiling() else _EnergyBothModes).apply(z, p, log_scale, plan)[0]
+
+
+@_cached
+def _surface_constants(structure: tuple) -> tuple[tuple[int, ...], tuple, tuple]:
+    """Eq. 8 as indices and weights: the node i of each distinct (i, n_ik), their n_ik and multiplicities, and l_i and
+    n_i of all nodes.
+
+    Plain numbers, since a tensor made within ``torch.inference_mode`` or a transform of ``torch.func`` must not outlive
+    it in a cache.
+    """
     edges: dict[tuple[int, int], int] = {}
     size: dict[int, tuple[int, int]] = {}
     for group in _plan(structure):
@@ -608,17 +666,18 @@ def _surface_constants(structure: tuple, device: str) -> tuple[Tensor, ...]:
             size[node] = (len(counts), sum(counts))
             for count in counts:
                 edges[node, count] = edges.get((node, count), 0) + 1
-    parents = torch.tensor([node for node, _ in edges], device=device)
-    number = torch.tensor([count for _, count in edges], dtype=torch.float64, device=device)
-    multiplicity = torch.tensor(list(edges.values()), dtype=torch.float64, device=device)
-    children, leaves = torch.tensor([size[i] for i in range(len(size))], dtype=torch.float64, device=device).unbind(-1)
-    return parents, number, multiplicity, children, leaves
+    parents = tuple(node for node, _ in edges)
+    numbers = tuple(count for _, count in edges), tuple(edges.values())
+    return parents, numbers, tuple(zip(*(size[i] for i in range(len(size))), strict=True))
 
 
 def _log_surface(p: Tensor, structure: tuple) -> Tensor:
     """Eq. 8 at R = 1 for exponents p ``(..., nodes)`` in float64."""
-    parents, number, multiplicity, children, leaves = _surface_constants(structure, str(p.device))
-    edges = (multiplicity * torch.lgamma(number / p.index_select(-1, parents))).sum(-1)
+    parents, edge_numbers, node_numbers = _surface_constants(structure)
+    number, multiplicity = torch.tensor(edge_numbers, dtype=torch.float64, device=p.device)
+    children, leaves = torch.tensor(node_numbers, dtype=torch.float64, device=p.device)
+    own = p.index_select(-1, torch.tensor(parents, device=p.device))
+    edges = (multiplicity * torch.lgamma(number / own)).sum(-1)
     nodes = ((children - 1) * p.log() + torch.lgamma(leaves / p)).sum(-1)
     return leaves[0] * math.log(2) + edges - nodes
 
@@ -646,6 +705,23 @@ def _stack(trees: Sequence[Node], *others: float | Tensor) -> tuple[Tensor, ...]
 
 # ---------------------------------------------------------------------------------------------------------------
 # distribution
+
+
+def _outlives(x: Tensor) -> bool:
+    """Whether a tensor may be kept beyond the present call: it has no graph, and is neither of inference mode nor of a
+    transform of ``torch.func``.
+    """
+    return not (x.requires_grad or x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def _holds(condition: Tensor) -> bool:
+    """Whether a condition holds everywhere, or cannot be asked (within ``torch.compile`` and ``torch.func.vmap``)."""
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(condition.all())
+    except RuntimeError:  # vmap forbids decisions on values
+        return True
 
 
 class LpNested(Distribution):
@@ -714,7 +790,10 @@ class LpNested(Distribution):
                 raise ValueError(f"scale = {scale!r}; it must be a positive number, a tensor, or 'unit'")
         elif isinstance(scale, bool) or not isinstance(scale, (Real, Tensor)):
             raise TypeError(f"scale = {scale!r}; it must be a positive number, a tensor, or 'unit'")
-        elif not isinstance(scale, Tensor) and not 0 < scale < math.inf:
+        elif isinstance(scale, Tensor):
+            if not scale.is_floating_point():
+                raise TypeError(f"scale has dtype {scale.dtype}; a tensor must be floating-point")
+        elif not 0 < scale < math.inf:
             raise ValueError(f"scale = {scale}; it must be positive and finite")
         if radial is not None:
             _check_radial(radial)
@@ -732,6 +811,8 @@ class LpNested(Distribution):
             self._dtype = tensors[0].dtype
             for x in tensors[1:]:
                 self._dtype = torch.promote_types(self._dtype, x.dtype)
+            if self._dtype in (torch.float16, torch.bfloat16):
+                self._dtype = torch.float32
         self._constants: dict = {}
         batch = self._p.shape[:-1]
         if radial is not None:
@@ -739,6 +820,12 @@ class LpNested(Distribution):
             self._p = self._p.expand(*batch, -1)
             self._scale = self._scale.expand(batch)
             self.radial = radial.expand(batch)
+        if self._validate_args if validate_args is None else validate_args:
+            for name, values in (("tree", self._p), ("scale", self._scale)):
+                if values is not None and not _holds((values > 0) & values.isfinite()):
+                    what = "an exponent" if name == "tree" else "it"
+                    bad = values[~((values > 0) & values.isfinite())].reshape(-1)[0].item()
+                    raise ValueError(f"{name} holds {bad:g} in a tensor; {what} must be positive and finite")
         super().__init__(batch, torch.Size([tree.n_leaves]), validate_args=validate_args)
         if unit:
             self._check_unit()
@@ -787,18 +874,18 @@ class LpNested(Distribution):
         with torch.no_grad():
             variance = self._log_moments(2.0, self._p.double(), None).exp()
             low, high = variance.min(-1).values, variance.max(-1).values
-            if bool((high - low > 1e-6 * high).any()):
+            if not _holds(high - low <= 1e-6 * high):
                 raise ValueError(
-                    f"scale = 'unit'; coordinates of this tree differ in variance ({low.min():.4f} to {high.max():.4f} at s = 1), "
-                    "so no single s makes all of them 1"
+                    "scale = 'unit'; coordinates of this tree differ in variance "
+                    f"({low.min():.4f} to {high.max():.4f} at s = 1), so no single s makes all of them 1"
                 )
 
     @property
-    def _plan(self) -> tuple[_Group, ...]:
+    def _plan(self) -> _Plan:
         return _plan(self.tree.structure)
 
     def _parameters(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Exponents, log s and log Z (log S_f(1) where a radial density is given) for values of this dtype and device."""
+        """Exponents, log s and log Z (log S_f(1) where a radial density is given) in this dtype, on this device."""
         key = (like.dtype, like.device)
         if key in self._constants:
             return self._constants[key]
@@ -811,7 +898,7 @@ class LpNested(Distribution):
             n_over_p0 = self.tree.n_leaves / wide[..., 0]
             log_z = log_z + torch.lgamma(n_over_p0) + n_over_p0 * log_scale.double() - wide[..., 0].log()
         result = (p.to(like.dtype), log_scale.to(like.dtype), log_z.to(like.dtype))
-        if not (p.requires_grad or scale.requires_grad or torch.compiler.is_compiling()):
+        if not torch.compiler.is_compiling() and all(map(_outlives, (self._p, scale, *result))):
             self._constants[key] = result
         return result
 
@@ -829,21 +916,20 @@ class LpNested(Distribution):
             torch.broadcast_shapes(z.shape[:-1], self.batch_shape)
         except RuntimeError:
             raise ValueError(
-                f"z has shape {tuple(z.shape)}; its leading dimensions do not broadcast with the batch shape {tuple(self.batch_shape)}"
+                f"z has shape {tuple(z.shape)}; its leading dimensions do not broadcast with the batch shape "
+                f"{tuple(self.batch_shape)}"
             ) from None
+        if z.is_complex():
+            raise TypeError(f"z has dtype {z.dtype}; all coordinates must be real")
         if not z.is_floating_point():
             z = z.to(torch.get_default_dtype())
         elif z.dtype in (torch.float16, torch.bfloat16):
             z = z.float()
-        if self._validate_args and not torch.compiler.is_compiling():
-            try:
-                clean = bool((z == z).all())
-            except RuntimeError:  # vmap forbids decisions on values
-                clean = True
-            if not clean:
-                raise ValueError(
-                    f"z holds NaN in {int((z != z).any(-1).sum())} of {z[..., 0].numel()} points; all coordinates must be real"
-                )
+        if self._validate_args and not _holds(z == z):
+            raise ValueError(
+                f"z holds NaN in {int((z != z).any(-1).sum())} of {z[..., 0].numel()} points; "
+                "all coordinates must be real"
+            )
         return z
 
     def norm(self, z: Tensor) -> Tensor:
@@ -853,7 +939,7 @@ class LpNested(Distribution):
         return self._log_norm(self._checked(z)).exp()
 
     def _log_norm(self, z: Tensor) -> Tensor:
-        return _LogNorm.apply(z, self._parameters(z)[0], self._plan)[0]
+        return _log_norm(z, self._parameters(z)[0], self._plan)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density (Eq. 7) in nats at ``value`` of shape ``(..., n)``.
@@ -869,10 +955,13 @@ class LpNested(Distribution):
         z = self._checked(value)
         p, log_scale, log_z = self._parameters(z)
         if self.radial is None:
-            return -_Energy.apply(z, p, log_scale, self._plan)[0] - log_z
+            return -_energy(z, p, log_scale, self._plan) - log_z
         # At f = 0 the density is the limit from above, taken at the smallest positive float.
-        log_f = _LogNorm.apply(z, p, self._plan)[0].clamp(min=math.log(torch.finfo(z.dtype).tiny))
-        return self.radial.log_prob(log_f.exp()) - (self.tree.n_leaves - 1) * log_f - log_z
+        log_f = _log_norm(z, p, self._plan).clamp(min=math.log(torch.finfo(z.dtype).tiny))
+        f, support = log_f.exp(), self.radial.support
+        nearest = f.clamp(support.lower_bound, getattr(support, "upper_bound", None))
+        log_radial = torch.where(support.check(f), self.radial.log_prob(nearest).to(z.dtype), -math.inf)
+        return log_radial - (self.tree.n_leaves - 1) * log_f - log_z
 
     # ---- samples
 
@@ -948,6 +1037,8 @@ class LpNested(Distribution):
         """
         if self.radial is not None and not (isinstance(order, Real) and order == 2):
             raise ValueError(f"order = {order}; with a radial density of your own only order 2 is known in closed form")
+        if not _holds(torch.as_tensor(order) > -1):
+            raise ValueError(f"order = {order}; the moment exists for orders above -1")
         wide = self._p.double()
         return self._log_moments(order, wide, self._scale_of(wide)).exp().to(self._dtype)
 
@@ -985,7 +1076,7 @@ class LpNested(Distribution):
 
     @property
     def subspaces(self) -> tuple[tuple[int, ...], ...]:
-        """The leaves of each subspace (Eq. 10), one for each child of the root; independent of each other under Eq. 11."""
+        """The leaves of each subspace (Eq. 10), one for each child of the root; independent under Eq. 11."""
         return self.tree.subspaces
 
     def marginal(self, subspace: int) -> LpNested:
@@ -1003,9 +1094,8 @@ class LpNested(Distribution):
             raise IndexError(f"subspace = {subspace}; this distribution has subspaces 0 to {len(children) - 1}")
         if self.radial is not None:
             raise NotImplementedError("the marginal of a subspace is closed for Eq. 11 only")
-        scale = (
-            self.scale if self._scale is None or self._scale.ndim or self._scale.requires_grad else self._scale.item()
-        )
+        scale = self._scale_of(self._p)
+        scale = self.scale if scale.ndim or not _outlives(scale) else scale.item()
         return LpNested(Node(self.tree.p, [children[subspace]]), scale, validate_args=self._validate_args)
 
     def coordinate_pdf(self, x: np.ndarray, leaf: int = 0) -> np.ndarray:
@@ -1156,7 +1246,7 @@ class LearnableISAPrior(nn.Module):
         start = isa_prior(subspaces, p0, p1, scale)  # checks every argument
         if isinstance(scale, str):
             raise ValueError(
-                f"scale = {scale!r}; no single s keeps unit variance while exponents are learned, so it must be a number"
+                f"scale = {scale!r}; no single s keeps unit variance while exponents are learned, so give a number"
             )
         self.subspaces, self.scale = tuple(subspaces), float(scale)
         exponents = torch.tensor(start.tree.exponents, dtype=torch.float64)
@@ -1188,6 +1278,8 @@ def kl_monte_carlo(p: Distribution, q: Distribution, n_samples: int = 10_000) ->
     """
     if not isinstance(n_samples, Integral) or n_samples < 1:
         raise ValueError(f"n_samples = {n_samples}; it must be a whole number of at least 1")
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"p has event shape {tuple(p.event_shape)} and q has {tuple(q.event_shape)}; they must agree")
     z = (p.rsample if p.has_rsample else p.sample)(torch.Size([int(n_samples)]))
     return (p.log_prob(z) - q.log_prob(z)).mean(0)
 
@@ -1296,7 +1388,7 @@ def _fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
     place = torch.tensor(free)
 
     def mean_nll(p: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        power = _Energy.apply(z, p, torch.zeros((), dtype=torch.float64), plan)[0].mean()
+        power = _energy(z, p, torch.zeros((), dtype=torch.float64), plan).mean()
         if scale is None:
             scale = p[0] * power / n  # where the derivative with respect to s vanishes
         log_z = _log_surface(p, tree.structure) + torch.lgamma(n / p[0]) + n / p[0] * scale.log() - p[0].log()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "parameter_table",
     "parameters",
     "show",
+    "table",
 ]
 
 Exponent = Annotated[float, Field(ge=0.2, le=50)]
@@ -41,9 +42,7 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The repository's root (an editable install is what the book runs from): notebooks read ``runs/`` and ``book/`` below
-it.
-"""
+"""The repository's root, since the book runs from an editable install: notebooks read ``runs/`` and ``book/`` here."""
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _OF_IPYTHON = {"In", "Out", "exit", "quit", "open"}
@@ -129,17 +128,20 @@ def glue(**values: Any) -> None:
         myst_nb.glue(name, value, display=False)
 
 
-def parameter_table(paths: Iterable[str | Path]) -> Markdown:
-    """All papermill parameters of these notebooks as a table: page, name, type, default, meaning.
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
+    """A table for the page, from its columns' headings and its rows."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
-    Read with ``papermill --help-notebook``'s own inspection, so it is what papermill sees.
-    """
+
+def parameter_table(paths: Iterable[Path]) -> Markdown:
+    """All papermill parameters of these notebooks: page, name, type, default, meaning, as papermill itself reads them."""
     from papermill import inspect_notebook
 
-    rows = ["| page | parameter | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for path in sorted(map(Path, paths)):
+    rows = []
+    for path in sorted(paths):
         for number, parameter in enumerate(inspect_notebook(path).values()):
-            page = f"`{path.as_posix().removeprefix('../')}`" if number == 0 else ""
-            kind = parameter["inferred_type_name"]
-            rows.append(f"| {page} | `{parameter['name']}` | {kind} | `{parameter['default']}` | {parameter['help']} |")
-    return Markdown("\n".join(rows))
+            page = f"`{path.relative_to(ROOT).as_posix()}`" if number == 0 else ""
+            name, default = f"`{parameter['name']}`", f"`{parameter['default']}`"
+            rows.append((page, name, parameter["inferred_type_name"], default, parameter["help"]))
+    return table(("page", "parameter", "type", "default", "meaning"), rows)
