@@ -131,17 +131,20 @@ def glue(**values: Any) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
     """A table for the page, from its columns' headings and its rows."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
 def parameter_table(paths: Iterable[Path]) -> Markdown:
-    """All papermill parameters of these notebooks: page, name, type, default, meaning, as papermill itself reads them."""
+    """All parameters of these notebooks as papermill reads them, a table each: name, type, default, meaning."""
     from papermill import inspect_notebook
 
-    rows = []
+    text = []
     for path in sorted(paths):
-        for number, parameter in enumerate(inspect_notebook(path).values()):
-            page = f"`{path.relative_to(ROOT).as_posix()}`" if number == 0 else ""
-            name, default = f"`{parameter['name']}`", f"`{parameter['default']}`"
-            rows.append((page, name, parameter["inferred_type_name"], default, parameter["help"]))
-    return table(("page", "parameter", "type", "default", "meaning"), rows)
+        rows = [
+            (f"`{p['name']}`", p["inferred_type_name"], f"`{p['default']}`", p["help"])
+            for p in inspect_notebook(path).values()
+        ]
+        heading = f"**{path.relative_to(ROOT).as_posix()}**"
+        text += [heading, table(("parameter", "type", "default", "meaning"), rows).data]
+    return Markdown("\n\n".join(text))

@@ -7,6 +7,7 @@ come from the execution cache.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class FigureDownloads(SphinxTransform):
         target = Path(self.app.doctreedir).parent / "jupyter_execute" / "figures" / f"{name}.{suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-        uri = "/" + target.relative_to(self.env.srcdir).as_posix()
+        # a path with ".." where the book is built outside of its source
+        uri = "/" + Path(os.path.relpath(target, self.env.srcdir)).as_posix()
         label = nodes.literal("", suffix.upper(), classes=["xref", "download"])
         return addnodes.download_reference(
             "",

@@ -64,7 +64,7 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
             ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
             ax.set_box_aspect((1, 1, 1), zoom=1.02)
             ax.view_init(elev=ELEVATION, azim=AZIMUTH)
-            ax.text2D(0.5, 0.02, f"$p_0={p0:g},\ p_1={p1:g}$", transform=ax.transAxes, ha="center", fontsize=11)
+            ax.text2D(0.5, 0.02, rf"$p_0={p0:g},\ p_1={p1:g}$", transform=ax.transAxes, ha="center", fontsize=11)
         return figure
 
 
