@@ -1,0 +1,243 @@
+"""What the images themselves allow a representation to know about a factor.
+
+A representation is computed from the image, so that its mutual information with a factor :math:`v` is at most that of
+the image itself. Images are deterministic: the finest code is the image's class, all images of the grid with the same
+pixels. The factors are uniform on their grid, so that
+
+.. math:: I(z; v) \\le I(x; v) = \\log |v| - H(v \\mid x), \\qquad
+          H(v \\mid x) = -\\frac1N \\sum_{n=1}^N \\log \\frac{|\\{m \\sim n : v_m = v_n\\}|}{|\\{m \\sim n\\}|},
+
+where :math:`m \\sim n` are the images with the same pixels as image :math:`n`. Divided by :math:`\\log |v|` this bounds
+the factor's term of the mutual information gap, a difference of two mutual informations and at most the larger.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from isa.data.base import FactorDataset
+
+__all__ = [
+    "PERIODS",
+    "FactorBound",
+    "angle_information",
+    "factor_bounds",
+    "image_classes",
+    "rotation_differences",
+    "symmetric_code",
+]
+
+#: Angle in degrees after which an outline of dSprites is the same again.
+PERIODS = {"square": 90.0, "ellipse": 180.0, "heart": 360.0}
+
+
+def image_classes(dataset: FactorDataset) -> np.ndarray:
+    """Class of every image: two images have the same number where, and only where, all their pixels agree.
+
+    Parameters
+    ----------
+    dataset : FactorDataset
+        On the CPU.
+
+    Returns
+    -------
+    ndarray
+        ``int64`` ``(N,)``, numbered from 0.
+
+    Notes
+    -----
+    Images are sorted by a 64-bit hash, and every image is then compared with the first of its class.
+    """
+    rows = dataset.storage.numpy().reshape(len(dataset), -1)
+    if rows.shape[1] % 8:
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
+    words = rows.view(np.uint64)
+    multipliers = np.random.default_rng(0).integers(0, 2**64, words.shape[1], dtype=np.uint64)
+    hashes = np.empty(len(words), np.uint64)
+    block = max(1, (1 << 22) // words.shape[1])
+    for low in range(0, len(words), block):
+        mixed = words[low : low + block]
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * multipliers
+        hashes[low : low + block] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
+    _, first, classes = np.unique(hashes, return_index=True, return_inverse=True)
+    for low in range(0, len(words), block):
+        high = min(low + block, len(words))
+        if not np.array_equal(words[low:high], words[first[classes[low:high]]]):
+            raise ArithmeticError("two different images have the same hash")
+    return classes
+
+
+@dataclass(frozen=True)
+class FactorBound:
+    """Most that a code of the images can know about a factor.
+
+    Attributes
+    ----------
+    entropy : float
+        ``log |v|``, nats.
+    information : float
+        ``I(code; v)``, nats.
+    by_first : ndarray
+        The same within every value of the data set's first factor (dSprites: its shape), whose mean is ``information``.
+    """
+
+    entropy: float
+    information: float
+    by_first: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """``information / entropy``: an upper bound on the factor's term of the mutual information gap."""
+        return self.information / self.entropy
+
+    @property
+    def share_by_first(self) -> np.ndarray:
+        """``by_first / entropy``."""
+        return self.by_first / self.entropy
+
+
+def factor_bounds(dataset: FactorDataset, classes: np.ndarray) -> dict[str, FactorBound]:
+    """Mutual information of a code of the images and each factor, by factor name.
+
+    Parameters
+    ----------
+    dataset : FactorDataset
+        Gives the grid of factors.
+    classes : ndarray
+        ``int64`` ``(N,)``: the code of every image, an integer from 0. :func:`image_classes` gives the finest.
+
+    Raises
+    ------
+    ValueError
+        Where the classes do not fit the data set.
+    """
+    classes = np.asarray(classes)
+    if classes.shape != (len(dataset),) or classes.dtype.kind not in "iu" or classes.min() < 0:
+        raise ValueError(
+            f"classes must be {len(dataset)} integers from 0, got {classes.dtype} of shape {classes.shape}"
+        )
+    sizes = np.bincount(classes)
+    bounds = {}
+    stride = len(dataset)
+    for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True):
+        stride //= size
+        value = np.arange(len(dataset)) // stride % size
+        _, inverse, together = np.unique(classes * size + value, return_inverse=True, return_counts=True)
+        lost = np.log(sizes[classes] / together[inverse]).reshape(dataset.factor_sizes[0], -1).mean(axis=1)
+        by_first = math.log(size) - lost
+        bounds[name] = FactorBound(math.log(size), float(by_first.mean()), by_first)
+    return bounds
+
+
+def symmetric_code(dataset: FactorDataset, width: float) -> np.ndarray:
+    """Code that knows a sprite's shape, and its angle up to the shape's symmetry in cells of some width.
+
+    Parameters
+    ----------
+    dataset : FactorDataset
+        dSprites.
+    width : float
+        Width of the cells in degrees, counted from 0 in every shape's period (see :data:`PERIODS`).
+
+    Returns
+    -------
+    ndarray
+        ``int64`` ``(N,)``, for :func:`factor_bounds`.
+    """
+    if not width > 0:
+        raise ValueError(f"width must be positive, got {width}")
+    grid = np.unravel_index(np.arange(len(dataset)), dataset.factor_sizes)
+    shape = grid[dataset.factor_names.index("shape")]
+    orientation = grid[dataset.factor_names.index("orientation")]
+    periods = np.array([PERIODS[str(name)] for name in dataset.values["shape"]])[shape]
+    angle = np.degrees(dataset.values["orientation"])[orientation]
+    # An angle that is a multiple of the period up to rounding belongs to the first cell, not to the last.
+    cell = np.floor(np.mod(angle + 1e-6, periods) / width).astype(np.int64)
+    return cell * dataset.factor_sizes[0] + shape
+
+
+def rotation_differences(dataset: FactorDataset, step: int = 8) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """How much of a sprite changes when it is turned, by shape.
+
+    Parameters
+    ----------
+    dataset : FactorDataset
+        dSprites, on the CPU.
+    step : int
+        Every ``step``-th position in x and in y is looked at, and all scales.
+
+    Returns
+    -------
+    angles : ndarray
+        ``(D,)`` angles between two orientations of the grid, degrees.
+    shares : dict
+        By shape name ``(D,)``: over all pairs of images that far apart and otherwise equal, pixels that differ divided
+        by the lit pixels of both. 0 where the images agree, 1 where they have no pixel in common.
+    """
+    shapes, _, orientations, *_ = dataset.factor_sizes
+    words = dataset.storage.numpy().view(np.uint64).reshape(*dataset.factor_sizes, -1)
+    distinct = orientations - 1
+    words = words[:, :, :distinct, ::step, ::step]
+    lit = np.bitwise_count(words).sum(axis=(1, 2, 3, 4, 5), dtype=np.int64)
+    shares = np.empty((shapes, distinct + 1))
+    for turn in range(distinct + 1):
+        different = np.bitwise_count(words ^ np.roll(words, -turn, axis=2)).sum(axis=(1, 2, 3, 4, 5), dtype=np.int64)
+        shares[:, turn] = different / (2 * lit)
+    angles = np.arange(distinct + 1) * 360.0 / distinct
+    return angles, dict(zip(map(str, dataset.values["shape"]), shares, strict=True))
+
+
+def angle_information(angles: np.ndarray, period: float, deviation: float, resolution: int = 8192) -> float:
+    """Mutual information of a uniform choice among angles and a noisy reading of the angle within a period.
+
+    .. math:: I = h(y) - h(y \\mid v), \\qquad y = (\\theta_v + \\sigma \\epsilon) \\bmod P, \\quad
+              \\epsilon \\sim \\mathcal N(0, 1),
+
+    with both differential entropies by the trapezoidal rule on the circle, which is exact to rounding for densities
+    this smooth as long as ``deviation`` is several cells wide.
+
+    Parameters
+    ----------
+    angles : ndarray
+        ``(V,)`` the angles, degrees; equal angles cannot be told apart.
+    period : float
+        The sprite looks the same after a turn by this much, degrees: see :data:`PERIODS`.
+    deviation : float
+        Standard deviation of the reading, degrees.
+    resolution : int
+        Number of points on the circle.
+
+    Returns
+    -------
+    float
+        Nats, between 0 and ``log V``.
+
+    Raises
+    ------
+    ValueError
+        Where the points are too few for the deviation.
+    """
+    if not deviation > 0 or not period > 0:
+        raise ValueError(f"period and deviation must be positive, got {period} and {deviation}")
+    if deviation * resolution < 2 * period:
+        raise ValueError(
+            f"resolution must be at least 2 period / deviation = {2 * period / deviation:.0f}, got {resolution}"
+        )
+    points = np.arange(resolution) * period / resolution
+    distance = np.angle(np.exp(2j * np.pi * points / period)) * period / (2 * np.pi)
+    wraps = np.arange(-math.ceil(9 * deviation / period), math.ceil(9 * deviation / period) + 1) * period
+    kernel = np.exp(-0.5 * ((distance[:, None] + wraps) / deviation) ** 2).sum(axis=1)
+    kernel /= kernel.sum()
+    # The mixture is a convolution of the kernel with the angles, and angles need not lie on the points: shift by phase.
+    frequencies = np.arange(resolution // 2 + 1)
+    phases = np.exp(-2j * np.pi * np.outer(np.asarray(angles) / period, frequencies)).mean(axis=0)
+    mixture = np.fft.irfft(np.fft.rfft(kernel) * phases, resolution)
+    return max(_entropy(mixture) - _entropy(kernel), 0.0)
+
+
+def _entropy(weights: np.ndarray) -> float:
+    positive = weights[weights > 1e-300]
+    return float(-(positive * np.log(positive)).sum())
