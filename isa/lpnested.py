@@ -24,12 +24,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.optimize
@@ -229,8 +229,8 @@ class Node:
         >>> [round(Node(2.0, n).log_surface().exp().item() / math.pi, 6) for n in (2, 3)]
         [2.0, 4.0]
         """
-        if not radius > 0:
-            raise ValueError(f"radius = {radius}; it must be positive")
+        if not isinstance(radius, Real) or not 0 < radius < math.inf:
+            raise ValueError(f"radius = {radius!r}; it must be positive and finite")
         p = _stack([self])[0].double()
         return _log_surface(p, self.structure) + (self.n_leaves - 1) * math.log(radius)
 
@@ -479,7 +479,8 @@ def _log_values(children: Tensor, p: Tensor, group: _Group) -> Tensor:
 
 
 def _ascend(log_leaves: Tensor, p: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:
-    """The log values of the leaves ``(..., n)`` and those of each group's nodes ``(..., nodes)``, computed from them."""
+    """The log values of the leaves ``(..., n)`` and of each group's nodes ``(..., nodes)``, with the batch's shape."""
+    log_leaves = log_leaves.expand(*torch.broadcast_shapes(log_leaves.shape[:-1], p.shape[:-1]), -1)
     buffer = _Buffer()
     buffer.put(0, log_leaves)
     values = []
@@ -502,12 +503,13 @@ def _descend(root: Tensor, steps: list[Tensor], plan: _Plan) -> _Buffer:
 
 
 def _again(z: Tensor, p: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:
-    """As :func:`_ascend`, for derivatives that are differentiated again: a zero coordinate counts as the smallest
-    normal float there, a constant, since the logarithm's own derivative at 0 is of no use.
+    """As :func:`_ascend`, for derivatives that are differentiated again: a zero coordinate has a finite constant for
+    its logarithm, since the logarithm's own derivative at 0 is of no use. It stands for a number that is nothing even
+    beside the smallest float.
     """
     zero = z == 0
-    tiny = math.log(torch.finfo(z.dtype).tiny)
-    return _ascend(z.abs().masked_fill(zero, 1.0).log().masked_fill(zero, tiny), p, plan)
+    log_nothing = 3.5 * math.log(torch.finfo(z.dtype).tiny)
+    return _ascend(z.abs().masked_fill(zero, 1.0).log().masked_fill(zero, log_nothing), p, plan)
 
 
 def _derivatives(z, p, log_scale, plan, log_leaves, values, with_p):
@@ -538,7 +540,7 @@ def _derivatives(z, p, log_scale, plan, log_leaves, values, with_p):
     log_dz = log_weights.get(0, z.shape[-1]) - log_leaves.clamp(min=floor)
     if torch.is_grad_enabled():
         # sign(z) |z|^(p-1) is flat at 0; written as z |z|^(p-2) there, it has the slope of the limit: 1 for p = 2
-        zero, ceiling = z == 0, math.log(torch.finfo(z.dtype).max)
+        zero, ceiling = z == 0, 0.99 * math.log(torch.finfo(z.dtype).max)
         slope = (log_dz - log_leaves).clamp(max=ceiling).masked_fill(~zero, 0.0).exp()
         dz = torch.where(zero, z * slope, z.sign() * log_dz.masked_fill(zero, 0.0).exp())
     else:
@@ -547,7 +549,9 @@ def _derivatives(z, p, log_scale, plan, log_leaves, values, with_p):
         return dz, None
     columns: list[Tensor | None] = [None] * p.shape[-1]
     for group, shift in zip(plan, shifts, strict=True):
-        partial = (log_weights.get_children(group).exp() * shift.clamp(min=floor) / _of_group(p, group)).sum(-1)
+        weights = log_weights.get_children(group).exp()
+        weights = weights.masked_fill(weights.isinf() & (shift == 0), 0.0)
+        partial = (weights * shift.clamp(min=floor) / _of_group(p, group)).sum(-1)
         for place, node in enumerate(group.nodes):
             columns[node] = partial[..., place]
     return dz, torch.stack(columns, -1)
@@ -588,6 +592,8 @@ class _LogNorm(_TreeFunction):
 
     @staticmethod
     def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None, None
         z, p = ctx.saved_tensors[:2]
         dz, dp = _derivatives(z, p, None, ctx.plan, *_TreeFunction.levels(ctx, z, p), ctx.needs_input_grad[1])
         dz = (grad[..., None] * dz).sum_to_size(z.shape)
@@ -616,6 +622,8 @@ class _Energy(_TreeFunction):
 
     @staticmethod
     def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None, None, None
         z, p, log_scale = ctx.saved_tensors[:3]
         log_leaves, values = _TreeFunction.levels(ctx, z, p)
         dz, dp = _derivatives(z, p, log_scale, ctx.plan, log_leaves, values, ctx.needs_input_grad[1])
@@ -651,14 +659,26 @@ def _energy(z: Tensor, p: Tensor, log_scale: Tensor, plan: _Plan) -> Tensor:
     return (_Energy if torch.compiler.is_compiling() else _EnergyBothModes).apply(z, p, log_scale, plan)[0]
 
 
-@_cached
-def _surface_constants(structure: tuple) -> tuple[tuple[int, ...], tuple, tuple]:
+def _outlives(x: Tensor) -> bool:
+    """Whether a tensor may be kept beyond the present call: it has no graph, and is neither of inference mode nor of a
+    transform of ``torch.func``.
+    """
+    return not (x.requires_grad or x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+_surface_tensors: dict[tuple[tuple, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+
+def _surface_constants(structure: tuple, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 8 as indices and weights: the node i of each distinct (i, n_ik), their n_ik and multiplicities, and l_i and
     n_i of all nodes.
 
-    Plain numbers, since a tensor made within ``torch.inference_mode`` or a transform of ``torch.func`` must not outlive
-    it in a cache.
+    They are remembered on their device, where a CUDA graph finds them; but not those made within
+    ``torch.inference_mode`` or a transform of ``torch.func``, which would not be valid outside of it.
     """
+    tracing = torch.compiler.is_compiling()
+    if not tracing and (structure, device) in _surface_tensors:
+        return _surface_tensors[structure, device]
     edges: dict[tuple[int, int], int] = {}
     size: dict[int, tuple[int, int]] = {}
     for group in _plan(structure):
@@ -666,20 +686,34 @@ def _surface_constants(structure: tuple) -> tuple[tuple[int, ...], tuple, tuple]
             size[node] = (len(counts), sum(counts))
             for count in counts:
                 edges[node, count] = edges.get((node, count), 0) + 1
-    parents = tuple(node for node, _ in edges)
-    numbers = tuple(count for _, count in edges), tuple(edges.values())
-    return parents, numbers, tuple(zip(*(size[i] for i in range(len(size))), strict=True))
+    of_edges = tuple(count for _, count in edges), tuple(edges.values())
+    of_nodes = tuple(zip(*(size[i] for i in range(len(size))), strict=True))
+    constants = (
+        torch.tensor([node for node, _ in edges], device=device),
+        torch.tensor(of_edges, dtype=torch.float64, device=device),
+        torch.tensor(of_nodes, dtype=torch.float64, device=device),
+    )
+    if not tracing and all(map(_outlives, constants)):
+        if len(_surface_tensors) >= 256:
+            _surface_tensors.clear()
+        _surface_tensors[structure, device] = constants
+    return constants
 
 
 def _log_surface(p: Tensor, structure: tuple) -> Tensor:
     """Eq. 8 at R = 1 for exponents p ``(..., nodes)`` in float64."""
-    parents, edge_numbers, node_numbers = _surface_constants(structure)
-    number, multiplicity = torch.tensor(edge_numbers, dtype=torch.float64, device=p.device)
-    children, leaves = torch.tensor(node_numbers, dtype=torch.float64, device=p.device)
-    own = p.index_select(-1, torch.tensor(parents, device=p.device))
-    edges = (multiplicity * torch.lgamma(number / own)).sum(-1)
+    parents, (number, multiplicity), (children, leaves) = _surface_constants(structure, p.device)
+    edges = (multiplicity * torch.lgamma(number / p.index_select(-1, parents))).sum(-1)
     nodes = ((children - 1) * p.log() + torch.lgamma(leaves / p)).sum(-1)
     return leaves[0] * math.log(2) + edges - nodes
+
+
+def _broadcast(what: str, *shapes: torch.Size) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        shown = ", ".join(str(tuple(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{what} have batch shapes {shown}; they must broadcast") from None
 
 
 def _stack(trees: Sequence[Node], *others: float | Tensor) -> tuple[Tensor, ...]:
@@ -694,10 +728,10 @@ def _stack(trees: Sequence[Node], *others: float | Tensor) -> tuple[Tensor, ...]
             x.requires_grad for x in tensors
         ):  # a learned parameter keeps its own precision, so that casts do not pile up
             dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    batch = torch.broadcast_shapes(*(x.shape for x in tensors))
+    batch = _broadcast("the exponents and the scale", *(x.shape for x in tensors))
 
     def tensor(x: float | Tensor) -> Tensor:
-        return torch.as_tensor(x, device=device).to(dtype).expand(batch)
+        return torch.as_tensor(x, dtype=dtype, device=device).expand(batch)
 
     stacked = [torch.stack([tensor(p) for p in tree.exponents], -1) for tree in trees]
     return (*stacked, *(tensor(x) for x in others))
@@ -705,13 +739,6 @@ def _stack(trees: Sequence[Node], *others: float | Tensor) -> tuple[Tensor, ...]
 
 # ---------------------------------------------------------------------------------------------------------------
 # distribution
-
-
-def _outlives(x: Tensor) -> bool:
-    """Whether a tensor may be kept beyond the present call: it has no graph, and is neither of inference mode nor of a
-    transform of ``torch.func``.
-    """
-    return not (x.requires_grad or x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _holds(condition: Tensor) -> bool:
@@ -756,7 +783,9 @@ class LpNested(Distribution):
     -----
     Numbers adapt to the dtype and the device of the value, tensors are used as they are. The normaliser is computed in
     float64. ``log_prob`` is exact at zero coordinates; its gradient there is the limit where there is one and 0 at a
-    cusp. Half-precision values are evaluated in float32.
+    cusp. Half-precision values are evaluated in float32. Derivatives of any order and mode are there, but forward mode
+    over forward mode (``jacfwd(jacfwd(...))``), which PyTorch takes for 0 in functions with gradients of their own:
+    ``torch.func.hessian`` is right.
 
     Raises
     ------
@@ -771,9 +800,13 @@ class LpNested(Distribution):
     tensor(True)
     """
 
-    arg_constraints = {"exponents": constraints.independent(constraints.positive, 1), "scale": constraints.positive}
+    arg_constraints: ClassVar = {
+        "exponents": constraints.independent(constraints.positive, 1),
+        "scale": constraints.positive,
+    }
     support = constraints.real_vector
     has_rsample = True
+    _BLOCK = 2**19  # coordinates that are sampled at once
 
     def __init__(
         self,
@@ -816,11 +849,11 @@ class LpNested(Distribution):
         self._constants: dict = {}
         batch = self._p.shape[:-1]
         if radial is not None:
-            batch = torch.broadcast_shapes(batch, radial.batch_shape)
+            batch = _broadcast("the exponents and the radial density", batch, radial.batch_shape)
             self._p = self._p.expand(*batch, -1)
             self._scale = self._scale.expand(batch)
             self.radial = radial.expand(batch)
-        if self._validate_args if validate_args is None else validate_args:
+        if tensors and (self._validate_args if validate_args is None else validate_args):
             for name, values in (("tree", self._p), ("scale", self._scale)):
                 if values is not None and not _holds((values > 0) & values.isfinite()):
                     what = "an exponent" if name == "tree" else "it"
@@ -958,12 +991,22 @@ class LpNested(Distribution):
             return -_energy(z, p, log_scale, self._plan) - log_z
         # At f = 0 the density is the limit from above, taken at the smallest positive float.
         log_f = _log_norm(z, p, self._plan).clamp(min=math.log(torch.finfo(z.dtype).tiny))
-        f, support = log_f.exp(), self.radial.support
-        nearest = f.clamp(support.lower_bound, getattr(support, "upper_bound", None))
-        log_radial = torch.where(support.check(f), self.radial.log_prob(nearest).to(z.dtype), -math.inf)
+        f = log_f.exp()
+        log_radial = self.radial.log_prob(_into_support(self.radial, f)).to(z.dtype)
+        log_radial = torch.where(self.radial.support.check(f), log_radial, -math.inf)
         return log_radial - (self.tree.n_leaves - 1) * log_f - log_z
 
     # ---- samples
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Exact samples (Algorithm 1) without gradients; as :meth:`rsample`, in blocks that stay in a CPU's cache."""
+        shape = torch.Size(sample_shape)
+        count, block = shape.numel(), max(1, self._BLOCK // max(1, self._extended_shape().numel()))
+        with torch.no_grad():
+            if self._p.device.type != "cpu" or torch.compiler.is_compiling() or count <= block:
+                return self.rsample(shape)
+            parts = [self.rsample((min(block, count - start),)) for start in range(0, count, block)]
+        return torch.cat(parts).reshape(self._extended_shape(shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         r"""Exact samples (Algorithm 1), differentiable with respect to exponents, scale and the radial density's
@@ -976,10 +1019,11 @@ class LpNested(Distribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         p, scale = self._p.to(self._dtype), self._scale_of(self._p).to(self._dtype)
+        plan = self._plan
         steps = []
-        for group in self._plan:
+        for group in plan:
             q = _of_group(p, group)
-            root = group is self._plan[-1]
+            root = group is plan[-1]
             if group.width == 1 and not (root and self.radial is None):
                 steps.append(torch.zeros_like(q))
                 continue
@@ -996,7 +1040,7 @@ class LpNested(Distribution):
         else:
             draw = self.radial.rsample if self.radial.has_rsample else self.radial.sample
             start = draw(torch.Size(sample_shape)).log().to(p)
-        log_magnitude = _descend(start, steps, self._plan).get(0, self.tree.n_leaves).expand(shape)
+        log_magnitude = _descend(start, steps, plan).get(0, self.tree.n_leaves).expand(shape)
         sign = torch.randint(0, 2, shape, device=p.device, dtype=torch.int8) * 2 - 1
         return log_magnitude.exp() * sign
 
@@ -1085,11 +1129,13 @@ class LpNested(Distribution):
 
         Raises
         ------
-        IndexError, NotImplementedError
+        TypeError, IndexError, NotImplementedError
             If there is no such subspace, or with a radial density of one's own, under which a subspace's radius has no
             closed law.
         """
         children = self.tree._unit_children()
+        if not isinstance(subspace, Integral):
+            raise TypeError(f"subspace = {subspace!r}; it must be a whole number")
         if not 0 <= subspace < len(children):
             raise IndexError(f"subspace = {subspace}; this distribution has subspaces 0 to {len(children) - 1}")
         if self.radial is not None:
@@ -1107,6 +1153,8 @@ class LpNested(Distribution):
         """
         if self.radial is not None or self.batch_shape:
             raise NotImplementedError("the density of a coordinate is computed for Eq. 11 and an empty batch shape")
+        if not isinstance(leaf, Integral):
+            raise TypeError(f"leaf = {leaf!r}; it must be a whole number")
         if not 0 <= leaf < self.tree.n_leaves:
             raise IndexError(f"leaf = {leaf}; this tree has leaves 0 to {self.tree.n_leaves - 1}")
         path, node, first = [], self.tree, 0
@@ -1153,8 +1201,8 @@ class LpNested(Distribution):
         Raises
         ------
         TypeError, ValueError
-            If the tree's exponents are not numbers, or z is not a finite ``(N, n)`` array with at least as many rows as
-            there are parameters.
+            If the tree's exponents are not numbers, or z is not a finite real ``(N, n)`` array with at least as many
+            rows as there are parameters, not 0 throughout.
         """
         return _fit(tree, z)
 
@@ -1165,6 +1213,11 @@ def _check_radial(radial: Distribution) -> None:
     lower = getattr(radial.support, "lower_bound", None)
     if radial.event_shape or lower is None or radial.support.is_discrete or not bool(torch.as_tensor(lower >= 0).all()):
         raise ValueError(f"radial = {radial!r}; it must be a continuous distribution of one positive number")
+
+
+def _into_support(radial: Distribution, r: Tensor) -> Tensor:
+    """Radii, or the nearest ones that a radial density accepts."""
+    return r.clamp(radial.support.lower_bound, getattr(radial.support, "upper_bound", None))
 
 
 def isa_prior(
@@ -1194,6 +1247,8 @@ def isa_prior(
     >>> print(prior.tree)
     2.1[1.9[4], 2.2[4]]
     """
+    if isinstance(subspaces, str) or not isinstance(subspaces, Iterable):
+        raise TypeError(f"subspaces = {subspaces!r}; it must be a sequence of ints, the sizes of the subspaces")
     subspaces = tuple(subspaces)
     if not subspaces:
         raise ValueError("subspaces = (); at least one subspace is needed")
@@ -1280,6 +1335,7 @@ def kl_monte_carlo(p: Distribution, q: Distribution, n_samples: int = 10_000) ->
         raise ValueError(f"n_samples = {n_samples}; it must be a whole number of at least 1")
     if p.event_shape != q.event_shape:
         raise ValueError(f"p has event shape {tuple(p.event_shape)} and q has {tuple(q.event_shape)}; they must agree")
+    p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
     z = (p.rsample if p.has_rsample else p.sample)(torch.Size([int(n_samples)]))
     return (p.log_prob(z) - q.log_prob(z)).mean(0)
 
@@ -1374,15 +1430,20 @@ def _fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
         raise TypeError(
             f"tree = {tree!r}; it must be a Node whose exponents are numbers, which are where the fit starts"
         )
-    z = torch.as_tensor(z).detach().to(torch.float64)
+    values = z if isinstance(z, Tensor) else np.asarray(z)
+    if values.is_complex() if isinstance(values, Tensor) else values.dtype.kind not in "fiub":
+        raise TypeError(f"z has dtype {values.dtype}; it must hold real numbers")
+    z = values.detach().double() if isinstance(values, Tensor) else torch.from_numpy(values.astype(np.float64))
     free = [i for i, node in enumerate(tree.nodes()) if i == 0 or len(node._unit_children()) > 1]
     if z.ndim != 2 or z.shape[1] != tree.n_leaves:
         raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {tree.n_leaves})")
-    if not bool(torch.isfinite(z).all()) or bool((z == 0).all()):
-        raise ValueError("z must be finite and not all zero")
     count, n = z.shape
     if count <= len(free):
-        raise ValueError(f"z has {count} rows; {len(free) + 1} parameters need more")
+        raise ValueError(f"z has {count} rows; {len(free) + 1} parameters need at least as many")
+    if not bool(torch.isfinite(z).all()):
+        raise ValueError(f"z holds NaN or infinity in {int((~z.isfinite()).any(-1).sum())} of {count} rows")
+    if not bool(z.any()):
+        raise ValueError("z is 0 throughout; a scale cannot be fitted to it")
     plan = _plan(tree.structure)
     start = torch.tensor(tree.exponents, dtype=torch.float64)
     place = torch.tensor(free)
@@ -1425,19 +1486,15 @@ def _fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
 # ------------------------------------------------------------------------------------------------ nested radial
 # factorisation
 
-_EDGE = 1e-290  # quantiles nearer to 0 or 1 than this are not told apart in float64
-
 
 class _GammaRadius:
     """A radius r with r^p / s ~ Gamma(n / p): Eq. 11 for p = p0, and what it implies for the radius of a subtree."""
 
+    EDGE = 1e-290  # quantiles nearer to 0 or 1 than this are not told apart
     TINY = -36.0  # below this log t, the incomplete Gamma function is its leading term to float64 precision
 
     def __init__(self, p: float, n: int, scale: float) -> None:
         self.p, self.shape, self.log_scale = p, n / p, math.log(scale)
-        self.range = tuple(
-            float(self.log_radius(np.array(low), np.array(high))) for low, high in ((_EDGE, 1.0), (1.0, _EDGE))
-        )
 
     def quantiles(self, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P(R < r) and P(R > r)."""
@@ -1465,15 +1522,18 @@ class _GammaRadius:
 class _GivenRadius:
     """A radius whose law is a torch distribution with a ``cdf``; the inverse is found by bisection on log r."""
 
+    EDGE = 2.0**-49  # a cdf in double precision does not tell quantiles nearer to 0 or 1 apart
+
     def __init__(self, law: Distribution) -> None:
         self.law = law
-        self.range = tuple(float(self.log_radius(np.array(low), np.array(1 - low))) for low in (_EDGE, 1 - 2.0**-53))
 
     def quantiles(self, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lower = self.law.cdf(torch.as_tensor(np.exp(log_r))).numpy()
+        r = torch.as_tensor(np.exp(log_r))
+        lower = self.law.cdf(_into_support(self.law, r)).numpy().clip(self.EDGE / 2, 1 - self.EDGE / 2)
         return lower, 1 - lower
 
     def log_radius(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        lower = lower.clip(self.EDGE, 1 - self.EDGE)
         a, b = np.full_like(lower, -300.0), np.full_like(lower, 300.0)
         for _ in range(70):  # the bracket of 600 shrinks below the spacing of doubles
             middle = 0.5 * (a + b)
@@ -1482,7 +1542,14 @@ class _GivenRadius:
         return 0.5 * (a + b)
 
     def log_density(self, log_r: Tensor) -> Tensor:
-        return self.law.log_prob(log_r.exp()) + log_r
+        return self.law.log_prob(_into_support(self.law, log_r.exp())) + log_r
+
+
+def _range(law: _GammaRadius | _GivenRadius, other: _GammaRadius | _GivenRadius) -> tuple[float, float]:
+    """The logarithms of the least and the greatest radius of one law whose quantiles both laws can tell apart."""
+    edge = max(law.EDGE, other.EDGE)
+    ends = (edge, 1 - edge), (1 - edge, edge)
+    return tuple(float(law.log_radius(np.array(lower), np.array(upper))) for lower, upper in ends)
 
 
 class _MapRadius(torch.autograd.Function):
@@ -1525,7 +1592,8 @@ class NestedRadialFactorization(Transform):
     -----
     For a source with Eq. 11 the map at the root is the identity. Points are mapped where they are, on the CPU's float64
     quantile functions; the map is differentiable in z. Radii whose quantile is within 1e-290 of 0 or 1 are scaled as
-    the nearest radius that is not: near 0 this is the exact limit.
+    the nearest radius that is not: near 0 this is the exact limit. A ``cdf`` of one's own is known to double precision
+    only, so there the bound is 1e-15, and the map loses digits towards it.
 
     Raises
     ------
@@ -1551,7 +1619,7 @@ class NestedRadialFactorization(Transform):
             raise TypeError(f"source = {source!r}; it must be an LpNested")
         if source.batch_shape:
             raise ValueError(f"source has batch shape {tuple(source.batch_shape)}; it must have none")
-        if depth is not None and (not isinstance(depth, Integral) or depth < 1):
+        if depth is not None and (not isinstance(depth, Integral) or isinstance(depth, bool) or depth < 1):
             raise ValueError(f"depth = {depth}; it must be a whole number of at least 1")
         if source.radial is not None:
             try:
@@ -1563,9 +1631,8 @@ class NestedRadialFactorization(Transform):
         self.source, self.depth = source, depth
         self._p = source._p.detach().double()
         scale = float(source._scale_of(self._p))
-        self._laws: list[
-            tuple | None
-        ] = []  # for each inner node its radius's law before and after its map; None where that is the identity
+        # for each inner node its radius's law before and after its map, with the range of each; None for the identity
+        self._laws: list[tuple | None] = []
 
         def visit(node: Node, above: float | None, level: int) -> None:
             exponent = float(self._p[len(self._laws)])
@@ -1575,7 +1642,11 @@ class NestedRadialFactorization(Transform):
                     before = _GammaRadius(above, node.n_leaves, scale)
                 elif above is None and source.radial is not None:
                     before = _GivenRadius(source.radial)
-            self._laws.append(None if before is None else (before, _GammaRadius(exponent, node.n_leaves, scale)))
+            if before is None:
+                self._laws.append(None)
+            else:
+                after = _GammaRadius(exponent, node.n_leaves, scale)
+                self._laws.append(((before, _range(before, after)), (after, _range(after, before))))
             for child in node.children:
                 if isinstance(child, Node):
                     visit(child, exponent, level + 1)
@@ -1603,13 +1674,14 @@ class NestedRadialFactorization(Transform):
             if laws is None:
                 columns.append((factors[..., place], log_dets[..., place]))
                 continue
-            source, target = laws[::-1] if inverse else laws
-            start = log_r[..., place].clamp(*source.range)
+            (source, limits), (target, _) = laws[::-1] if inverse else laws
+            start = log_r[..., place].clamp(*limits)
             factor = _MapRadius.apply(start, source, target) - start
             before, after = (start + factor, start) if inverse else (start, start + factor)
             # dr'/dr is the ratio of the densities; each of the other n - 1 directions is scaled by r'/r
             n = sum(group.counts[place])
-            columns.append((factor, n * (after - before) + laws[0].log_density(before) - laws[1].log_density(after)))
+            ratio = laws[0][0].log_density(before) - laws[1][0].log_density(after)
+            columns.append((factor, n * (after - before) + ratio))
         return torch.stack([f for f, _ in columns], -1), torch.stack([d for _, d in columns], -1)
 
     def _forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,46 @@
+"""The Lp-nested distributions that the general tests run over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import HalfNormal, LogNormal, Uniform, Weibull
+
+from isa import LpNested, Node, isa_prior
+
+
+def _wide(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+#: name -> a function that makes the distribution anew
+LP_NESTED = {
+    "one leaf": lambda: LpNested(Node(1.7, 1), 0.8),
+    "normal": lambda: LpNested(Node(2.0, 3), 2.0),
+    "laplace": lambda: LpNested(Node(1.0, 2), 1.5),
+    "p = 0.2": lambda: LpNested(Node(0.2, 2)),
+    "p = 50": lambda: LpNested(Node(50.0, [2, Node(50.0, 2)])),
+    "0.2 in 50": lambda: LpNested(Node(50.0, [Node(0.2, 2), 1]), 3.0),
+    "50 in 0.2": lambda: LpNested(Node(0.2, [Node(50.0, 2), 1]), 0.3),
+    "the paper's": lambda: isa_prior(),
+    "Eq. 6": lambda: LpNested(Node(1.3, [1, Node(2.6, [2])]), 0.7),
+    "uneven": lambda: isa_prior((1, 3, 2), p0=1.6, p1=[0.9, 2.4, 5.0]),
+    "deep": lambda: LpNested(Node(1.5, [1, Node(0.8, [Node(3.0, [2, Node(1.2, 2)]), 1]), Node(2.2, 3)]), 1.2),
+    "chain": lambda: LpNested(Node(2.1, [Node(0.7, [Node(3.3, [Node(1.4, 2)])])])),
+    "unit variance": lambda: isa_prior((4, 4), scale="unit"),
+    "batch of exponents": lambda: LpNested(
+        Node(_wide([0.7, 2.0, 9.0]), [1, Node(_wide([2.0, 1.1, 3.0]), 2)]), _wide([1.0, 2.0, 0.4])
+    ),
+    "batch by broadcasting": lambda: LpNested(Node(_wide([[1.4], [2.3]]), [Node(_wide([1.0, 2.0, 6.0]), 2), 1])),
+    "expanded": lambda: isa_prior((2, 2), p1=[1.5, 3.0]).expand((2, 3)),
+    "log-normal radius": lambda: LpNested(Node(1.5, [2, Node(3.0, 2)]), radial=LogNormal(0.2, 0.4)),
+    "half-normal radius": lambda: LpNested(Node(2.0, 3), radial=HalfNormal(_wide([0.5, 2.0]))),
+    "Weibull radius": lambda: LpNested(Node(0.8, 2), radial=Weibull(_wide(1.3), _wide(2.5))),
+    "uniform radius": lambda: LpNested(Node(3.0, [1, Node(1.2, 2)]), radial=Uniform(0.5, 2.0, validate_args=True)),
+}
+
+
+@pytest.fixture(params=LP_NESTED)
+def lp_nested(request) -> LpNested:
+    """Each distribution of the table in turn."""
+    return LP_NESTED[request.param]()
