@@ -204,14 +204,15 @@ class Node:
         of its own.
         """
         spans, start = [], 0
-        for child in self._unit_children():
+        for child in self.branches:
             stop = start + (1 if child == 1 else child.n_leaves)
             spans.append(tuple(range(start, stop)))
             start = stop
         return tuple(spans)
 
-    def _unit_children(self) -> list[Node | int]:
-        """The children with runs of leaves taken apart."""
+    @property
+    def branches(self) -> list[Node | int]:
+        """The children one by one: Nodes, and a 1 for each leaf that hangs from this node itself."""
         return [item for child in self.children for item in ([child] if isinstance(child, Node) else [1] * child)]
 
     def log_surface(self, radius: float = 1.0) -> Tensor:
@@ -1133,7 +1134,7 @@ class LpNested(Distribution):
             If there is no such subspace, or with a radial density of one's own, under which a subspace's radius has no
             closed law.
         """
-        children = self.tree._unit_children()
+        children = self.tree.branches
         if not isinstance(subspace, Integral):
             raise TypeError(f"subspace = {subspace!r}; it must be a whole number")
         if not 0 <= subspace < len(children):
@@ -1159,7 +1160,7 @@ class LpNested(Distribution):
             raise IndexError(f"leaf = {leaf}; this tree has leaves 0 to {self.tree.n_leaves - 1}")
         path, node, first = [], self.tree, 0
         while isinstance(node, Node):
-            for child in node._unit_children():
+            for child in node.branches:
                 count = child if isinstance(child, int) else child.n_leaves
                 if leaf < first + count:
                     path.append((float(node.p), count, node.n_leaves))
@@ -1394,7 +1395,7 @@ def _shared_subtrees(p: LpNested, q: LpNested) -> list[int] | None:
     visit(p.tree, 0)
     places: list[int] = []
     first = 0
-    for child in q.tree._unit_children():
+    for child in q.tree.branches:
         if isinstance(child, Node):
             if (first, child) not in have:
                 return None
@@ -1434,7 +1435,7 @@ def _fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
     if values.is_complex() if isinstance(values, Tensor) else values.dtype.kind not in "fiub":
         raise TypeError(f"z has dtype {values.dtype}; it must hold real numbers")
     z = values.detach().double() if isinstance(values, Tensor) else torch.from_numpy(values.astype(np.float64))
-    free = [i for i, node in enumerate(tree.nodes()) if i == 0 or len(node._unit_children()) > 1]
+    free = [i for i, node in enumerate(tree.nodes()) if i == 0 or len(node.branches) > 1]
     if z.ndim != 2 or z.shape[1] != tree.n_leaves:
         raise ValueError(f"z has shape {tuple(z.shape)}; it must be (N, {tree.n_leaves})")
     count, n = z.shape

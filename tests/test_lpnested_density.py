@@ -351,7 +351,7 @@ def surface_by_eq_8(node: Node) -> float:
     """log S_f(1) with the product of Beta functions, node by node."""
     total = node.n_leaves * math.log(2)
     for inner in node.nodes():
-        counts = [c if isinstance(c, int) else c.n_leaves for c in inner._unit_children()]
+        counts = [c if isinstance(c, int) else c.n_leaves for c in inner.branches]
         total -= (len(counts) - 1) * math.log(inner.p)
         for k in range(1, len(counts)):
             total += scipy.special.betaln(sum(counts[:k]) / inner.p, counts[k] / inner.p)
@@ -361,7 +361,7 @@ def surface_by_eq_8(node: Node) -> float:
 def f_by_eq_6(node: Node, z: np.ndarray) -> np.ndarray:
     """The nested norm, by powers and roots as written."""
     first, total = 0, 0.0
-    for child in node._unit_children():
+    for child in node.branches:
         below = child if isinstance(child, int) else child.n_leaves
         part = z[..., first : first + below]
         value = np.abs(part[..., 0]) if isinstance(child, int) else f_by_eq_6(child, part)

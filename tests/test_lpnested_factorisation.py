@@ -126,7 +126,7 @@ def test_densities_transform_into_each_other(source):
     exponents = []
 
     def visit(node: Node) -> None:
-        for child in node._unit_children():
+        for child in node.branches:
             if isinstance(child, Node):
                 visit(child)
             else:

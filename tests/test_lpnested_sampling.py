@@ -34,7 +34,7 @@ def node_values(tree: Node, z: np.ndarray) -> list[tuple[Node, np.ndarray, np.nd
         children, first = [], 0
         place = len(result)
         result.append(None)
-        for child in node._unit_children():
+        for child in node.branches:
             below = child if isinstance(child, int) else child.n_leaves
             slab = part[:, first : first + below]
             children.append(np.abs(slab[:, 0]) if isinstance(child, int) else visit(child, slab))
@@ -144,7 +144,7 @@ def test_at_every_node_the_children_s_shares_are_dirichlet_and_independent_of_th
     z = draw(LpNested(DEEP, radial=radial), 20_000)
     for node, value, children in node_values(DEEP, z):
         shares = children**node.p / (value**node.p)[:, None]
-        counts = np.array([c if isinstance(c, int) else c.n_leaves for c in node._unit_children()]) / node.p
+        counts = np.array([c if isinstance(c, int) else c.n_leaves for c in node.branches]) / node.p
         for k, count in enumerate(counts):
             assert p_value(shares[:, k], scipy.stats.beta(count, counts.sum() - count).cdf) > ALPHA
             assert scipy.stats.spearmanr(shares[:, k], value).pvalue > ALPHA

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 
 def disconnect_live_code(app, config):
-    for listeners in app.events.listeners.values():
+    for event, listeners in app.events.listeners.items():
+        if event == "builder-inited":  # where its style sheet is announced, which the pages name already
+            continue
         for listener in list(listeners):
             if listener.handler.__module__.partition(".")[0] == "sphinx_thebe":
                 app.disconnect(listener.id)
