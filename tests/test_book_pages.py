@@ -1,0 +1,310 @@
+"""The whole book, built as ``make book`` builds it and read as a reader without a network does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from browser import Page, find_chromium
+from tiny_book import ROOT, environment, make
+
+SOURCES = ("Makefile", "_config.yml", "_toc.yml", "pyproject.toml", "constraints.txt", "book", "isa", "runs")
+PHONE = 390  # CSS pixels
+
+
+def pages_of(entry: dict) -> list[str]:
+    own = [entry[key] for key in ("root", "file") if key in entry]
+    return own + [
+        page for key in ("parts", "chapters", "sections") for child in entry.get(key, []) for page in pages_of(child)
+    ]
+
+
+TOC = pages_of(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+each_page = pytest.mark.parametrize("name", TOC)
+
+
+class Document(HTMLParser):
+    """What a page's HTML names: identifiers, links, images, and everything that a browser would load with it."""
+
+    LOADED = (
+        ("script", "src"),
+        ("link", "href"),
+        ("img", "src"),
+        ("iframe", "src"),
+        ("source", "src"),
+        ("object", "data"),
+    )
+
+    def __init__(self, path: Path):
+        super().__init__(convert_charrefs=True)
+        self.identifiers: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.loaded: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        if named.get("id"):
+            self.identifiers.append(named["id"])
+        if tag == "a" and named.get("href"):
+            self.links.append(named["href"])
+        if tag == "img":
+            self.images.append(named)
+        for name, attribute in self.LOADED:
+            if tag == name and named.get(attribute):
+                self.loaded.append(named[attribute])
+
+
+@pytest.fixture(scope="session")
+def html(tmp_path_factory) -> Path:
+    """The built book, from a copy of the sources; what a build of the clone itself has executed is taken over."""
+    root = tmp_path_factory.mktemp("book") / "clone"
+    root.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
+        else:
+            shutil.copy(ROOT / name, root / name)
+    executed = ROOT / "_build" / ".jupyter_cache"
+    if executed.is_dir():
+        shutil.copytree(executed, root / "_build" / ".jupyter_cache")
+    environment(root)
+    built = make(root, "book")
+    if built.returncode:
+        pytest.fail(f"the book does not build:\n{built.stdout[-6000:]}", pytrace=False)
+    return root / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Page]:
+    executable = find_chromium()
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium was found, with which the pages are read")
+        pytest.skip("no Chromium was found, with which the pages are read")
+    with Page(executable) as page:
+        yield page
+
+
+def documents(html: Path) -> dict[str, Document]:
+    return {
+        path.relative_to(html).as_posix(): Document(path)
+        for path in html.rglob("*.html")
+        if "_static" not in path.parts
+    }
+
+
+@pytest.fixture(scope="session")
+def parsed(html) -> dict[str, Document]:
+    return documents(html)
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+@each_page
+def test_every_page_of_the_toc_is_built(html, name):
+    assert (html / f"{name}.html").is_file()
+
+
+def test_the_front_page_leads_to_the_book(html):
+    front = (html / "index.html").read_text(encoding="utf-8")
+    assert f"{TOC[0]}.html" in front
+
+
+def test_every_internal_link_and_anchor_resolves(html, parsed):
+    broken = []
+    for name, document in parsed.items():
+        for link in document.links + document.loaded:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (html / name).parent / unquote(parts.path) if parts.path else html / name
+            if not target.resolve().is_file():
+                broken.append(f"{name}: {link}")
+                continue
+            other = parsed.get(target.resolve().relative_to(html.resolve()).as_posix())
+            if parts.fragment and other and unquote(parts.fragment) not in other.identifiers:
+                broken.append(f"{name}: {link} (no such anchor)")
+    assert not broken
+
+
+def test_nothing_that_a_page_loads_comes_from_elsewhere(parsed):
+    outside = {
+        name: [link for link in document.loaded if urlsplit(link).scheme not in ("", "data")]
+        for name, document in parsed.items()
+    }
+    assert not {name: links for name, links in outside.items() if links}
+
+
+def test_style_sheets_load_nothing_from_elsewhere(html):
+    """Comments of vendored style sheets aside, which name their projects."""
+    outside = {}
+    for path in html.rglob("*.css"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        found = re.findall(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^'\")]+)", text)
+        if found:
+            outside[path.name] = found
+    assert not outside
+
+
+def test_every_image_has_an_alternative_text(parsed):
+    silent = [
+        f"{name}: {image.get('src')}"
+        for name, document in parsed.items()
+        for image in document.images
+        if not (image.get("alt") or "").strip()
+    ]
+    assert not silent
+
+
+def test_every_figure_is_numbered_and_offered_for_download(html, parsed):
+    figures = 0
+    for name in TOC:
+        text = (html / f"{name}.html").read_text(encoding="utf-8")
+        for figure in re.findall(r"<figure\b.*?</figure>", text, flags=re.DOTALL):
+            figures += 1
+            assert re.search(r'class="caption-number">\s*Fig\. \d+', figure), f"{name}: a figure without a number"
+            found = [Path(unquote(link)).suffix for link in re.findall(r'href="([^"]*_downloads[^"]*)"', figure)]
+            assert found == [".svg", ".png"], f"{name}: {found}"
+    assert figures >= 1
+
+
+def test_no_page_is_left_with_an_unset_number_or_a_failure(html):
+    for name in TOC:
+        text = re.sub(r"<[^>]+>", "", (html / f"{name}.html").read_text(encoding="utf-8"))
+        assert "Traceback (most recent call last)" not in text, name
+        assert "{glue:" not in text and "{numref}" not in text and "{cite}" not in text, (
+            f"{name}: a role was not understood"
+        )
+
+
+# --- the pages as they are seen ---------------------------------------------------------------------------------------
+
+CONTRAST = """
+(() => {
+  const channel = c => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const background = element => {
+    for (; element; element = element.parentElement) {
+      const colour = parse(getComputedStyle(element).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const ratios = ["p", "li", "td", "h1", "h2", "figcaption", "a"]
+    .flatMap(tag => [...document.querySelectorAll(`article ${tag}`)])
+    .filter(element => element.innerText.trim() && element.offsetParent)
+    .map(element => {
+      const both = [parse(getComputedStyle(element).color), background(element)].map(luminance);
+      const [dark, light] = both.sort((a, b) => a - b);
+      return [(light + 0.05) / (dark + 0.05), element.innerText.trim().slice(0, 60)];
+    });
+  return ratios.sort((a, b) => a[0] - b[0])[0];
+})()
+"""
+CUT_OFF = """
+(() => {
+  const scrolls = element => element && (
+    ["auto", "scroll"].includes(getComputedStyle(element).overflowX)
+    || scrolls(element.parentElement.closest("article *")));
+  return [...document.querySelectorAll("article *:not(mjx-assistive-mml *)")]
+    .filter(element => element.getBoundingClientRect().right > innerWidth + 1 && !scrolls(element))
+    .map(element => `${element.tagName} ${element.className}: ${element.textContent.trim().slice(0, 60)}`).slice(0, 5);
+})()
+"""
+FILTERS = """
+[...document.querySelectorAll("article .cell_output img")]
+  .map(image => [image.classList.contains("photo"), getComputedStyle(image).filter])
+"""
+
+
+def look(browser: Page, path: Path, theme: str, width: int = 1280) -> None:
+    """Open a page and hold what is true of every page in every theme and at every width."""
+    browser.resize(width, mobile=width < 600)
+    browser.prefer(theme)
+    browser.open(path)
+    assert browser.requests == [], f"{path.name} asks the network"
+    assert browser.complaints == [], path.name
+    assert browser.evaluate("document.documentElement.dataset.theme") == theme
+    # figures are inverted by night, images of data never
+    for photo, applied in browser.evaluate(FILTERS):
+        assert ("invert(" in applied) == (theme == "dark" and not photo), f"{path.name}: {applied}"
+    unseen = "[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
+    assert browser.evaluate(unseen) == []
+    assert (
+        browser.evaluate("[...document.fonts].filter(font => font.status === 'error').map(font => font.family)") == []
+    )
+
+
+def sees_formulas(browser: Page, name: str) -> None:
+    formulas = browser.evaluate("document.querySelectorAll('.math').length")
+    drawn = browser.evaluate("document.querySelectorAll('.math mjx-container').length")
+    assert drawn >= formulas, f"{name}: {formulas} formulas, {drawn} of them drawn"
+    errors = (
+        "[...document.querySelectorAll('mjx-merror, [data-mml-node=merror], [data-mjx-error]')].map(e => e.outerHTML)"
+    )
+    assert browser.evaluate(errors) == []
+    assert "Math Processing Error" not in browser.evaluate("document.body.innerText")
+    if formulas:
+        assert browser.evaluate("[...document.fonts].some(f => f.family.startsWith('MJX') && f.status === 'loaded')")
+
+
+@each_page
+def test_a_page_by_day_on_a_desktop(html, browser, name):
+    look(browser, html / f"{name}.html", "light")
+    sees_formulas(browser, name)
+    ratio, text = browser.evaluate(CONTRAST)
+    assert ratio >= 4.5, f"contrast {ratio:.1f} at {text!r}"
+
+
+@each_page
+def test_a_page_by_night_on_a_phone(html, browser, name):
+    look(browser, html / f"{name}.html", "dark", PHONE)
+    sees_formulas(browser, name)
+    ratio, text = browser.evaluate(CONTRAST)
+    assert ratio >= 4.5, f"contrast {ratio:.1f} at {text!r}"
+    width = browser.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+    assert width <= PHONE, f"{name} is {width} px wide"
+    assert browser.evaluate(CUT_OFF) == []
+
+
+def test_the_reader_can_choose_the_theme(html, browser):
+    look(browser, html / f"{TOC[0]}.html", "light")
+    seen = {browser.evaluate("document.documentElement.dataset.theme")}
+    for _ in range(3):
+        browser.evaluate("document.querySelector('.theme-switch-button').click()")
+        seen.add(browser.evaluate("document.documentElement.dataset.theme"))
+    browser.evaluate("localStorage.clear()")
+    assert seen == {"light", "dark"}
+
+
+def test_the_search_works_from_the_files(html, browser):
+    browser.resize(1280)
+    browser.open(html / "search.html", "?q=prior")
+    found = (
+        "new Promise(done => { const poll = () => { const n = document.querySelectorAll('#search-results li').length;"
+        " n || performance.now() > 20000 ? done(n) : setTimeout(poll, 100); }; poll(); })"
+    )
+    assert browser.evaluate(found) >= 1
+    assert browser.requests == []
+
+
+def test_the_browser_notices_a_request_and_an_error(html, browser, tmp_path):
+    """The checks above would see what they look for."""
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><title>x</title><img src='https://example.org/x.png'><script>missing()</script>")
+    browser.open(page)
+    assert browser.requests == ["https://example.org/x.png"]
+    assert any("missing is not defined" in text for text in browser.complaints)

@@ -1,0 +1,349 @@
+"""What pages need: parameters that are checked, figures in two formats, numbers for the prose."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Annotated, Any
+
+import myst_nb
+import nbformat
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from pydantic import Field
+
+import isa.notebook
+from isa.notebook import (
+    Count,
+    Exponent,
+    ParameterError,
+    Positive,
+    Probability,
+    Seed,
+    glue,
+    parameter_table,
+    parameters,
+    show,
+    table,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+
+
+def parameters_cell(path: Path) -> nbformat.NotebookNode:
+    cells = nbformat.read(path, as_version=4).cells
+    return next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+
+
+def check(declared: dict[str, Any], **given: Any) -> None:
+    """Call ``parameters`` as a notebook would that holds these values."""
+    exec("check(**declared)", {"check": parameters, "declared": Opaque(declared)} | given)
+
+
+class Opaque(dict):
+    """A mapping that is no notebook parameter itself, since its type is not a plain one."""
+
+
+def message(declared: dict[str, Any], **given: Any) -> str:
+    with pytest.raises(ParameterError) as caught:
+        check(declared, **given)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+GOOD = [
+    (Exponent, 0.2),
+    (Exponent, 2),
+    (Exponent, 50.0),
+    (Positive, 1e-300),
+    (Probability, 0.5),
+    (Count, 1),
+    (Seed, 0),
+    (Seed, 2**63 - 1),
+    (str, ""),
+    (bool, True),
+    (list[int], []),
+    (Annotated[list[Exponent], Field(min_length=1)], [1.0, 2.0]),
+    (list, [1, "a"]),
+]
+BAD = [
+    (Exponent, 0.19, "greater than or equal to 0.2"),
+    (Exponent, 50.1, "less than or equal to 50"),
+    (Exponent, math.nan, ""),
+    (Exponent, math.inf, "less than or equal to 50"),
+    (Exponent, "2.1", "valid number"),
+    (Exponent, True, "valid number"),
+    (Exponent, None, "valid number"),
+    (Positive, 0.0, "greater than 0"),
+    (Positive, -1.0, "greater than 0"),
+    (Positive, math.inf, "finite"),
+    (Positive, math.nan, ""),
+    (Positive, "1e-4", "valid number"),
+    (Probability, 0.0, "greater than 0"),
+    (Probability, 1.0, "less than 1"),
+    (Count, 0, "greater than or equal to 1"),
+    (Count, 2.0, "valid integer"),
+    (Count, True, "valid integer"),
+    (Seed, -1, "greater than or equal to 0"),
+    (Seed, 2**63, "less than"),
+    (str, 3, "valid string"),
+    (bool, 1, "valid boolean"),
+    (list[int], (1, 2), "valid list"),
+    (Annotated[list[Exponent], Field(min_length=1)], [], "at least 1 item"),
+]
+
+
+@pytest.mark.parametrize("kind, value", GOOD)
+def test_right_values_pass(kind, value):
+    check({"x": kind}, x=value)
+
+
+@pytest.mark.parametrize("kind, value, allowed", BAD)
+def test_wrong_values_end_in_a_sentence_that_names_them(kind, value, allowed):
+    text = message({"x": kind}, x=value)
+    assert text.startswith(f"x = {value!r}: ") and allowed in text
+
+
+def test_the_item_of_a_list_is_named():
+    assert message({"p": list[Exponent]}, p=[1.0, 2.0, 0.0]).startswith("p = [1.0, 2.0, 0.0]: item [2]: ")
+
+
+def test_a_missing_parameter_is_named():
+    assert message({"p0": Exponent, "p1": Exponent}, p0=2.0) == "p1 is not set"
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "a", True, None, [1], {"a": 1}], ids=repr)
+def test_an_unknown_parameter_is_named_with_those_there_are(value):
+    assert (
+        message({"p0": Exponent, "n": Count}, p0=2.0, n=1, p2=value)
+        == "p2 is no parameter of this notebook, which has p0, n"
+    )
+
+
+def test_an_unknown_parameter_of_a_notebook_without_any():
+    assert message({}, p2=1) == "p2 is no parameter of this notebook, which has none"
+
+
+def test_all_problems_are_told_at_once():
+    text = message({"p0": Exponent, "n": Count, "seed": Seed}, p0=0.0, n=1.5, q=1)
+    assert [part.split(" ")[0] for part in text.split(" | ")] == ["p0", "n", "seed", "q"]
+
+
+def test_names_that_python_and_ipython_define_are_no_parameters():
+    check(
+        {"x": Count},
+        x=1,
+        __name__="__main__",
+        _i="",
+        _oh={},
+        In=["", "x"],
+        Out={},
+        np=np,
+        function=len,
+        values=np.zeros(2),
+    )
+
+
+def test_the_message_is_all_that_ipython_prints():
+    with pytest.raises(ParameterError) as caught:
+        check({"x": Count}, x=0)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value._render_traceback_() == [f"ParameterError: {caught.value}"]
+
+
+# --- figures, numbers, tables -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def displayed(monkeypatch) -> list[dict[str, str]]:
+    bundles = []
+    monkeypatch.setattr(isa.notebook, "display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def test_show_gives_one_output_with_svg_and_png(displayed):
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.plot([1, 2])
+    show(figure, dpi=100)
+    (bundle,) = displayed
+    assert set(bundle) == {"image/svg+xml", "image/png", "text/plain"}
+    assert ElementTree.fromstring(bundle["image/svg+xml"]).tag.endswith("}svg")
+    pixels = plt.imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    assert pixels.shape[:2] == (200, 300)
+    assert bundle["text/plain"] == "<figure, 3.0 x 2.0 in>"
+    assert not plt.fignum_exists(figure.number), "an open figure shows a second time"
+
+
+def test_show_is_the_same_on_another_day(displayed):
+    for _ in range(2):
+        figure, ax = plt.subplots()
+        ax.plot([1, 2])
+        show(figure)
+    with_dates = [bundle["image/svg+xml"] for bundle in displayed]
+    assert "<dc:date>" not in with_dates[0]
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (1.5, 1.5),
+        (3, 3),
+        ("a", "a"),
+        (np.float32(0.5), 0.5),
+        (np.float64(0.1), 0.1),
+        (np.int64(7), 7),
+        (np.bool_(True), True),
+        (np.array(2.5), 2.5),
+        (torch.tensor(0.25), 0.25),
+        (torch.tensor(3), 3),
+        (torch.tensor(0.25, requires_grad=True), 0.25),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{value}",
+)
+def test_glue_gives_the_prose_plain_numbers(monkeypatch, value, expected):
+    glued = {}
+    monkeypatch.setattr(myst_nb, "glue", lambda name, value, display: glued.update({name: (value, display)}))
+    glue(number=value)
+    (result, display) = glued["number"]
+    assert result == expected and type(result) is type(expected) and display is False
+
+
+def test_a_table_has_a_line_for_each_row():
+    text = table(("a", "b"), [(1, 2.5), ("x", "y")]).data
+    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2.5 |", "| x | y |"]
+
+
+def test_a_bar_in_a_table_stays_within_its_column():
+    assert table(("a", "b"), [("float | None", r"$\|x\|$")]).data.splitlines()[-1] == r"| float \| None | $\\|x\\|$ |"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_parameter_table_holds_every_parameter_of_every_notebook():
+    text = parameter_table(NOTEBOOKS).data
+    expected = []
+    for path in NOTEBOOKS:
+        cell = parameters_cell(path)
+        expected.append(path.relative_to(ROOT).as_posix())
+        for statement in ast.parse(cell.source).body:
+            expected.append((statement.target.id, ast.get_source_segment(cell.source, statement.value)))
+    found = []
+    for line in text.splitlines():
+        if page := re.fullmatch(r"\*\*(book/\S+)\*\*", line):
+            found.append(page[1])
+        elif row := re.fullmatch(r"\| `(\w+)` \| (\w+) \| `(.+)` \| (\S.*) \|", line):
+            found.append((row[1], row[3]))
+    assert found == expected
+
+
+# --- the notebooks themselves -----------------------------------------------------------------------------------------
+
+
+def run_preamble(path: Path, **injected: Any) -> None:
+    """Execute a notebook as far as its check, with what papermill would put after its parameters."""
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code[0].source, str(path), "exec"), namespace)
+    namespace.update(injected)
+    exec(compile(code[1].source, str(path), "exec"), namespace)
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    body = ast.parse(parameters_cell(path).source).body
+    return {statement.target.id: ast.literal_eval(statement.value) for statement in body}
+
+
+def outside(value: Any) -> Any:
+    """A value of the same type as this one, but in no sensible range."""
+    if isinstance(value, list):
+        return [outside(value[0]), *value[1:]]
+    return {int: -(10**30), float: -math.inf}[type(value)]
+
+
+EACH = [
+    pytest.param(path, name, value, id=f"{path.stem}-{name}")
+    for path in NOTEBOOKS
+    for name, value in defaults(path).items()
+]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_notebook_stops_at_an_unknown_parameter(path):
+    with pytest.raises(ParameterError, match=r"^no_such is no parameter of this notebook, which has "):
+        run_preamble(path, no_such=1)
+
+
+@pytest.mark.parametrize("path, name, value", EACH)
+def test_each_parameter_of_each_notebook_has_a_type(path, name, value):
+    wrong = 0 if isinstance(value, str) else "text"
+    with pytest.raises(ParameterError, match=rf"^{name} = {wrong!r}: "):
+        run_preamble(path, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    "path, name, value", [each for each in EACH if not isinstance(each.values[2], str | bool) and each.values[2] != []]
+)
+def test_each_number_of_each_notebook_has_a_range(path, name, value):
+    with pytest.raises(ParameterError, match=rf"^{name} = "):
+        run_preamble(path, **{name: outside(value)})
+
+
+def papermill(path: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", "--no-progress-bar", os.path.relpath(path, cwd), *arguments],
+        cwd=cwd,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+CHEAP = ROOT / "book" / "prior" / "functions.ipynb"
+
+
+def test_papermill_with_an_unknown_parameter_ends_in_one_sentence(tmp_path):
+    ended = papermill(CHEAP, ROOT, str(tmp_path / "out.ipynb"), "-p", "no_such", "1")
+    assert ended.returncode != 0
+    lines = ended.stderr.rstrip().splitlines()
+    assert lines[-1].startswith("ParameterError: no_such is no parameter of this notebook, which has ")
+    assert "isa/notebook.py" not in ended.stderr and "Input In" not in ended.stderr
+    failed = [cell for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if cell.get("outputs")]
+    assert [output.output_type for output in failed[-1].outputs if output.output_type != "stream"] == ["error"]
+    assert failed[-1].outputs[-1].traceback == [lines[-1]]
+
+
+def test_papermill_with_a_parameter_out_of_range_ends_in_one_sentence(tmp_path):
+    """Also from another folder, and from a file of parameters."""
+    (tmp_path / "x.yaml").write_text("p0: 0.0\n")
+    ended = papermill(CHEAP, tmp_path, "out.ipynb", "-f", "x.yaml")
+    assert ended.returncode != 0
+    assert (
+        ended.stderr.rstrip().splitlines()[-1]
+        == "ParameterError: p0 = 0.0: input should be greater than or equal to 0.2"
+    )
+
+
+def test_papermill_runs_a_notebook_with_other_parameters_from_any_folder(tmp_path):
+    ended = papermill(CHEAP, tmp_path, "out.ipynb", "-p", "p0", "3.0", "-p", "resolution", "12")
+    assert ended.returncode == 0, ended.stderr
+    notebook = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    (injected,) = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert "p0 = 3.0" in injected.source
+    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert {"image/svg+xml", "image/png"} <= kinds
