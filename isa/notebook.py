@@ -17,7 +17,9 @@ import numpy as np
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from isa.lpnested import Node
 
 __all__ = [
     "ROOT",
@@ -32,6 +34,7 @@ __all__ = [
     "parameters",
     "show",
     "table",
+    "tree_text",
 ]
 
 Exponent = Annotated[float, Field(ge=0.2, le=50)]
@@ -46,6 +49,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _OF_IPYTHON = {"In", "Out", "exit", "quit", "open"}
+
+
+def tree_text(least: int, most: int) -> Any:
+    """The type of a parameter that is an Lp-nested function in text form with ``least`` to ``most`` leaves."""
+
+    def check(text: str) -> str:
+        if not least <= Node.parse(text).n_leaves <= most:
+            raise ValueError(f"the tree must have {least} to {most} leaves")
+        return text
+
+    return Annotated[str, AfterValidator(check)]
 
 
 class ParameterError(ValueError):
