@@ -131,9 +131,7 @@ def test_replicas_of_the_data_are_beta_below_one():
 
 def test_second_moment_holds_all_that_matters_of_the_data():
     W, noise, x = problem(6)
-    np.testing.assert_allclose(
-        fa.second_moment(x), np.cov(x.T, bias=True) + np.outer(x.mean(0), x.mean(0)), rtol=1e-12
-    )
+    np.testing.assert_allclose(fa.second_moment(x), np.cov(x.T, bias=True) + np.outer(x.mean(0), x.mean(0)), rtol=1e-12)
     single = sum(fa.free_energy(W, noise, np.outer(point, point), 1, 2.0) for point in x)
     assert fa.free_energy(W, noise, fa.second_moment(x), len(x), 2.0) == pytest.approx(single, rel=1e-12)
 
@@ -229,9 +227,7 @@ def test_gradient_is_that_of_the_free_energy(seed, shape, beta):
         return fa.free_energy(flat.reshape(W.shape), noise, cov, 1, beta)
 
     step = 1e-6
-    numeric = [
-        (energy(W.ravel() + step * e) - energy(W.ravel() - step * e)) / (2 * step) for e in np.eye(W.size)
-    ]
+    numeric = [(energy(W.ravel() + step * e) - energy(W.ravel() - step * e)) / (2 * step) for e in np.eye(W.size)]
     gradient = fa.gradient(W, noise, cov, 1, beta)
     np.testing.assert_allclose(gradient.ravel(), numeric, rtol=1e-5, atol=1e-5 * np.abs(gradient).max() + 1e-7)
 
@@ -548,8 +544,13 @@ def test_bad_input_is_named(name, value, says):
         says, stacked = "beta must broadcast", {**GOOD, "W": np.ones((4, 2, 2)), name: value}
     else:
         stacked = {**GOOD, name: value}
-    for f in (fa.free_energy, fa.free_energy_terms, fa.replicated_free_energy, fa.replicated_log_likelihood,
-    fa.gradient):
+    for f in (
+        fa.free_energy,
+        fa.free_energy_terms,
+        fa.replicated_free_energy,
+        fa.replicated_log_likelihood,
+        fa.gradient,
+    ):
         with pytest.raises(ValueError, match=says):
             f(**stacked)
     if name != "beta":

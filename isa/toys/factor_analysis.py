@@ -535,9 +535,7 @@ def _excess_precision(W: Array, noise: Array, beta: Array) -> Array:
 # --- free energy ----------------------------------------------------------------------------------------------------
 
 
-def free_energy_terms(
-    W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0
-) -> FreeEnergy:
+def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> FreeEnergy:
     r"""Reconstruction and KL of the free energy, at the mean-field :math:`q` that is best for ``beta`` (Eq. 13-16).
 
     .. math::
@@ -581,9 +579,7 @@ def _kl_per_latent(recognition: Array, excess: Array, cov: Array) -> Array:
     return (np.log1p(excess) - excess / (1 + excess) + power) / 2
 
 
-def free_energy(
-    W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0
-) -> float | Array:
+def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> float | Array:
     r"""Free energy of Eq. 13 at its optimal mean-field :math:`q`.
 
     .. math:: \mathbb E_q \log p(x \mid z) - \beta\, \mathrm{KL}(q \,\|\, p)
