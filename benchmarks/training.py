@@ -1,0 +1,237 @@
+"""A training step at the paper's scale, beside plain PyTorch, pythae, and the machine's matrix products.
+
+    python benchmarks/training.py [--json FILE] [--objective beta-vae|isa-vae|beta-tcvae|...]
+    python benchmarks/training.py --study STEPS [--seeds N] [--json FILE]
+
+With ``--study``, whether precision and packs change what is learned: dSprites models of several seeds, each trained in
+float32 alone, in bfloat16 alone, and in bfloat16 in one pack, and compared with the scatter of the seeds.
+
+The networks are the multilayer perceptrons of A.4. Every ratio is of medians of one run, in which what is compared
+takes turns. pythae (``pip install pythae``) is timed where it is installed, with the same networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isa import models, training
+from isa.data import Factor, FactorDataset, Provenance, load
+
+IMAGES = 16_384
+"""Images of the data set made up here, of which one pixel in twenty is lit, as in dSprites."""
+
+
+def dataset() -> FactorDataset:
+    """Return random binary images, stored as dSprites is."""
+    lit = torch.rand(IMAGES, models.IMAGE_SIZE**2 // 8, 8, generator=torch.Generator().manual_seed(0)) < 0.05
+    rows = (lit << torch.arange(7, -1, -1)).sum(-1).to(torch.uint8)
+    provenance = Provenance("made up", "none", "none", "random pixels", True)
+    shape = (1, models.IMAGE_SIZE, models.IMAGE_SIZE)
+    factors = [Factor("image", range(IMAGES))]
+    return FactorDataset("dsprites", "random pixels", factors, rows, provenance, image_shape=shape, packed=True)
+
+
+def engine(run: training.Run, images: FactorDataset, device: torch.device, compiled: bool) -> Callable[[], object]:
+    """Return this package's step: batch, losses, gradients and update."""
+    return training._Pack([run], images, device, compiled).advance
+
+
+def plain(run: training.Run, images: FactorDataset, device: torch.device) -> Callable[[], object]:
+    """Return the step of a beta-VAE as one writes it: float32, nothing compiled, Adam as it comes."""
+    vae = models.build("mlp", run.latent_dim).to(device)
+    adam = torch.optim.Adam(vae.parameters(), run.learning_rate)
+    batches = images.batches(run.batch_size, epochs=None, drop_last=True)
+
+    def step() -> None:
+        x = images.images(next(batches))
+        logits, _, (mean, log_var) = vae(x)
+        misfit = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
+        divergence = 0.5 * (mean**2 + log_var.exp() - log_var - 1).sum(1)
+        adam.zero_grad()
+        (misfit + run.beta * divergence).mean().backward()
+        adam.step()
+
+    return step
+
+
+def pythae(run: training.Run, images: FactorDataset, device: torch.device) -> Callable[[], object] | None:
+    """Return the step of pythae's model of the same objective, or None where there is none."""
+    if importlib.util.find_spec("pythae") is None or run.base == "factor-vae" or run.tree is not None:
+        return None
+    from pythae.models import VAE, BetaTCVAE, BetaTCVAEConfig, BetaVAE, BetaVAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+
+    vae = models.build("mlp", run.latent_dim)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vae.encoder
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            mean, log_var = self.net(x)
+            return ModelOutput(embedding=mean, log_covariance=log_var)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vae.decoder
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=torch.sigmoid(self.net(z)))
+
+    shape = {"input_dim": images.image_shape, "latent_dim": run.latent_dim, "reconstruction_loss": "bce"}
+    if run.base == "beta-vae":
+        model: VAE = BetaVAE(BetaVAEConfig(beta=run.beta, **shape), Encoder(), Decoder())
+    else:
+        model = BetaTCVAE(BetaTCVAEConfig(alpha=1, beta=run.beta, gamma=1, **shape), Encoder(), Decoder())
+    model.to(device)
+    adam = torch.optim.Adam(model.parameters(), run.learning_rate)
+    batches = images.batches(run.batch_size, epochs=None, drop_last=True)
+
+    def step() -> None:
+        x = images.images(next(batches))
+        adam.zero_grad()
+        model({"data": x}, dataset_size=len(images)).loss.backward()
+        adam.step()
+
+    return step
+
+
+def products(run: training.Run, device: torch.device) -> tuple[Callable[[], object], float]:
+    """Return the matrix products of one step in bfloat16, and their floating-point operations."""
+    vae = models.build("mlp", run.latent_dim)
+    layers = [(layer.in_features, layer.out_features) for layer in vae.modules() if isinstance(layer, nn.Linear)]
+    size = run.batch_size
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=torch.bfloat16)
+
+    held = [(random(size, inner), random(outer, inner), random(size, outer)) for inner, outer in layers]
+
+    def multiply() -> None:
+        for number, (x, weight, gradient) in enumerate(held):
+            x @ weight.T
+            gradient.T @ x
+            if number:  # images have no gradient
+                gradient @ weight
+
+    count = sum(2 * size * inner * outer * (3 if number else 2) for number, (inner, outer) in enumerate(layers))
+    return multiply, count
+
+
+def medians(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of each, which take turns; two rounds are not counted."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def steps(objective: str, batch: int, rounds: int, device: torch.device) -> dict[str, float]:
+    """Time a step of every way, and print one table."""
+    run = training.Run(objective=objective, batch_size=batch, steps=10_000)
+    full = training.Run(objective=objective, batch_size=batch, steps=10_000, precision="fp32")
+    images = dataset().to(device)
+    multiply, operations = products(run, device)
+    ways = {
+        "ours": engine(run, images, device, compiled=True),
+        "ours, not compiled": engine(run, images, device, compiled=False),
+        "ours, fp32": engine(full, images, device, compiled=True),
+        "plain fp32 beta-VAE": plain(run, images, device),
+        "bf16 matrix products alone": multiply,
+    }
+    theirs = pythae(run, images, device)
+    if theirs is not None:
+        ways["pythae"] = theirs
+    seconds = medians(ways, rounds, device)
+
+    print(f"PyTorch {torch.__version__}, {training._device_name(device)}, {platform.system()},")
+    print(f"{run.objective}, {batch:,} images a step, {run.latent_dim} latents\n")
+    print("| step | seconds | ours is faster by |\n| --- | --- | --- |")
+    for name, duration in seconds.items():
+        print(f"| {name} | {duration:.3f} | {duration / seconds['ours']:.2f} |")
+    share = seconds["bf16 matrix products alone"] / seconds["ours"]
+    rate = operations / seconds["bf16 matrix products alone"] / 1e12
+    print(f"\nThe step reaches {share:.2f} of the rate of its matrix products alone, {rate:.2f} TFLOP/s in bfloat16.")
+    figures = {f"{name}, seconds": value for name, value in seconds.items()}
+    figures |= {f"{name}, ratio": value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
+    figures |= {"share of the matrix products' rate": share, "TFLOP/s": rate}
+    return figures
+
+
+def study(objective: str, batch: int, steps: int, seeds: int, device: torch.device) -> dict[str, float]:
+    """Train every seed in every way, and print how far the ways are apart beside how far the seeds are."""
+    images = load("dsprites", device=device)
+
+    def runs(precision: str) -> list[training.Run]:
+        same = {"objective": objective, "batch_size": batch, "steps": steps, "precision": precision}
+        return [training.Run(seed=seed, **same) for seed in range(seeds)]
+
+    options = {"dataset": images, "device": device}
+    results = {
+        "fp32": [training.train(run, **options) for run in runs("fp32")],
+        "bf16": [training.train(run, **options) for run in runs("bf16")],
+        "bf16, one pack": training.train_pack(runs("bf16"), **options),
+    }
+    print(f"dSprites, {objective}, {steps:,} steps of {batch:,} images, {seeds} seeds, every image measured\n")
+    print("| way | of | mean | standard deviation over seeds | mean difference from fp32 | its standard error |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    figures = {}
+    for name in ("log_likelihood", "mig"):
+        values = {way: torch.tensor([one.record[name] for one in each]).double() for way, each in results.items()}
+        for way, of_seeds in values.items():
+            difference = of_seeds - values["fp32"]
+            row = of_seeds.mean(), of_seeds.std(), difference.mean(), difference.std() / seeds**0.5
+            print(f"| {way} | {name} | {' | '.join(f'{value:.4f}' for value in row)} |")
+            keys = "mean", "deviation over seeds", "difference from fp32", "standard error of the difference"
+            figures |= {f"{way}, {name}, {key}": value.item() for key, value in zip(keys, row, strict=True)}
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Print one table; returns its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", default="beta-vae", choices=sorted(training.OBJECTIVES), help="(beta-vae)")
+    parser.add_argument("--batch", type=int, default=2048, help="images in a batch (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each, of which the median counts (%(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (%(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    parser.add_argument("--study", type=int, metavar="STEPS", help="compare what is learned in so many steps")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the study (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+
+    if options.study:
+        if options.seeds < 2:
+            parser.error(f"--seeds must be at least 2, got {options.seeds}")
+        figures = study(options.objective, options.batch, options.study, options.seeds, device)
+    else:
+        figures = steps(options.objective, options.batch, options.rounds, device)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+if __name__ == "__main__":
+    main()
