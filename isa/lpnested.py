@@ -22,6 +22,7 @@ family, its sampler, its factorisation.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -473,10 +474,15 @@ def _log_values(children: Tensor, p: Tensor, group: _Group) -> Tensor:
     exponents = _of_group(p, group)
     # exponents of the children's own shape: a multiplication that broadcasts the last dimension is not vectorised on
     # the CPU
-    return (
-        torch.logsumexp(exponents.expand(*exponents.shape[:-1], group.width).contiguous() * children, -1)
-        / exponents[..., 0]
-    )
+    scaled = exponents.expand(*exponents.shape[:-1], group.width).contiguous() * children
+    if torch.compiler.is_compiling() and group.width <= 8:
+        # written out child by child, which the compiler fuses; its own reductions over so few entries are slow
+        parts = scaled.unbind(-1)
+        finite = torch.finfo(scaled.dtype)
+        top = functools.reduce(torch.maximum, parts).clamp(finite.min, finite.max)
+        total = functools.reduce(torch.add, [(part - top).exp() for part in parts])
+        return (total.log() + top) / exponents[..., 0]
+    return torch.logsumexp(scaled, -1) / exponents[..., 0]
 
 
 def _ascend(log_leaves: Tensor, p: Tensor, plan: _Plan) -> tuple[Tensor, list[Tensor]]:

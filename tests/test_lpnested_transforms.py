@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import shutil
 
@@ -51,6 +52,17 @@ def test_log_prob_compiles_into_one_graph(prior):
     torch.testing.assert_close(gradient(compiled, Z), gradient(prior.log_prob, Z))
     zeros = torch.zeros_like(Z)
     assert gradient(compiled, zeros).equal(gradient(prior.log_prob, zeros))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("size", [3, 8, 9])  # the compiled evaluation differs between small and large groups
+def test_compiled_values_agree_where_they_are_extreme(size):
+    prior = isa_prior((size, size), p0=1.3, p1=[0.4, 30.0], validate_args=False)
+    z = torch.tensor([0.0, 1e-30, 1e-3, 1.0, 1e15, math.inf], dtype=torch.float64)[:, None].repeat(1, 2 * size)
+    z[:, ::3] = 0.0
+    compiled = torch.compile(prior.log_prob, fullgraph=True, backend="aot_eager")(z)
+    assert not compiled.isnan().any() and compiled[-1] == -math.inf
+    torch.testing.assert_close(compiled, prior.log_prob(z))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
