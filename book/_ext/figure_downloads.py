@@ -14,7 +14,6 @@ from pathlib import Path
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
-from sphinx.util.nodes import make_id
 
 FORMATS = {"image/svg+xml": "svg", "image/png": "png"}
 
@@ -30,13 +29,11 @@ class FigureDownloads(SphinxTransform):
             }
             if not set(FORMATS) <= set(images) or not figure["names"]:
                 continue
-            name = make_id(self.env, self.document, term=figure["names"][0])
             line = nodes.paragraph(classes=["figure-downloads"])
             for mime_type, suffix in FORMATS.items():
                 line += self._link(images[mime_type].next_node(nodes.image), figure["names"][0], suffix)
                 line += nodes.Text(" ")
             figure += nodes.legend("", line)
-            figure.setdefault("downloads", name)
 
     def _link(self, image: nodes.image, name: str, suffix: str) -> nodes.Node:
         source = Path(self.env.srcdir, self.env.relfn2path(image["uri"], self.env.docname)[0])

@@ -208,20 +208,6 @@ def marginals(x: np.ndarray, densities: Mapping[str, np.ndarray], normal: np.nda
         return figure
 
 
-def plane_densities(plane: np.ndarray, densities: Mapping[str, np.ndarray]) -> Figure:
-    """Contours of densities over a plane: lines of equal log density, one nat apart, three panels a row."""
-    with styled():
-        rows = (len(densities) + 2) // 3
-        figure, axes = subplots(rows, 3, height=2.5 * rows, squeeze=False, sharex=True, sharey=True)
-        for ax in axes.flat[len(densities) :]:
-            ax.remove()
-        for ax, (title, log_density) in zip(axes.flat, densities.items(), strict=False):
-            depth = log_density.max() - log_density
-            ax.contour(plane, plane, depth, levels=np.arange(0.5, 7), cmap="Blues_r", linewidths=1.3)
-            ax.set(title=title, aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
-        return figure
-
-
 def sampling_steps(
     sphere: np.ndarray,
     radii: np.ndarray,
