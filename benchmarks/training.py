@@ -1,10 +1,11 @@
 """A training step at the paper's scale, beside plain PyTorch, pythae, and the machine's matrix products.
 
     python benchmarks/training.py [--json FILE] [--objective beta-vae|isa-vae|beta-tcvae|...]
-    python benchmarks/training.py --study STEPS [--seeds N] [--json FILE]
+    python benchmarks/training.py --study STEPS [--seeds N] [--thin N] [--records FILE]
 
 With ``--study``, whether precision and packs change what is learned: dSprites models of several seeds, each trained in
-float32 alone, in bfloat16 alone, and in bfloat16 in one pack, and compared with the scatter of the seeds.
+float32 alone, in bfloat16 alone, and in bfloat16 in one pack, and compared with the scatter of the seeds. ``--thin N``
+takes every N-th position and orientation alone, for machines on which all images take too long.
 
 The networks are the multilayer perceptrons of A.4. Every ratio is of medians of one run, in which what is compared
 takes turns. pythae (``pip install pythae``) is timed where it is installed, with the same networks.
@@ -13,6 +14,7 @@ takes turns. pythae (``pip install pythae``) is timed where it is installed, wit
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import json
 import platform
@@ -178,37 +180,43 @@ def steps(objective: str, batch: int, rounds: int, device: torch.device) -> dict
     return figures
 
 
-def study(objective: str, batch: int, steps: int, seeds: int, device: torch.device) -> dict[str, float]:
+RECORDED = ("seed", "steps", "batch_size", "images", "mig", "log_likelihood", "divergence", "active_units")
+RECORDED += ("train_seconds", "device", "commit")
+"""Columns of the study's table after the way, which are a record's own."""
+
+WAYS = {"fp32": ("fp32", 1), "bf16": ("bf16", 1), "bf16, one pack": ("bf16", None)}
+"""Precision and runs at once (None: all seeds) of each way."""
+
+
+def study(
+    objective: str, batch: int, steps: int, seeds: int, thin: int, device: torch.device
+) -> list[dict[str, object]]:
     """Train every seed in every way, and print how far the ways are apart beside how far the seeds are."""
     images = load("dsprites", device=device)
-
-    def runs(precision: str) -> list[training.Run]:
+    if thin > 1:
+        thinned = ("orientation", "x", "y")
+        images = images.restrict(**{name: range(0, images.values[name].size, thin) for name in thinned})
+    rows: list[dict[str, object]] = []
+    for way, (precision, size) in WAYS.items():
         same = {"objective": objective, "batch_size": batch, "steps": steps, "precision": precision}
-        return [training.Run(seed=seed, **same) for seed in range(seeds)]
-
-    options = {"dataset": images, "device": device}
-    results = {
-        "fp32": [training.train(run, **options) for run in runs("fp32")],
-        "bf16": [training.train(run, **options) for run in runs("bf16")],
-        "bf16, one pack": training.train_pack(runs("bf16"), **options),
-    }
-    print(f"dSprites, {objective}, {steps:,} steps of {batch:,} images, {seeds} seeds, every image measured\n")
+        runs = [training.Run(seed=seed, **same) for seed in range(seeds)]
+        for start in range(0, seeds, size or seeds):
+            results = training.train_pack(runs[start : start + (size or seeds)], dataset=images, device=device)
+            rows += [{"way": way, **{name: result.record[name] for name in RECORDED}} for result in results]
+    print(f"{objective}, {steps:,} steps of {batch:,} of {len(images):,} images, {seeds} seeds, every image measured\n")
     print("| way | of | mean | standard deviation over seeds | mean difference from fp32 | its standard error |")
     print("| --- | --- | --- | --- | --- | --- |")
-    figures = {}
     for name in ("log_likelihood", "mig"):
-        values = {way: torch.tensor([one.record[name] for one in each]).double() for way, each in results.items()}
+        values = {way: torch.tensor([row[name] for row in rows if row["way"] == way]).double() for way in WAYS}
         for way, of_seeds in values.items():
             difference = of_seeds - values["fp32"]
             row = of_seeds.mean(), of_seeds.std(), difference.mean(), difference.std() / seeds**0.5
             print(f"| {way} | {name} | {' | '.join(f'{value:.4f}' for value in row)} |")
-            keys = "mean", "deviation over seeds", "difference from fp32", "standard error of the difference"
-            figures |= {f"{way}, {name}, {key}": value.item() for key, value in zip(keys, row, strict=True)}
-    return figures
+    return rows
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Print one table; returns its figures."""
+def main(arguments: list[str] | None = None) -> None:
+    """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", default="beta-vae", choices=sorted(training.OBJECTIVES), help="(beta-vae)")
     parser.add_argument("--batch", type=int, default=2048, help="images in a batch (%(default)s)")
@@ -217,20 +225,27 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--study", type=int, metavar="STEPS", help="compare what is learned in so many steps")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the study (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
+    parser.add_argument("--thin", type=int, default=1, metavar="N", help="images of the study (%(default)s: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of the steps to this file, too")
+    parser.add_argument("--records", type=Path, metavar="FILE", help="write the study's runs to this .csv file, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
 
     if options.study:
-        if options.seeds < 2:
-            parser.error(f"--seeds must be at least 2, got {options.seeds}")
-        figures = study(options.objective, options.batch, options.study, options.seeds, device)
-    else:
-        figures = steps(options.objective, options.batch, options.rounds, device)
+        for name, least in (("seeds", 2), ("thin", 1), ("study", 1)):
+            if getattr(options, name) < least:
+                parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+        rows = study(options.objective, options.batch, options.study, options.seeds, options.thin, device)
+        if options.records:
+            with open(options.records, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        return
+    figures = steps(options.objective, options.batch, options.rounds, device)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return figures
 
 
 if __name__ == "__main__":
