@@ -353,6 +353,16 @@ class Run:
 
         Two ways of writing one run, such as an ISA prior and its tree as text, have one hash.
         """
+        return _digest(self._determines())
+
+    @property
+    def course(self) -> str:
+        """The same for everything but the number of steps: a longer run of one course goes on where a shorter ends."""
+        determines = self._determines()
+        del determines["steps"]
+        return _digest(determines)
+
+    def _determines(self) -> dict[str, Any]:
         tree = self.tree
         determines = {
             **{name: getattr(self, name) for name in ("dataset", "beta", "seed", "model", "latent_dim", "batch_size")},
@@ -367,8 +377,7 @@ class Run:
             determines["scale"] = self.scale
             determines["learned"] = self.exponent_learning_rate if self.learn_exponents else None
         determines["estimate"] = self.sampling if self.base == "beta-tcvae" else self.kl
-        text = json.dumps(determines, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return determines
 
     @property
     def key(self) -> str:
@@ -404,6 +413,11 @@ class Run:
             if name not in names:
                 raise KeyError(f"{name!r} is no field of a run: its fields are {', '.join(names)}")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1011,22 +1025,27 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path, run: Run) -> Path:
-    return folder / f"{run.key}.checkpoint.safetensors"
+    return folder / f"{run.dataset}-{run.base}-{run.beta:g}-seed{run.seed}-{run.course}.checkpoint.safetensors"
 
 
 def _checkpoint_step(folder: Path | None, run: Run) -> int:
-    """Return the step at which a run goes on, 0 where it has no checkpoint."""
+    """Return the step of a run's checkpoint, 0 where it has none."""
     if folder is None or not _checkpoint(folder, run).exists():
         return 0
     path = _checkpoint(folder, run)
     held = _read_metadata(path)
-    if held.get("hash") != run.hash:
-        raise CheckpointError(f"{path} is of the run {held.get('hash')}, not of {run.hash}: move it away to start anew")
+    if held.get("course") != run.course:
+        raise CheckpointError(
+            f"{path} is of the course {held.get('course')}, not of {run.course}: move it away to start anew"
+        )
     return int(held["step"])
 
 
 def remove_checkpoint(run: Run, folder: str | os.PathLike[str]) -> None:
-    """Remove a run's checkpoint from a folder, once its result is saved; without one, do nothing."""
+    """Remove a run's checkpoint from a folder, once its result is saved; without one, do nothing.
+
+    A longer run of the same course could have gone on from it.
+    """
     _checkpoint(Path(folder), run).unlink(missing_ok=True)
 
 
@@ -1321,7 +1340,8 @@ def train_pack(
         Whether the step is compiled, with a fallback where no compiler is present; by default for runs of at least
         300 steps. It changes results by rounding.
     checkpoints
-        Folder for checkpoints. A run that has one there goes on from it, to the result that it would have had.
+        Folder for checkpoints. A run that has one there goes on from it, to the result that it would have had, and so
+        does a longer run of the same course. One that lies beyond a run's end is left as it is.
     checkpoint_every
         Steps between two checkpoints.
     evaluation
@@ -1360,6 +1380,8 @@ def train_pack(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = None if checkpoints is None else Path(checkpoints)
     steps = [_checkpoint_step(folder, run) for run in runs]
+    if max(steps) > first.total_steps:  # left by longer runs, which lose nothing
+        folder, steps = None, [0] * len(runs)
 
     if dataset is None:
         dataset = data.load(first.dataset, first.source, cache_dir=cache_dir, progress=_shown(progress))
@@ -1419,7 +1441,7 @@ def _train(
             pack.seconds += time.perf_counter() - began
             if folder is not None and (pack.step % checkpoint_every == 0 or pack.step == total):
                 for number, run in enumerate(pack.runs):
-                    metadata = {"hash": run.hash, "run": run.to_dict(), "step": pack.step, "seconds": pack.seconds}
+                    metadata = {"course": run.course, "run": run.to_dict(), "step": pack.step, "seconds": pack.seconds}
                     _save_tensors(_checkpoint(folder, run), pack.state(number), **metadata)
 
 

@@ -470,6 +470,21 @@ def test_an_interrupted_run_goes_on_to_the_same_result(kind, model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["learned", "factor-vae"])
+def test_a_longer_run_goes_on_where_a_shorter_one_of_its_course_ends(kind, tmp_path):
+    short, long, other = (_run(**KINDS[kind], steps=steps, seed=seed) for steps, seed in ((11, 0), (24, 0), (11, 1)))
+    assert short.course == long.course != other.course
+    options = {"checkpoints": tmp_path, "checkpoint_every": 4}
+    _equal(_train(short), _train(short, **options))
+    seen = []
+    resumed = _train(long, **options, callback=lambda step, terms: seen.append(step))
+    assert seen[0] == 11
+    _equal(_train(long), resumed)
+    held = training._checkpoint(tmp_path, long).read_bytes()
+    _equal(_train(short), _train(short, **options))  # what lies beyond its end is no checkpoint of its own
+    assert training._checkpoint(tmp_path, long).read_bytes() == held
+
+
 def test_a_pack_goes_on_even_where_its_runs_stopped_apart(tmp_path):
     runs = [_run(objective="isa-vae", seed=seed, steps=12) for seed in range(3)]
     options = {"checkpoints": tmp_path, "checkpoint_every": 4, "evaluation": False}
@@ -486,8 +501,8 @@ def test_a_checkpoint_that_is_torn_or_foreign_is_refused(tmp_path):
     _train(run, checkpoints=tmp_path, evaluation=False)
     (file,) = tmp_path.iterdir()
     held = file.read_bytes()
-    file.rename(file.with_name(f"{other.key}.checkpoint.safetensors"))
-    with pytest.raises(CheckpointError, match=f"is of the run {run.hash}, not of {other.hash}"):
+    file.rename(training._checkpoint(tmp_path, other))
+    with pytest.raises(CheckpointError, match=f"is of the course {run.course}, not of {other.course}"):
         _train(other, checkpoints=tmp_path)
     file.write_bytes(held[:50])
     with pytest.raises(CheckpointError, match="cannot be read"):
