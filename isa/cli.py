@@ -332,7 +332,11 @@ def _train_options(arguments: argparse.Namespace) -> str | None:
         raise ValueError(f"--output must be a folder, got the file {arguments.output}")
     if arguments.source is not None and not Path(arguments.source).expanduser().exists():
         raise ValueError(f"--source must exist, got {arguments.source}")
-    name = arguments.device
+    _check_device(arguments.device)
+    return arguments.device
+
+
+def _check_device(name: str | None) -> None:
     if name is not None and name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if name is not None and name != "cpu":
@@ -343,7 +347,6 @@ def _train_options(arguments: argparse.Namespace) -> str | None:
             raise ValueError(
                 f"--device must be one of this machine's, got {name!r} with {torch.cuda.device_count()} GPUs"
             )
-    return name
 
 
 def _describe_training(record: dict, folder: Path) -> list[str]:
@@ -369,8 +372,113 @@ def _describe_training(record: dict, folder: Path) -> list[str]:
     return lines
 
 
+def _add_sweep(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "sweep",
+        help="train all runs of a specification that are not recorded yet",
+        description=(
+            "Train and measure every run that a specification names and its table of records, the .csv beside it, does "
+            "not hold. What is recorded is not trained again: called again after an interruption, a sweep goes on "
+            "where it stopped, from the last checkpoint. Several sweeps over one specification share its runs."
+        ),
+        epilog=(
+            "examples: isa sweep runs/dsprites.yaml --tier 1; the same with --budget 3600 to start nothing that would "
+            "not be done within an hour; isa sweep runs/dsprites.yaml --scheduler tcp://head:8786 on a Dask cluster"
+        ),
+    )
+    _add_spec(parser)
+    parser.add_argument("--tier", type=int, metavar="N", help="up to this tier of the specification; all by default")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="start nothing that would not be done within this time"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://head:8786; local without"
+    )
+    parser.add_argument("--pack", type=int, metavar="N", help="runs that train at once; 16 on a GPU, 1 on a CPU")
+    parser.add_argument("--keep-models", action="store_true", help="keep the trained models, below runs/work/")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where drawn and reduced images are kept; as for isa data")
+    parser.set_defaults(run=_run_sweep)
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", type=Path, help="a specification, such as runs/dsprites.yaml")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda; a GPU where there is one, by default")
+
+
+def _run_sweep(arguments: argparse.Namespace) -> int:
+    from isa import sweep
+
+    try:
+        spec = sweep.Spec.read(arguments.spec)
+        spec.runs(arguments.tier)
+        _check_device(arguments.device)
+        for name, least in (("budget", 0), ("pack", 1)):
+            value = getattr(arguments, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        print(f"isa: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    names = ("tier", "budget", "device", "pack", "scheduler", "keep_models", "cache_dir")
+    options = {name: getattr(arguments, name) for name in names}
+    records = sweep.sweep(spec, **options, report=lambda line: print(line, flush=True))
+    diverged = sum(record["status"] == "diverged" for record in records)
+    print(
+        f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded"
+        + (f", {diverged:,} of them diverged" if diverged else "")
+    )
+    return 0
+
+
+def _add_status(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "status",
+        help="what of a specification is done, what remains, and how long it will take here",
+        description=(
+            "Print, tier by tier, how many runs a specification names, how many are recorded, how many diverged and how "
+            "many some sweep is training, and how long the rest will take on this machine, going by the runs of the "
+            "same kind that it has recorded."
+        ),
+        epilog="example: isa status runs/dsprites.yaml",
+    )
+    _add_spec(parser)
+    parser.set_defaults(run=_run_status)
+
+
+def _run_status(arguments: argparse.Namespace) -> int:
+    from isa import sweep
+
+    try:
+        _check_device(arguments.device)
+        spec = sweep.Spec.read(arguments.spec)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"isa: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    print(f"{spec.title} ({spec.path})")
+    print(
+        f"{'tier':>6} {'runs':>8} {'recorded':>9} {'diverged':>9} {'training':>9}   time for the rest, on this machine"
+    )
+    for tier in sweep.status(spec, arguments.device):
+        if tier.recorded == tier.runs:
+            rest = "done"
+        elif tier.seconds is None:
+            rest = "not known: a kind of run that it has not recorded"
+        else:
+            rest = _duration(tier.seconds)
+        counts = f"{tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
+        print(f"{tier.tier:6} {counts}   {rest}")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 #: What adds each subcommand, in the order in which ``--help`` lists them.
-COMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (_add_data, _add_train)
+COMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (_add_data, _add_train, _add_sweep, _add_status)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,887 @@
+r"""Every run of a specification, trained once and recorded (Sec. 4: 1,280 experiments).
+
+::
+
+    spec = Spec.read("runs/dsprites.yaml")
+    records = sweep(spec, tier=1)             # trains what is missing
+    records.select(objective="isa-vae", beta=1.0).column("mig")
+
+**A specification** is a short YAML file that names runs: a data set, fields that all runs share, and tiers of grids.
+
+.. code-block:: yaml
+
+    title: dSprites at the settings of Table 1
+    every: {dataset: dsprites}
+    tiers:
+      1:
+        - {objective: [beta-vae, isa-vae], beta: 1, seeds: 10}
+
+A grid gives each field of :class:`isa.training.Run` one value or a list of values, and stands for every combination;
+``seeds: 10`` is short for the seeds from 0 to 9. What is not given is the data set's default (Tables 1 and 2).
+
+**Records** are one table a specification, the ``.csv`` beside it: a row a run, known by the run's hash. A recorded run is
+not trained again, so that a sweep that was killed at any moment goes on where it stopped. The table is replaced as a
+whole by one that has the new row, under a lock; two sweeps over one specification share its runs between them.
+
+**Where runs train.** In this process one after the other, on a GPU in packs (:func:`isa.training.train_pack`); or on the
+workers of a Dask cluster (``scheduler``). Records are written by the sweeping process alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import torch
+import yaml
+
+from isa import data, training
+from isa.training import CheckpointError, Run
+
+__all__ = ["Records", "RecordsWarning", "Spec", "Status", "read_records", "status", "sweep"]
+
+_logger = logging.getLogger(__name__)
+
+_RUN_FIELDS = tuple(one.name for one in fields(Run))
+_SEQUENCES = ("subspaces", "p1")
+"""Fields of which a list of numbers is one value."""
+_MOST_BYTES, _MOST_RUNS = 1_000_000, 100_000
+"""Bounds on a specification, far beyond any that is meant."""
+
+
+class RecordsWarning(UserWarning):
+    """Something in a table of records, or on the way to one, was left aside; what it was is said."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Specifications
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: no alias, and no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases such as *{self.peek_event().anchor} are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if not isinstance(name, (str, int)):
+                raise yaml.YAMLError(f"keys must be names, got {name!r}")
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _check_keys(values: object, allowed: Sequence[str], what: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} must be a mapping of names to values, got {values!r}")
+    for name in values:
+        if name not in allowed:
+            raise ValueError(f"{what} has the unknown key {name!r}; allowed are {', '.join(allowed)}")
+
+
+def _choices(name: str, value: object) -> list:
+    """Return the values that a field takes in a grid."""
+    several = isinstance(value, list)
+    if several and not value:
+        raise ValueError(f"{name} is an empty list: it must have a value or more")
+    if several and name in _SEQUENCES and not any(isinstance(one, list) for one in value):
+        several = False
+    choices = value if several else [value]
+    for one in choices:
+        if isinstance(one, dict) or (isinstance(one, list) and name not in _SEQUENCES):
+            raise ValueError(f"{name} must be a value or a list of values, got {value!r}")
+    return [tuple(one) if isinstance(one, list) else one for one in choices]
+
+
+def _grid(every: Mapping[str, object], grid: object) -> tuple[Run, ...]:
+    """Return every run of a grid, the last field named varying fastest, and seeds slowest: so comparisons stay even."""
+    _check_keys(grid, (*_RUN_FIELDS, "seeds"), "a grid")
+    named = {**every, **grid}
+    if "seeds" in named:
+        if "seed" in named:
+            raise ValueError("seed and seeds exclude each other, got both")
+        count = named.pop("seeds")
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_RUNS:
+            raise ValueError(f"seeds must be a number of seeds from 1 to {_MOST_RUNS:,}, got {count!r}")
+        named["seed"] = list(range(count))
+    choices = {name: _choices(name, value) for name, value in named.items()}
+    if math.prod(map(len, choices.values())) > _MOST_RUNS:
+        raise ValueError(f"a grid must have at most {_MOST_RUNS:,} runs")
+    seeds = choices.pop("seed", [0])
+    return tuple(
+        Run(**dict(zip(choices, values, strict=True)), seed=seed)
+        for seed in seeds
+        for values in itertools.product(*choices.values())
+    )
+
+
+def _once(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the runs without those that were there before."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.hash, run)
+    return tuple(first.values())
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Runs by name: what a sweep trains, and where it records.
+
+    Attributes
+    ----------
+    path : Path
+        The file that it was read from.
+    title : str
+        What the runs are, for people.
+    every : dict
+        Fields that all runs share.
+    tiers : dict of int to tuple of Run
+        The runs by tier, each run in the first tier that names it.
+    """
+
+    path: Path
+    title: str
+    every: dict[str, object] = field(repr=False)
+    tiers: dict[int, tuple[Run, ...]] = field(repr=False)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Spec:
+        """Read a specification and check every run that it names.
+
+        Parameters
+        ----------
+        path
+            A ``.yaml`` file; see this module's description for what is in it.
+
+        Raises
+        ------
+        ValueError
+            In one sentence that names the file, the place in it, the value, and what is allowed.
+        OSError
+            If the file cannot be read.
+        """
+        path = Path(path)
+        if path.suffix != ".yaml":
+            raise ValueError(f"a specification must be a .yaml file, got {path}")
+        try:
+            with open(path, "rb") as file:
+                held = file.read(_MOST_BYTES + 1)
+            if len(held) > _MOST_BYTES:
+                raise ValueError(f"it must have at most {_MOST_BYTES:,} bytes")
+            return cls._of(path, yaml.load(held.decode("utf-8"), _Loader))
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from None
+        except (TypeError, ValueError, OverflowError, KeyError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def _of(cls, path: Path, held: object) -> Spec:
+        _check_keys(held, ("title", "every", "tiers"), "a specification")
+        title, every = held.get("title"), held.get("every", {})
+        if not isinstance(title, str) or not title.strip():
+            raise ValueError(f"title must be a line of text, got {title!r}")
+        _check_keys(every, _RUN_FIELDS, "every")
+        tiers = held.get("tiers")
+        if not isinstance(tiers, dict) or not tiers:
+            raise ValueError(f"tiers must name a tier or more, got {tiers!r}")
+        named: dict[int, tuple[Run, ...]] = {}
+        for number in tiers:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"a tier must have a number from 1 on, got {number!r}")
+        seen: set[str] = set()
+        for number in sorted(tiers):
+            grids = tiers[number]
+            if not isinstance(grids, list) or not grids:
+                raise ValueError(f"tier {number} must be a list of grids, got {grids!r}")
+            runs: list[Run] = []
+            for place, grid in enumerate(grids, 1):
+                try:
+                    runs += _grid(every, grid)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"tier {number}, grid {place}: {error}") from None
+            named[number] = tuple(run for run in _once(runs) if run.hash not in seen)
+            seen |= {run.hash for run in runs}
+        return cls(path, title.strip(), every, named)
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @property
+    def record(self) -> Path:
+        """The table of records, the ``.csv`` beside the specification."""
+        return self.path.with_suffix(".csv")
+
+    @property
+    def work(self) -> Path:
+        """Folder for what a sweep in progress keeps: claims, checkpoints, models."""
+        return self.path.parent / "work" / self.name
+
+    def runs(self, tier: int | None = None) -> tuple[Run, ...]:
+        """All runs up to and with a tier, all where it is None, in the order in which they are to be trained.
+
+        Raises
+        ------
+        ValueError
+            If there is no such tier.
+        """
+        if tier is not None and tier not in self.tiers:
+            raise ValueError(f"tier must be one of {', '.join(map(str, self.tiers))} in {self.path}, got {tier!r}")
+        return tuple(run for number, runs in self.tiers.items() if tier is None or number <= tier for run in runs)
+
+    def grid(self, **values: object) -> Spec:
+        """The same shared fields and records with the runs of one grid of your own, as its only tier.
+
+        Parameters
+        ----------
+        **values
+            As in a grid of the file: fields of a run with one value or a list of values, and ``seeds``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the file's grids.
+        """
+        every = {name: value for name, value in self.every.items() if name not in values}
+        return replace(self, tiers={1: _once(_grid(every, values))})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+
+_TEXT = ("hash", "key", "dataset", "source", "objective", "prior", "model", "likelihood", "kl", "sampling", "precision")
+_TEXT += ("status", "device", "commit", "images_title", "images_checksum")
+"""Columns whose cells are text as it stands; in all others a cell holds JSON. An empty cell is None."""
+
+_MEASURED = ("mig", "gaps", "mig_standard_error", "mig_error_bound", "log_likelihood", "log_likelihood_first_10000")
+_MEASURED += ("divergence", "elbo", "active_units", "exponents", "factors", "mutual_information", "entropy")
+_MEASURED += ("conditional_entropy",)
+_CIRCUMSTANCES = ("total_steps", "reduced", "train_seconds", "evaluation_seconds", "pack_size", "compiled", "device")
+_CIRCUMSTANCES += ("versions", "commit", "images", "images_title", "images_checksum", "procedural")
+COLUMNS = ("hash", "key", "status", "diverged_at", *_RUN_FIELDS, *_MEASURED, *_CIRCUMSTANCES)
+"""Columns of a table of records, in order."""
+
+_DIGITS = 9
+"""Significant digits of a number in a table."""
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"a record must hold finite numbers, got {value}")
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, (list, tuple)):
+        return [_rounded(one) for one in value]
+    return value
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if name in _TEXT:
+        return " ".join(str(value).split())
+    # A field of the run keeps all digits, since they are part of its hash.
+    exact = value if name in _RUN_FIELDS else _rounded(value)
+    return json.dumps(exact, separators=(",", ":"), allow_nan=False)
+
+
+def _row(record: Mapping[str, object]) -> dict[str, str]:
+    """Return a record's cells by column."""
+    held = dict(record)
+    if held.get("factors") is not None:
+        held["gaps"] = [held.get(f"mig_{name}") for name in held["factors"]]
+    return {name: _cell(name, held.get(name)) for name in COLUMNS}
+
+
+def _record(cells: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record that a row's cells hold."""
+    held = {}
+    for name, cell in cells.items():
+        held[name] = None if cell == "" else cell if name in _TEXT else json.loads(cell)
+    run = Run.from_dict({name: held.get(name) for name in _RUN_FIELDS if held.get(name) is not None})
+    if run.hash != held["hash"]:
+        raise ValueError(f"its fields are those of the run {run.hash}, not of {held['hash']}")
+    held |= {f"mig_{name}": gap for name, gap in zip(held["factors"] or (), held.pop("gaps", None) or (), strict=True)}
+    return held
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a table of records.
+
+    A last line that is cut off, as a copy that was interrupted leaves it, is left aside with a warning.
+
+    Parameters
+    ----------
+    path
+        The ``.csv`` file; where there is none, there are no records.
+
+    Returns
+    -------
+    list of dict
+        Every record once, in the order of the file: the run's fields, and what :func:`isa.training.train` records.
+
+    Raises
+    ------
+    ValueError
+        If a line is no record; the sentence names the line. Nothing in the file is changed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no table of records: {error}") from None
+    whole, torn = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+    records: dict[str, dict[str, Any]] = {}
+    header: list[str] = []
+    lines = whole.split("\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            (cells,) = csv.reader([line], strict=True)
+            if not header:
+                header = cells
+                if len(set(header)) < len(header) or not {"hash", "factors", "dataset", "objective"} <= set(header):
+                    raise ValueError("its columns are not those of records")
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"it has {len(cells)} cells, and the table has {len(header)} columns")
+            record = _record(dict(zip(header, cells, strict=True)))
+        except (ValueError, TypeError, KeyError, csv.Error, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is no record: {' '.join(str(error).split())}") from None
+        records.setdefault(record["hash"], record)
+    if torn:
+        warnings.warn(f"{path}: its last line is cut off and left aside", RecordsWarning, stacklevel=2)
+    return list(records.values())
+
+
+def _append(path: Path, added: Sequence[Mapping[str, object]]) -> None:
+    """Add records to a table, which is replaced as a whole; those that it has are left as they are."""
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecordsWarning)  # said when the sweep began
+            records = {record["hash"]: record for record in read_records(path)}
+        for record in added:
+            records.setdefault(record["hash"], record)
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_row, records.values()))
+        held = buffer.getvalue()
+        training._write_atomically(path, lambda temporary: Path(temporary).write_text(held, "utf-8", newline=""))
+
+
+class Records(Sequence[dict]):
+    """Recorded runs of a specification, in its order, and those that are missing.
+
+    Attributes
+    ----------
+    missing : tuple of Run
+        Runs that are named and not recorded.
+    command : str
+        The command that trains them.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], missing: Sequence[Run], command: str) -> None:
+        self.rows = list(rows)
+        self.missing = tuple(missing)
+        self.command = command
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} of {self.wanted} runs recorded>"
+
+    @property
+    def wanted(self) -> int:
+        """How many runs there are, recorded or not."""
+        return len(self.rows) + len(self.missing)
+
+    def select(self, **values: object) -> Records:
+        """Those whose fields equal the values, a list of values meaning any of them; also of the missing runs.
+
+        A field of a record alone, such as ``status``, says nothing of missing runs, which are then left out.
+
+        Raises
+        ------
+        KeyError
+            If a name is neither a run's nor a record's.
+        """
+        for name in values:
+            if name not in COLUMNS:
+                raise KeyError(f"{name!r} is no column of records: they are {', '.join(COLUMNS)}")
+
+        def plain(value: object) -> object:
+            return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+        def chosen(of: Callable[[str], object]) -> bool:
+            for name, value in values.items():
+                several = isinstance(value, list)
+                if plain(of(name)) not in (list(map(plain, value)) if several else [plain(value)]):
+                    return False
+            return True
+
+        rows = [row for row in self.rows if chosen(row.get)]
+        missing = [run for run in self.missing if all(hasattr(run, name) for name in values)]
+        missing = [run for run in missing if chosen(lambda name, run=run: getattr(run, name))]
+        return Records(rows, missing, self.command)
+
+    def column(self, name: str) -> np.ndarray:
+        """One field of every record; of measured numbers, NaN where a run diverged.
+
+        Raises
+        ------
+        KeyError
+            If no record has it.
+        """
+        if self.rows and not any(name in row for row in self.rows):
+            raise KeyError(f"no record has {name!r}")
+        values = [row.get(name) for row in self.rows]
+        if all(value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values):
+            return np.array([math.nan if value is None else value for value in values], float)
+        return np.array(values, dtype=object if any(isinstance(value, (list, dict)) for value in values) else None)
+
+
+def _read(spec: Spec, runs: Sequence[Run], command: str) -> Records:
+    held = {record["hash"]: record for record in read_records(spec.record)}
+    rows = [held[run.hash] for run in runs if run.hash in held]
+    return Records(rows, [run for run in runs if run.hash not in held], command)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How long it takes
+
+
+def _kind(of: Callable[[str], Any], base: str) -> tuple:
+    """What the time of a step depends on."""
+    names = ("dataset", "model", "latent_dim", "batch_size", "precision", "learn_exponents")
+    return base, of("prior") == "normal", *(of(name) for name in names)
+
+
+class _Speed:
+    """Seconds that runs take on one device, by what is recorded of runs of their kind on it."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        self.steps: dict[tuple, list[float]] = {}
+        self.evaluations: dict[tuple, list[float]] = {}
+        name = training._device_name(device)
+        for record in records:
+            if record["device"] == name and record["status"] == "trained":
+                kind = _kind(record.get, training.OBJECTIVES[record["objective"]])
+                step = record["train_seconds"] / record["total_steps"] / record["pack_size"]
+                self.steps.setdefault(kind, []).append(step)
+                self.evaluations.setdefault(kind, []).append(record["evaluation_seconds"])
+
+    def step(self, run: Run) -> float | None:
+        """Seconds of one step of one run, or None where no run of its kind is recorded."""
+        return self._median(self.steps, run)
+
+    def __call__(self, run: Run, done: int = 0) -> float | None:
+        """Seconds of a run with ``done`` steps behind it, or None where no run of its kind is recorded."""
+        step, evaluation = self.step(run), self._median(self.evaluations, run)
+        return None if step is None else step * (run.total_steps - done) + evaluation
+
+    @staticmethod
+    def _median(times: dict[tuple, list[float]], run: Run) -> float | None:
+        known = times.get(_kind(lambda name: getattr(run, name), run.base))
+        return statistics.median(known) if known else None
+
+
+class Status(NamedTuple):
+    """What is done and what remains of one tier."""
+
+    tier: int
+    runs: int
+    recorded: int
+    diverged: int
+    in_progress: int
+    """Runs that some sweep on this file system trains at the moment."""
+    seconds: float | None
+    """What remains takes so long on this device, by the record; None where a kind of run is not recorded on it."""
+
+
+def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
+    """Say what is done, what remains, and how long that will take, tier by tier.
+
+    Parameters
+    ----------
+    spec
+        The specification.
+    device
+        Where the rest would be trained; by default as :func:`sweep` chooses.
+    """
+    records = read_records(spec.record)
+    held = {record["hash"]: record for record in records}
+    speed = _Speed(records, _device(device))
+    found = []
+    for tier, runs in spec.tiers.items():
+        done = [held[run.hash] for run in runs if run.hash in held]
+        missing = [run for run in runs if run.hash not in held]
+        times = [speed(run, _steps_done(spec, run)) for run in missing]
+        claimed = sum(_Claim(spec, run).is_held() for run in missing)
+        diverged = sum(record["status"] == "diverged" for record in done)
+        seconds = None if None in times else sum(times)
+        found.append(Status(tier, len(runs), len(done), diverged, claimed, seconds))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class _Claim:
+    """A lock that says that a run is being trained; it ends with its process, however that ends."""
+
+    def __init__(self, spec: Spec, run: Run) -> None:
+        self.path = spec.work / "claims" / f"{run.hash}.lock"
+        self.lock = filelock.FileLock(self.path)
+
+    def acquire(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def is_held(self) -> bool:
+        """Whether some process has it."""
+        if not self.path.exists():
+            return False
+        if self.acquire():
+            self.release()
+            return False
+        return True
+
+
+class _OutOfTime(Exception):
+    """The run in training would not be done within the budget."""
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@lru_cache(maxsize=1)
+def _dataset(name: str, source: str | None, cache_dir: str | None) -> data.FactorDataset:
+    return data.load(name, source, cache_dir=cache_dir)
+
+
+def _source(run: Run) -> str | None:
+    """Return the path of a run's published data, an environment variable in it put in.
+
+    Raises
+    ------
+    ValueError
+        If the variable is not set or nothing lies there.
+    """
+    if run.source is None:
+        return None
+    path = os.path.expanduser(os.path.expandvars(run.source))
+    unset = re.search(r"\$\{?(\w+)", path)
+    if unset:
+        raise ValueError(
+            f"{run.dataset} is to be read from {run.source}: set {unset[1]} to where the published data lie"
+        )
+    if not os.path.exists(path):
+        raise ValueError(f"source must be where the published data of {run.dataset} lie, got {path}")
+    return path
+
+
+def _steps_done(spec: Spec, run: Run) -> int:
+    try:
+        done = training._checkpoint_step(spec.work / "checkpoints", run)
+    except CheckpointError:
+        return 0
+    return done if done <= run.total_steps else 0
+
+
+def _train(
+    runs: Sequence[Run],
+    *,
+    device: torch.device,
+    cache_dir: str | None,
+    checkpoints: Path | None,
+    checkpoint_every: int,
+    models: Path | None,
+    progress: bool | None,
+    deadline: float = math.inf,
+) -> list[dict[str, Any]]:
+    """Train and measure runs of one shape, here; returns their records.
+
+    Raises
+    ------
+    _OutOfTime
+        If they would not be done at ``deadline``, in seconds of ``time.monotonic``.
+    """
+    looks: list[tuple[float, int]] = []
+
+    def watch(step: int, terms: object) -> None:
+        looks.append((time.monotonic(), step))
+        if len(looks) < 3 or step == runs[0].total_steps:  # between the first two, the step is compiled
+            return
+        (began, first), (now, _) = looks[1], looks[-1]
+        if now + (now - began) / (step - first) * (runs[0].total_steps - step) > deadline:
+            raise _OutOfTime
+
+    dataset = _dataset(runs[0].dataset, _source(runs[0]), cache_dir)
+    options: dict[str, Any] = {"dataset": dataset, "device": device, "progress": progress, "checkpoints": checkpoints}
+    if math.isfinite(deadline):
+        options["callback"] = watch
+    results = training.train_pack(runs, checkpoint_every=checkpoint_every, **options)
+    for result in results:
+        if models is not None:
+            result.save(models / result.run.key)
+    return [result.record for result in results]
+
+
+def _packs(missing: Sequence[Run], size: int) -> Iterator[list[Run]]:
+    """Yield the runs in order, each with up to ``size`` - 1 later ones that can be trained with it."""
+    left = {run.hash: run for run in missing}
+    while left:
+        first = next(iter(left.values()))
+        # A longer run of the same course waits, since it goes on from where a shorter one ends.
+        pack = [run for run in left.values() if run.pack_key == first.pack_key][:size]
+        for run in pack:
+            del left[run.hash]
+        yield pack
+
+
+_CHECKPOINT_SECONDS = 120.0
+_POLL_SECONDS = 2.0
+_GPU_PACK = 16
+
+
+class _Local:
+    """Runs trained in this process."""
+
+    def __init__(self, spec: Spec, options: Mapping[str, Any], size: int, deadline: float) -> None:
+        self.spec = spec
+        self.options = options
+        self.size = size
+        self.deadline = deadline
+
+    def __call__(self, runs: list[Run], speed: _Speed) -> list[dict[str, Any]]:
+        folder = self.spec.work / "checkpoints"
+        step = speed.step(runs[0])
+        total = runs[0].total_steps
+        every = 500 if step is None else math.ceil(_CHECKPOINT_SECONDS / (step * len(runs)) / 25) * 25
+        options = {**self.options, "checkpoints": folder, "checkpoint_every": min(max(every, 1), total)}
+        try:
+            return _train(runs, **options, deadline=self.deadline)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; it is moved away, and the run starts anew", RecordsWarning, stacklevel=2)
+            for run in runs:
+                path = training._checkpoint(folder, run)
+                if path.exists():
+                    path.replace(path.with_name(f"{path.name}.unreadable"))
+            return _train(runs, **options, deadline=self.deadline)
+        except torch.OutOfMemoryError:
+            if len(runs) == 1:
+                raise
+            self.size = len(runs) // 2
+            warnings.warn(f"{len(runs)} runs at once do not fit; {self.size} are tried", RecordsWarning, stacklevel=2)
+            torch.cuda.empty_cache()
+            return []
+
+
+def sweep(
+    spec: Spec | str | os.PathLike[str],
+    *,
+    tier: int | None = None,
+    budget: float | None = None,
+    device: str | torch.device | None = None,
+    pack: int | None = None,
+    scheduler: str | None = None,
+    keep_models: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    report: Callable[[str], object] | None = None,
+) -> Records:
+    """Train every run of a specification that is not recorded yet, and return the records.
+
+    Parameters
+    ----------
+    spec
+        The specification, or its path.
+    tier
+        The last tier that is trained and returned; all by default.
+    budget
+        Seconds. Nothing is started that would not be done by then, going by the record of this device; a run of a kind
+        that is not recorded is started, and stopped at a checkpoint once its speed shows that it would not. 0 trains
+        nothing.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU where there is one.
+    pack
+        Runs that train at once; by default 16 on a GPU, 1 on a CPU.
+    scheduler
+        Address of a Dask scheduler, on whose workers the runs are trained.
+    keep_models
+        Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4.
+    cache_dir
+        Where drawn images are kept; see :func:`isa.data.load`.
+    progress
+        Show a progress bar of each run; by default where stderr is a terminal.
+    report
+        Called with a line on each run that is recorded.
+
+    Returns
+    -------
+    Records
+        Of all runs up to the tier, those that were recorded before included.
+
+    Raises
+    ------
+    ValueError
+        If the specification, its records, an option, or the place of published data is not as it must be; before
+        anything is trained.
+    OSError
+        If a record cannot be written, as on a full disk. All earlier records stay, and the run goes on from its
+        checkpoint in the next sweep.
+    """
+    if not isinstance(spec, Spec):
+        spec = Spec.read(spec)
+    runs = spec.runs(tier)
+    command = f"isa sweep {_shown(spec.path)}{'' if tier is None else f' --tier {tier}'}"
+    if budget is not None and not budget >= 0:
+        raise ValueError(f"budget must be a number of seconds, at least 0, got {budget}")
+    if pack is not None and (isinstance(pack, bool) or not isinstance(pack, int) or pack < 1):
+        raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
+    found = _read(spec, runs, command)
+    if not found.missing or budget == 0:
+        return found
+    deadline = math.inf if budget is None else time.monotonic() + budget
+    for run in {(run.dataset, run.source): run for run in found.missing}.values():
+        _source(run)
+    options = {
+        "device": _device(device),
+        "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
+        "models": spec.work / "models" if keep_models else None,
+        "progress": progress,
+    }
+    say = report or (lambda line: None)
+    if scheduler is not None:
+        from isa import cluster
+
+        cluster.train(spec, found.missing, scheduler, options, deadline, say)
+        return _read(spec, runs, command)
+    size = pack or (_GPU_PACK if options["device"].type == "cuda" else 1)
+    _sweep_here(spec, runs, _Local(spec, options, size, deadline), deadline, say)
+    return _read(spec, runs, command)
+
+
+def _shown(path: Path) -> str:
+    """The path as it is best shown: relative to where the process is, where it lies below."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float, say: Callable[[str], object]) -> None:
+    """Train what is missing pack by pack, leaving alone what other sweeps have claimed until they are done or gone."""
+    given_up: set[str] = set()
+    while True:
+        records = read_records(spec.record)
+        held = {record["hash"] for record in records}
+        missing = [run for run in runs if run.hash not in held | given_up]
+        if not missing:
+            return
+        speed = _Speed(records, engine.options["device"])
+        with ExitStack() as claims:
+            mine = _claimed(spec, missing, engine.size, claims)
+            if not mine:  # all in other hands
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_POLL_SECONDS)
+                continue
+            held = {record["hash"] for record in read_records(spec.record)}  # those recorded since by others
+            mine = [run for run in mine if run.hash not in held]
+            if not mine:
+                continue
+            seconds = [speed(run, _steps_done(spec, run)) for run in mine]
+            if None not in seconds and time.monotonic() + sum(seconds) > deadline:
+                given_up |= {run.hash for run in mine}
+                continue
+            try:
+                added = engine(mine, speed)
+            except _OutOfTime:
+                say(
+                    f"not in time: {', '.join(run.key for run in mine)}; it goes on from its checkpoint in the next sweep"
+                )
+                given_up |= {run.hash for run in mine}
+                continue
+            record_results(spec, runs, added, say)
+
+
+def _claimed(spec: Spec, missing: Sequence[Run], size: int, claims: ExitStack) -> list[Run]:
+    """Claim the first pack of runs of which any is free; returns those that are now this process's."""
+    for group in _packs(missing, max(size, 1)):
+        mine = []
+        for run in group:
+            claim = _Claim(spec, run)
+            if claim.acquire():
+                claims.callback(claim.release)
+                mine.append(run)
+        if mine:
+            return mine
+    return []
+
+
+def record_results(
+    spec: Spec, runs: Sequence[Run], added: Sequence[dict[str, Any]], say: Callable[[str], object]
+) -> None:
+    """Add records to the table, then remove the checkpoints that no run goes on from."""
+    if not added:
+        return
+    try:
+        _append(spec.record, added)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, f"no space left to record in {spec.record}; all earlier records stay") from None
+        raise
+    by_hash = {run.hash: run for run in runs}
+    for record in added:
+        run = by_hash[record["hash"]]
+        longer = any(other.course == run.course and other.total_steps > run.total_steps for other in runs)
+        if not longer:
+            training.remove_checkpoint(run, spec.work / "checkpoints")
+        say(describe(record))
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """One line on a record."""
+    if record["status"] == "diverged":
+        return f"{record['key']}  diverged at step {record['diverged_at']:,}"
+    fit = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
+    return f"{record['key']}  {fit}  {record['train_seconds']:.0f} s"

@@ -1,0 +1,72 @@
+"""Sweeps of runs that take milliseconds: a small data set and small networks in the place of the real ones.
+
+Importing this module puts them there, in the process that imports it: the tests' own, a worker's (``--preload``), or
+that of a sweep started as ``python tests/tiny_sweep.py ARGUMENTS OF isa``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from isa import cli, models, sweep
+from isa.data import Factor, FactorDataset, Provenance
+
+SIZES = (2, 5, 7)
+
+SPEC = """\
+title: Runs that take milliseconds
+every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, steps: 6, precision: fp32}
+tiers:
+  1:
+    - {objective: beta-vae, beta: [1, 4], seeds: 2}
+  2:
+    - {objective: beta-vae, beta: [1, 4], seeds: 3}
+    - {objective: isa-vae, subspaces: [2, 1], seeds: 3}
+"""
+
+
+def small(latent_dim: int, channels: int) -> models.VAE:
+    """The perceptrons of A.4, a hundredth as wide."""
+    pixels = channels * models.IMAGE_SIZE**2
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 12), nn.ReLU(), nn.Linear(12, 2 * latent_dim))
+    decoder = nn.Sequential(nn.Linear(latent_dim, 12), nn.Tanh(), nn.Linear(12, pixels))
+    return models.VAE(models.Encoder(encoder, latent_dim), models.Decoder(decoder, channels))
+
+
+def squares() -> FactorDataset:
+    """Return a square of two sizes on a grid of positions."""
+    images = np.zeros((*SIZES, 64, 64), np.uint8)
+    for size, x, y in np.ndindex(SIZES):
+        images[size, x, y, 8 * y : 8 * y + 6 + 4 * size, 10 * x : 10 * x + 6 + 4 * size] = 1
+    factors = [Factor(name, range(count)) for name, count in zip(("size", "x", "y"), SIZES, strict=True)]
+    provenance = Provenance("drawn", "none", "none", "squares", True)
+    rows = torch.from_numpy(np.packbits(images.reshape(-1, 4096), axis=1))
+    return FactorDataset("cars3d", "squares", factors, rows, provenance, image_shape=(1, 64, 64), packed=True)
+
+
+def write_spec(folder: Path, text: str = SPEC) -> Path:
+    """Write a specification and return its path."""
+    path = folder / "tiny.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _slow_dataset(name: str, source: str | None, cache_dir: str | None) -> FactorDataset:
+    # gives a test the time to kill the process in the midst of its runs
+    time.sleep(float(os.environ.get("TINY_SWEEP_SECONDS", 0)))
+    return DATASET
+
+
+DATASET = squares()
+models.MODELS["small"] = small
+sweep._dataset = _slow_dataset
+
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
