@@ -391,9 +391,7 @@ def _add_sweep(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS", help="start nothing that would not be done within this time"
     )
-    parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://head:8786; local without"
-    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://head:8786")
     parser.add_argument("--pack", type=int, metavar="N", help="runs that train at once; 16 on a GPU, 1 on a CPU")
     parser.add_argument("--keep-models", action="store_true", help="keep the trained models, below runs/work/")
     parser.add_argument("--cache-dir", metavar="DIR", help="where drawn and reduced images are kept; as for isa data")
@@ -435,9 +433,9 @@ def _add_status(subparsers: argparse._SubParsersAction) -> None:
         "status",
         help="what of a specification is done, what remains, and how long it will take here",
         description=(
-            "Print, tier by tier, how many runs a specification names, how many are recorded, how many diverged and how "
-            "many some sweep is training, and how long the rest will take on this machine, going by the runs of the "
-            "same kind that it has recorded."
+            "Print, tier by tier, how many runs a specification names, how many are recorded, how many diverged, how many "
+            "some sweep is training, and how long the rest will take on this machine, going by the runs of the same "
+            "kind that it has recorded."
         ),
         epilog="example: isa status runs/dsprites.yaml",
     )

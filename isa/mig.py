@@ -97,15 +97,19 @@ class MutualInformationGap:
         ``log q - log q_exact``: the absolute mean of this at ``checked_points`` draws taken at random, with ``q_exact``
         summed over all posteriors in float64, plus three standard errors of that mean. It is a bound at this
         confidence (0.997 for normal deviations), not a certain one.
+    gaps_error_bound
+        (F,) what these errors can do to each of ``gaps``, at most.
     error_bound
-        What these errors can do to ``score``, at most.
+        The same of ``score``: their mean.
     checked_points
         Draws of one entropy compared with the exact sum.
     mutual_information_standard_error
         (F, C) Monte-Carlo standard error, from the scatter of the draws. It treats the images as drawn at random; where
         every image is used it therefore errs on the large side.
+    gaps_standard_error
+        (F,) the same of ``gaps``, by independent errors of the two columns of a gap.
     standard_error
-        The same of ``score``, by independent errors of the two columns of a gap and fully dependent errors of factors.
+        The same of ``score``: the mean of ``gaps_standard_error``, as if errors of factors were fully dependent.
     bootstrap_scores
         (B,) scores under resampling, see :func:`mutual_information_gap`; empty where none were asked for.
     """
@@ -119,9 +123,11 @@ class MutualInformationGap:
     columns: tuple[tuple[int, ...], ...]
     entropy_error: Tensor
     conditional_entropy_error: Tensor
+    gaps_error_bound: Tensor
     error_bound: float
     checked_points: int
     mutual_information_standard_error: Tensor
+    gaps_standard_error: Tensor
     standard_error: float
     bootstrap_scores: Tensor
 
@@ -645,9 +651,11 @@ def _assemble(
         columns=columns,
         entropy_error=errors[0],
         conditional_entropy_error=errors[1:],
+        gaps_error_bound=bound,
         error_bound=float(bound.mean()),
         checked_points=checked_points,
         mutual_information_standard_error=standard,
+        gaps_standard_error=gap_error,
         standard_error=float(gap_error.mean()),
         bootstrap_scores=_bootstrap(estimates, mixtures, log_size, n_bootstrap, generator),
     )

@@ -19,12 +19,12 @@ r"""Every run of a specification, trained once and recorded (Sec. 4: 1,280 exper
 A grid gives each field of :class:`isa.training.Run` one value or a list of values, and stands for every combination;
 ``seeds: 10`` is short for the seeds from 0 to 9. What is not given is the data set's default (Tables 1 and 2).
 
-**Records** are one table a specification, the ``.csv`` beside it: a row a run, known by the run's hash. A recorded run is
-not trained again, so that a sweep that was killed at any moment goes on where it stopped. The table is replaced as a
-whole by one that has the new row, under a lock; two sweeps over one specification share its runs between them.
+**Records** are one table a specification, the ``.csv`` beside it: a row a run, known by the run's hash. A recorded run
+is not trained again, so that a sweep that was killed at any moment goes on where it stopped. The table is replaced as
+a whole by one that has the new row, under a lock; two sweeps over one specification share its runs between them.
 
-**Where runs train.** In this process one after the other, on a GPU in packs (:func:`isa.training.train_pack`); or on the
-workers of a Dask cluster (``scheduler``). Records are written by the sweeping process alone.
+**Where runs train.** In this process one after the other, on a GPU in packs (:func:`isa.training.train_pack`); or on
+the workers of a Dask cluster (``scheduler``). Records are written by the sweeping process alone.
 """
 
 from __future__ import annotations
@@ -836,9 +836,8 @@ def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float
             try:
                 added = engine(mine, speed)
             except _OutOfTime:
-                say(
-                    f"not in time: {', '.join(run.key for run in mine)}; it goes on from its checkpoint in the next sweep"
-                )
+                names = ", ".join(run.key for run in mine)
+                say(f"not in time, to go on from the last checkpoint another time: {names}")
                 given_up |= {run.hash for run in mine}
                 continue
             record_results(spec, runs, added, say)
