@@ -433,9 +433,9 @@ def _add_status(subparsers: argparse._SubParsersAction) -> None:
         "status",
         help="what of a specification is done, what remains, and how long it will take here",
         description=(
-            "Print, tier by tier, how many runs a specification names, how many are recorded, how many diverged, how many "
-            "some sweep is training, and how long the rest will take on this machine, going by the runs of the same "
-            "kind that it has recorded."
+            "Print, tier by tier, how many runs a specification names, how many are recorded, how many diverged, how "
+            "many some sweep is training, and how long the rest will take on this machine, going by the runs of the "
+            "same kind that it has recorded."
         ),
         epilog="example: isa status runs/dsprites.yaml",
     )
