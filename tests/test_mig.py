@@ -97,6 +97,19 @@ def test_fast_entropies_are_the_double_sums(name, grid_only):
     assert max(reported) < 2e-3
 
 
+def test_error_bounds_of_gaps_hold(monkeypatch):
+    mean, log_var = (np.stack([values[i] for values in HARD.values()], 1) for i in (0, 1))
+    results = []
+    for direct in (0, 10**12):
+        monkeypatch.setattr(mig, "_DIRECT_PAIRS", direct)
+        monkeypatch.setattr(mig, "_DIRECT_MEMBERS", direct)
+        results.append(gap(mean, log_var))
+    fast, slow = results
+    assert ((fast.gaps - slow.gaps).abs() <= fast.gaps_error_bound).all()
+    assert ((fast.gaps_error_bound > 0) & (fast.gaps_error_bound < 5e-3)).all() and not slow.gaps_error_bound.any()
+    assert fast.error_bound == pytest.approx(float(fast.gaps_error_bound.mean()))
+
+
 def test_double_sums_are_taken_where_they_are_cheap():
     mean, log_var = (np.stack([values[i] for values in HARD.values()], 1) for i in (0, 1))
     result = gap(mean, log_var, factors=(1,))
@@ -301,8 +314,11 @@ def test_standard_errors_cover_the_scatter_of_draws():
     # Images are not drawn anew, so the scatter is smaller, but of the same order. The scatter is known to 5 %.
     assert (scatter < 1.15 * reported).all()
     assert (scatter > 0.2 * reported).all()
+    gaps, errors = (torch.stack([getattr(r, name) for r in runs]) for name in ("gaps", "gaps_standard_error"))
+    assert (gaps.std(0) < 1.15 * errors.mean(0)).all() and (gaps.std(0) > 0.2 * errors.mean(0)).all()
     scores = torch.tensor([r.score for r in runs])
     assert float(scores.std()) < 1.15 * np.mean([r.standard_error for r in runs])
+    assert runs[0].standard_error == pytest.approx(float(errors[0].mean()))
 
 
 def test_bootstrap_scatter_is_the_standard_error():

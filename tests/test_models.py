@@ -117,6 +117,44 @@ def test_mlp_computes_the_printed_listing():
     torch.testing.assert_close(vae.decode(posterior.mean), out.view(2, 1, 64, 64))
 
 
+def test_the_convolutional_pair_computes_its_layers():
+    """Convolution, batch normalisation and ReLU, written out; the last layer of each network is bare."""
+    vae = models.build("conv", 3, channels=3, seed=1)
+    for module in vae.modules():  # statistics and scales that are not 0 and 1
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.running_mean, module.running_var, module.weight, module.bias):
+                nn.init.uniform_(value, 0.5, 1.5, generator=torch.Generator().manual_seed(value.numel()))
+    vae.eval()
+    w = {key: value.detach() for key, value in vae.state_dict().items()}
+
+    def normalised(h, key):
+        mean, var, scale, shift = (
+            w[f"{key}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (scale * (h - mean) / (var + 1e-5).sqrt() + shift).clamp_min(0)
+
+    h = x = torch.rand(2, 3, 64, 64)
+    for layer in (0, 3, 6, 9, 12):
+        options = {"stride": 2, "padding": 1} if layer < 12 else {}
+        key = f"encoder.net.{layer}"
+        h = nn.functional.conv2d(h, w[f"{key}.weight"], w[f"{key}.bias"], **options)
+        h = normalised(h, f"encoder.net.{layer + 1}")
+        assert h.shape[1:] == {0: (32, 32, 32), 3: (32, 16, 16), 6: (64, 8, 8), 9: (64, 4, 4), 12: (512, 1, 1)}[layer]
+    out = h.flatten(1) @ w["encoder.net.15.weight"].flatten(1).T + w["encoder.net.15.bias"]
+    posterior = vae.encode(x)
+    torch.testing.assert_close(torch.cat([posterior.mean, posterior.log_var], 1), out, rtol=1e-4, atol=1e-4)
+
+    h = z = posterior.mean.detach()
+    h = h[:, :, None, None]
+    for layer in (1, 4, 7, 10, 13, 16):
+        options = {"stride": 2, "padding": 1} if layer > 4 else {}
+        key = f"decoder.net.{layer}"
+        h = nn.functional.conv_transpose2d(h, w[f"{key}.weight"], w[f"{key}.bias"], **options)
+        if layer < 16:
+            h = normalised(h, f"decoder.net.{layer + 1}")
+    torch.testing.assert_close(vae.decode(z), h, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "construct",
     [
@@ -131,6 +169,16 @@ def test_seed_decides_and_global_state_stays(construct):
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_initial_parameters_are_those_that_pytorch_draws(name):
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    plain = models.MODELS[name](4, 3).state_dict()
+    torch.set_rng_state(state)
+    built = models.build(name, 4, channels=3, seed=5).state_dict()
+    assert all(torch.equal(built[key], value) for key, value in plain.items())
 
 
 def test_initialisation_is_uniform_within_the_fan_in_bound():

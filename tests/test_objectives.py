@@ -356,6 +356,24 @@ def test_stacked_models_equal_each_alone():
         torch.testing.assert_close(means.marginals[i, j], alone.marginals.mean(0))
 
 
+@pytest.mark.parametrize("ill", [math.nan, math.inf, 1e200])
+def test_a_model_that_has_diverged_spoils_no_other(ill, block):
+    """Values and gradients, as computed on a processor and, all models at once, on an accelerator."""
+    well = batch(3, 11, 4)
+    spoilt = [v.clone() for v in well]
+    for v in spoilt:
+        v[1] = ill
+    ones = torch.ones_like(well[0])
+    for function in (objectives._aggregate, objectives._aggregate_stacked):
+        weights = (ones[..., 0], ones)
+        upstream = (weights,) if function is objectives._aggregate_stacked else weights
+        for result, value in zip(
+            function(*spoilt, 0.1, 0.3, *upstream), function(*well, 0.1, 0.3, *upstream), strict=True
+        ):
+            torch.testing.assert_close(result[[0, 2]], value[[0, 2]], rtol=1e-12, atol=1e-12)
+            assert not torch.equal(result[1], value[1])
+
+
 def test_accelerators_stacked_sums_equal_the_processors():
     inputs = batch(3, 11, 4)
     weights = draw(3, 11), draw(3, 11, 4, seed=1)
