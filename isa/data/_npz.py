@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import zipfile
 import zlib
@@ -33,6 +34,10 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
+        raise SourceError(f"{path} is not a readable zip archive, or is truncated: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a directory that points to before the file's start
+            raise
         raise SourceError(f"{path} is not a readable zip archive, or is truncated: {error}") from error
 
 

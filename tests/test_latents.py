@@ -1,0 +1,435 @@
+"""Portraits of trained models: averages against slow loops, traversals, files that are none, the representative."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from isa import latents
+from isa.analysis import representative
+from isa.data import Factor, FactorDataset, Provenance
+from isa.latents import Portrait, View, find_representative, portrait
+from isa.mig import active_units, mutual_information_gap
+
+SIZES = (2, 3, 4, 5)
+FACTORS = (
+    Factor("height", np.linspace(0, 1, 2), "m"),
+    Factor("kind", np.array(["one", "two", "three"])),
+    Factor("turn", np.arange(4), "rad"),
+    Factor("side", np.linspace(-1, 1, 5), "m"),
+)
+N, K = 120, 6
+SPLIT = View("kind", ("side", "height"))
+
+
+class Painter(nn.Module):
+    """Stands for a trained model: a decoder that is not linear, and a dropout that must be switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(K, 3 * 4 * 6, generator=generator))
+        self.dropout = nn.Dropout(0.5)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return self.dropout(z @ self.weight).reshape(-1, 3, 4, 6)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> FactorDataset:
+    images = np.random.default_rng(0).integers(0, 256, (*SIZES, 4, 6, 3), dtype=np.uint8)
+    return FactorDataset.from_array("toy", "Toy", FACTORS, images, Provenance("a test", "MIT", "no", "no", True))
+
+
+def measured(mean: torch.Tensor, log_var: torch.Tensor, likelihood: str = "bernoulli", **record) -> SimpleNamespace:
+    mig = mutual_information_gap(mean, log_var, SIZES, (0, 2, 3), generator=torch.Generator().manual_seed(0))
+    evaluation = SimpleNamespace(mean=mean, log_var=log_var, active=active_units(mean), mig=mig)
+    about = {"key": "toy-isa-vae-1-seed0-0123", "hash": "0123", "mig": mig.score, "source": "somewhere", **record}
+    return SimpleNamespace(
+        model=Painter().train(), run=SimpleNamespace(likelihood=likelihood), evaluation=evaluation, record=about
+    )
+
+
+@pytest.fixture(scope="module")
+def result() -> SimpleNamespace:
+    """Latents that follow side, nothing, turn, height, side more loosely, and nothing: with a little of all in each."""
+    index = np.stack(np.unravel_index(np.arange(N), SIZES), 1)
+    rng = np.random.default_rng(1)
+    mean = rng.normal(0, 0.01, (N, K))
+    for latent, (factor, strength) in {0: (3, 1.0), 2: (2, 0.8), 3: (0, -2.0), 4: (3, 0.3)}.items():
+        mean[:, latent] += strength * index[:, factor] + rng.normal(0, 0.2, N) + 0.1 * index[:, 1]
+    log_var = rng.normal(-4, 0.5, (N, K))
+    return measured(torch.tensor(mean, dtype=torch.float32), torch.tensor(log_var, dtype=torch.float32))
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+
+def slow_average(mean: np.ndarray, held: dict[int, int]) -> np.ndarray:
+    """Mean over the images at which some factors have these indices, one image after the other."""
+    total, count = np.zeros(K), 0
+    for number, place in enumerate(itertools.product(*map(range, SIZES))):
+        if all(place[factor] == index for factor, index in held.items()):
+            total += mean[number].astype(float)
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    "view", [SPLIT, View(), View("height", ("kind", "turn")), View("side"), View(None, ("height", "side"))], ids=str
+)
+def test_averages_are_those_of_a_loop_over_images(result, dataset, view):
+    found = portrait(result, dataset, view=view)
+    mean = result.evaluation.mean.numpy()
+    names = dataset.factor_names
+    split = None if view.split is None else names.index(view.split)
+    for factor, name in enumerate(names):
+        parts = [None] if split is None or factor == split else range(SIZES[split])
+        assert found.curves[name].shape == (K, len(parts), SIZES[factor])
+        for row, part in enumerate(parts):
+            for index in range(SIZES[factor]):
+                held = {factor: index} if part is None else {factor: index, split: part}
+                np.testing.assert_allclose(found.curves[name][:, row, index], slow_average(mean, held), atol=1e-6)
+    if view.plane is None:
+        assert found.plane is None
+    else:
+        rows, columns = (names.index(name) for name in view.plane)
+        assert found.plane.shape == (K, SIZES[rows], SIZES[columns])
+        for r, c in itertools.product(range(SIZES[rows]), range(SIZES[columns])):
+            np.testing.assert_allclose(found.plane[:, r, c], slow_average(mean, {rows: r, columns: c}), atol=1e-6)
+
+
+def test_moments(result, dataset):
+    found = portrait(result, dataset)
+    mean, log_var = result.evaluation.mean.double().numpy(), result.evaluation.log_var.double().numpy()
+    np.testing.assert_allclose(found.mean, mean.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.deviation, mean.std(0), rtol=1e-6)
+    np.testing.assert_allclose(found.noise, np.sqrt(np.exp(log_var).mean(0)), rtol=1e-6)
+
+
+def test_active_latents_in_the_order_of_what_they_know(result, dataset):
+    found = portrait(result, dataset)
+    assert found.scored == ("height", "turn", "side")
+    assert found.shown.tolist() == [3, 2, 0, 4]
+    information = result.evaluation.mig.mutual_information.numpy()
+    np.testing.assert_allclose(found.mutual_information, information, rtol=1e-6)
+    assert {k: factor for k, (factor, _) in found.informative.items()} == {3: "height", 2: "turn", 0: "side", 4: "side"}
+    assert found.informative[0][1] == pytest.approx(information[2, 0])
+    assert information[2, 0] > information[2, 4] > 0.1
+
+
+# --- traversals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("view", [SPLIT, View()], ids=["split", "whole"])
+def test_traversals_are_decoded_from_the_middle_image_between_the_extremes(result, dataset, likelihood, view):
+    result = SimpleNamespace(**{**vars(result), "run": SimpleNamespace(likelihood=likelihood)})
+    found = portrait(result, dataset, view=view, steps=5)
+    mean = result.evaluation.mean.numpy()
+    kinds = range(3) if view.split else [1]
+    assert found.traversals.shape == (4, len(kinds), 5, 3, 4, 6)
+    for s, kind in enumerate(kinds):
+        start = np.ravel_multi_index((1, kind, 2, 2), SIZES)
+        assert np.array_equal(found.originals[s], dataset.storage[start].numpy())
+        assert np.array_equal(found.reconstructions[s], painted(mean[start], likelihood))
+        for a, k in enumerate(found.shown):
+            line = [mean[:, k].min() + t / 4 * (mean[:, k].max() - mean[:, k].min()) for t in range(5)]
+            np.testing.assert_allclose(found.values[a], line, rtol=1e-5)
+            for t in range(5):
+                z = mean[start].copy()
+                z[k] = line[t]
+                painting = painted(z, likelihood)
+                assert np.abs(found.traversals[a, s, t].astype(int) - painting).max() <= 1
+    assert found.traversals.std() > 20
+
+
+def painted(z: np.ndarray, likelihood: str) -> np.ndarray:
+    """The mean image of a latent in numpy, grey levels."""
+    outputs = z.astype(float) @ Painter().weight.detach().double().numpy()
+    image = 1 / (1 + np.exp(-outputs)) if likelihood == "bernoulli" else np.clip(outputs, 0, 1)
+    return np.rint(255 * image).astype(int).reshape(3, 4, 6)
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(result, dataset):
+    portrait(result, dataset)
+    assert result.model.training
+    result.model.eval()
+    portrait(result, dataset)
+    assert not result.model.training
+    result.model.train()
+
+
+def test_more_images_than_are_decoded_at_once(result, dataset, monkeypatch):
+    whole = portrait(result, dataset, view=SPLIT)
+    monkeypatch.setattr(latents, "_DECODED", 7)
+    assert np.array_equal(portrait(result, dataset, view=SPLIT).traversals, whole.traversals)
+
+
+def test_a_model_that_has_collapsed(dataset, tmp_path):
+    mean, log_var = torch.zeros(N, K), torch.zeros(N, K)
+    found = portrait(measured(mean, log_var), dataset, view=SPLIT)
+    assert found.shown.shape == (0,) and found.traversals.shape == (0, 3, 8, 3, 4, 6) and found.informative == {}
+    assert_equal(Portrait.load(found.save(tmp_path / "flat.npz")), found)
+
+
+def test_dsprites_is_split_by_shape_over_the_plane_of_position():
+    assert latents.VIEWS["dsprites"] == View("shape", ("y", "x"))
+
+
+def test_what_is_kept_of_a_record_names_no_place(result, dataset):
+    assert portrait(result, dataset).about == {
+        "key": "toy-isa-vae-1-seed0-0123",
+        "hash": "0123",
+        "mig": result.evaluation.mig.score,
+    }
+
+
+def test_bad_arguments(result, dataset):
+    with pytest.raises(ValueError, match="an evaluation: this run diverged"):
+        portrait(SimpleNamespace(evaluation=None), dataset)
+    with pytest.raises(ValueError, match="steps must be an integer from 2 to 4096, got 1"):
+        portrait(result, dataset, steps=1)
+    with pytest.raises(ValueError, match="out of height, kind, turn, side, got 'shape'"):
+        portrait(result, dataset, view=View("shape"))
+    with pytest.raises(ValueError, match="none of them twice"):
+        portrait(result, dataset, view=View("side", ("side", "turn")))
+    with pytest.raises(ValueError, match="N = 60 images, got"):
+        portrait(result, dataset.restrict(height=0))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def assert_equal(found: Portrait, expected: Portrait) -> None:
+    assert found.about == expected.about
+    assert found.view == expected.view and found.scored == expected.scored
+    for one, other in zip(found.factors, expected.factors, strict=True):
+        assert (one.name, one.unit) == (other.name, other.unit) and np.array_equal(one.values, other.values)
+    arrays, others = found._arrays(), expected._arrays()
+    assert set(arrays) == set(others)
+    for name, array in arrays.items():
+        assert array.dtype == others[name].dtype and np.array_equal(array, others[name]), name
+
+
+@pytest.mark.parametrize("view", [SPLIT, View()], ids=["split", "whole"])
+def test_a_file_gives_back_the_portrait(result, dataset, tmp_path, view):
+    expected = portrait(result, dataset, view=view)
+    path = expected.save(tmp_path / "folder" / "one.npz")
+    assert_equal(Portrait.load(path), expected)
+    assert [file.name for file in path.parent.iterdir()] == ["one.npz"]
+    first = path.read_bytes()
+    assert Portrait.load(path).save(path).read_bytes() == first
+
+
+def test_a_file_is_replaced_as_a_whole_or_left_as_it_is(result, dataset, tmp_path, monkeypatch):
+    path = portrait(result, dataset).save(tmp_path / "one.npz")
+    before = path.read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half of it")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(OSError, match="no space left"):
+        portrait(result, dataset, steps=3).save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["one.npz"]
+
+
+@pytest.fixture
+def saved(result, dataset, tmp_path) -> Path:
+    return portrait(result, dataset, view=SPLIT).save(tmp_path / "good.npz")
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def write(path: Path, held: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in held.items():
+            archive.writestr(name, data)
+    return path
+
+
+def header_of(path: Path) -> dict:
+    return json.loads(np.load(io.BytesIO(members(path)["header.npy"])).tobytes())
+
+
+def with_header(path: Path, **changes) -> Path:
+    """The file with another header, and the rest as it was."""
+    text = json.dumps({**header_of(path), **changes})
+    return write(path, members(path) | {"header.npy": npy(np.frombuffer(text.encode(), np.uint8))})
+
+
+def test_the_helpers_leave_a_good_file_good(saved):
+    expected = Portrait.load(saved)
+    assert_equal(Portrait.load(with_header(saved)), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "its format is 2"),
+        ({"format": True}, "format in its header is 'True'"),
+        ({"more": 1}, "its header must have format, about"),
+        ({"about": {"mig": [0.1]}}, "mig of its run is"),
+        ({"about": {"mig": float("nan")}}, "the number NaN"),
+        ({"about": {"mig": 10**400}}, "mig of its run is"),
+        ({"factors": [{"name": "a"}]}, "a factor must have name, values and unit"),
+        ({"factors": [{"name": "a", "values": [1, "b"], "unit": ""}]}, "all numbers, or all words"),
+        ({"factors": [{"name": "a", "values": [[1]], "unit": ""}]}, "all numbers, or all words"),
+        ({"factors": [{"name": ["a"], "values": [1], "unit": ""}]}, "named by words"),
+        ({"factors": [{"name": "a", "values": [], "unit": ""}]}, "from 1 to 4096"),
+        ({"factors": []}, "a view must name factors out of"),
+        ({"split": "colour"}, "a view must name factors out of"),
+        ({"split": "side"}, "none of them twice"),
+        ({"split": None}, "has no|must be"),
+        ({"plane": ["side"]}, "two factors in its plane"),
+        ({"plane": None}, "it must hold"),
+        ({"scored": []}, "scored must be|mutual_information"),
+        ({"scored": ["height", "turn", "turn"]}, "scored must be"),
+        ({"scored": ["height", "turn", {}]}, "named by words"),
+        ({"latents": 10**9}, "sizes must be from 1 to 4096"),
+        ({"latents": K - 1}, "must be float32 of shape"),
+        ({"latents": K + 1}, "must be float32 of shape"),
+        ({"shown": -1}, "it shows -1 of 6"),
+        ({"shown": 7}, "it shows 7 of 6"),
+        ({"shown": 3}, "must be"),
+        ({"steps": 0}, "sizes must be from 1 to 4096"),
+        ({"steps": 4096, "image": [4096, 4096, 4096]}, "must hold at most"),
+        ({"image": [4, 6]}, "three of an image"),
+        ({"image": ["3", 4, 6]}, "three of an image"),
+        ({"image": [1.0, 4, 6]}, "three of an image"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_header_that_says_something_else(saved, changes, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        Portrait.load(with_header(saved, **changes))
+    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean.npy": None}, "it must hold"),
+        ({"header.npy": None}, "has no array 'header'"),
+        ({"extra.npy": npy(np.zeros(3))}, "it must hold"),
+        ({"mean.npy": b"no array"}, "no valid npy header"),
+        ({"mean.npy": npy(np.zeros(K))}, "must be float32 of shape"),
+        ({"mean.npy": npy(np.zeros(K, np.float32))[:-2]}, "does not hold the bytes"),
+        ({"mean.npy": npy(np.full(K, np.nan, np.float32))}, "mean must hold finite numbers"),
+        ({"mean.npy": npy(np.array([print] * K, object))}, "pickled objects"),
+        ({"shown.npy": npy(np.array([0, 2, 3, K]))}, "shown must be latents from 0 to 5"),
+        ({"shown.npy": npy(np.array([0, 2, 2, 3]))}, "shown must be latents from 0 to 5"),
+        ({"header.npy": npy(np.frombuffer(b"[" * 60_000, np.uint8))}, "is no portrait"),
+        ({"header.npy": npy(np.frombuffer(b"\xff\xfe{}", np.uint8))}, "is no portrait"),
+        ({"header.npy": npy(np.zeros(70_000, np.uint8))}, "its header has the shape"),
+        ({"header.npy": npy(np.zeros((2, 2), np.uint8))}, "its header has the shape"),
+        ({"header.npy": npy(np.zeros(20, np.int64))}, "must be uint8"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_file_that_holds_something_else(saved, change, said):
+    held = {name: data for name, data in (members(saved) | change).items() if data is not None}
+    with pytest.raises(ValueError, match=said) as caught:
+        Portrait.load(write(saved, held))
+    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_archive(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
+        Portrait.load(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="is not a file"):
+        Portrait.load(tmp_path)
+    whole = saved.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="is not a readable zip archive"):
+            Portrait.load(saved)
+    saved.write_bytes(b"\0" * (latents._MOST_BYTES + 1))
+    with pytest.raises(ValueError, match="has more than"):
+        Portrait.load(saved)
+
+
+def test_any_byte_that_is_changed_is_noticed_or_harmless(saved):
+    whole = bytearray(saved.read_bytes())
+    rng = np.random.default_rng(0)
+    caught = 0
+    for place in rng.choice(len(whole), 200, replace=False):
+        changed = whole.copy()
+        changed[place] ^= 1 << rng.integers(8)
+        saved.write_bytes(changed)
+        try:
+            Portrait.load(saved)
+        except ValueError:
+            caught += 1
+    assert caught > 100
+
+
+# --- the representative -----------------------------------------------------------------------------------------------
+
+
+class Rows(list):
+    """Stands for ``isa.sweep.Records``."""
+
+    command = "isa sweep runs/toy.yaml"
+
+    @property
+    def wanted(self) -> int:
+        return len(self) + 2
+
+
+def rows_of(hashes: list[str]) -> Rows:
+    """One run stands out, one diverged, and the others lie on both sides of a middle one."""
+    migs = [0.1, 0.11, 0.12, 0.3, 0.31, 0.32]
+    rows = [
+        {"status": "trained", "hash": name, "mig": mig, "log_likelihood": -20.0 - mig}
+        for name, mig in zip(hashes, migs, strict=True)
+    ]
+    return Rows([*rows, {"status": "diverged", "hash": "ffff", "mig": None, "log_likelihood": None}])
+
+
+def test_the_representative_with_its_portrait(saved, tmp_path):
+    rows = rows_of(["0001", "0002", "0003", "0004", "0123", "0006"])
+    path = saved.rename(tmp_path / "toy-isa-vae-1-seed0-0123.npz")
+    other = tmp_path / "toy-isa-vae-1-seed0-0004.npz"
+    other.write_bytes(b"never opened")
+    found = find_representative(rows, representative, [other, path])
+    assert found.record is rows[4]
+    assert (found.recorded, found.wanted, found.command) == (6, 9, "isa sweep runs/toy.yaml")
+    assert_equal(found.portrait, Portrait.load(path))
+
+
+def test_the_representative_without_its_portrait_and_without_a_run():
+    found = find_representative(rows_of(["0001", "0002", "0003", "0004", "0005", "0006"]), representative, [])
+    assert found.record["hash"] == "0005" and found.portrait is None
+    found = find_representative(Rows(), representative, [])
+    assert (found.recorded, found.wanted, found.record, found.portrait) == (0, 2, None, None)
+    found = find_representative(Rows(rows_of(["0"] * 6)[-1:]), representative, [])
+    assert (found.recorded, found.record) == (0, None)
+
+
+def test_the_portrait_of_another_run_is_not_shown(saved, tmp_path):
+    path = saved.rename(tmp_path / "toy-isa-vae-1-seed0-0005.npz")
+    rows = rows_of(["0001", "0002", "0003", "0004", "0005", "0006"])
+    with pytest.raises(ValueError, match="is the portrait of the run 0123, not of 0005"):
+        find_representative(rows, representative, [path])
