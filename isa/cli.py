@@ -417,6 +417,7 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
     except (ValueError, TypeError, FileNotFoundError) as error:
         print(f"isa: error: {_one_line(error)}", file=sys.stderr)
         return 2
+    warnings.simplefilter("always", sweep.RecordsWarning)
     names = ("tier", "budget", "device", "pack", "scheduler", "keep_models", "cache_dir")
     options = {name: getattr(arguments, name) for name in names}
     records = sweep.sweep(spec, **options, report=lambda line: print(line, flush=True))
@@ -452,6 +453,7 @@ def _run_status(arguments: argparse.Namespace) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"isa: error: {_one_line(error)}", file=sys.stderr)
         return 2
+    warnings.simplefilter("always", sweep.RecordsWarning)
     print(f"{spec.title} ({spec.path})")
     print(
         f"{'tier':>6} {'runs':>8} {'recorded':>9} {'diverged':>9} {'training':>9}   time for the rest, on this machine"

@@ -348,17 +348,23 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ValueError
         If a line is no record; the sentence names the line. Nothing in the file is changed.
     """
-    path = Path(path)
+    records, torn = _parse(Path(path))
+    if torn:
+        warnings.warn(f"{path}: its last line is cut off and left aside", RecordsWarning, stacklevel=2)
+    return records
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Return the records of a table, and whether its last line is cut off."""
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        return []
+        return [], False
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no table of records: {error}") from None
-    whole, torn = text[: text.rfind("\n") + 1], text[text.rfind("\n") + 1 :]
+    *lines, torn = text.split("\n")
     records: dict[str, dict[str, Any]] = {}
     header: list[str] = []
-    lines = whole.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
             (cells,) = csv.reader([line], strict=True)
@@ -373,17 +379,13 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, csv.Error, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no record: {' '.join(str(error).split())}") from None
         records.setdefault(record["hash"], record)
-    if torn:
-        warnings.warn(f"{path}: its last line is cut off and left aside", RecordsWarning, stacklevel=2)
-    return list(records.values())
+    return list(records.values()), bool(torn)
 
 
 def _append(path: Path, added: Sequence[Mapping[str, object]]) -> None:
     """Add records to a table, which is replaced as a whole; those that it has are left as they are."""
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RecordsWarning)  # said when the sweep began
-            records = {record["hash"]: record for record in read_records(path)}
+        records = {record["hash"]: record for record in _parse(path)[0]}
         for record in added:
             records.setdefault(record["hash"], record)
         buffer = io.StringIO()
@@ -812,7 +814,7 @@ def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float
     """Train what is missing pack by pack, leaving alone what other sweeps have claimed until they are done or gone."""
     given_up: set[str] = set()
     while True:
-        records = read_records(spec.record)
+        records, _ = _parse(spec.record)
         held = {record["hash"] for record in records}
         missing = [run for run in runs if run.hash not in held | given_up]
         if not missing:
@@ -825,7 +827,7 @@ def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float
                     return
                 time.sleep(_POLL_SECONDS)
                 continue
-            held = {record["hash"] for record in read_records(spec.record)}  # those recorded since by others
+            held = {record["hash"] for record in _parse(spec.record)[0]}  # those recorded since by others
             mine = [run for run in mine if run.hash not in held]
             if not mine:
                 continue
