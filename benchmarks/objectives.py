@@ -1,18 +1,20 @@
 """The total-correlation term of beta-TCVAE, forward and backward, beside the straightforward way and beside pythae's.
 
-Run as ``python benchmarks/objectives.py``; the ways take turns on the same random posteriors, and the least time of
-each counts. pythae (``pip install pythae``) is timed where it is installed.
+Run as ``python benchmarks/objectives.py [--json FILE]``; the ways take turns on the same random posteriors, and the
+least time of each counts. pythae (``pip install pythae``) is timed where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import logging
 import math
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=20, help="latents (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls, of which the least counts")
     parser.add_argument("--threads", type=int, default=2, help="processor threads (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -122,6 +125,12 @@ def main() -> None:
         print(f"| {name} | {duration:.3f} | {duration / timed['isa.objectives']:.1f} |")
     value, slopes = agreement(min(options.batch, 512), options.latents)
     print(f"\nLargest relative difference from double precision: value {value:.1e}, gradients {slopes:.1e}.")
+    if options.json:
+        own = timed.pop("isa.objectives")
+        figures = {f"{name}, seconds": duration for name, duration in timed.items()} | {"isa.objectives, seconds": own}
+        figures |= {f"{name}, ratio": duration / own for name, duration in timed.items()}
+        figures |= {"value, relative error": value, "gradients, relative error": slopes}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
