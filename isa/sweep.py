@@ -24,7 +24,8 @@ is not trained again, so that a sweep that was killed at any moment goes on wher
 a whole by one that has the new row, under a lock; two sweeps over one specification share its runs between them.
 
 **Where runs train.** In this process one after the other, on a GPU in packs (:func:`isa.training.train_pack`); or on
-the workers of a Dask cluster (``scheduler``). Records are written by the sweeping process alone.
+the workers of a Dask cluster (``scheduler``). Records are written by the sweeping process alone. Beside its record,
+each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``, from which pages show what its latents do.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ import numpy as np
 import torch
 import yaml
 
-from isa import data, training
+from isa import data, latents, training
 from isa.training import CheckpointError, Run
 
 __all__ = ["Records", "RecordsWarning", "Spec", "Status", "read_records", "status", "sweep"]
@@ -490,10 +491,10 @@ def _kind(of: Callable[[str], Any], base: str) -> tuple:
 class _Speed:
     """Seconds that runs take on one device, by what is recorded of runs of their kind on it."""
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    def __init__(self, records: Sequence[Mapping[str, Any]], device: torch.device | str) -> None:
         self.steps: dict[tuple, list[float]] = {}
         self.evaluations: dict[tuple, list[float]] = {}
-        name = training._device_name(device)
+        name = device if isinstance(device, str) else training._device_name(device)
         for record in records:
             if record["device"] == name and record["status"] == "trained":
                 kind = _kind(record.get, training.OBJECTIVES[record["objective"]])
@@ -587,7 +588,7 @@ class _Claim:
 
 
 class _OutOfTime(Exception):
-    """The run in training would not be done within the budget."""
+    """The run in training would not be done within the budget, or is no longer wanted."""
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -636,19 +637,23 @@ def _train(
     checkpoints: Path | None,
     checkpoint_every: int,
     models: Path | None,
+    portraits: Path,
     progress: bool | None,
     deadline: float = math.inf,
+    wanted: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Train and measure runs of one shape, here; returns their records.
 
     Raises
     ------
     _OutOfTime
-        If they would not be done at ``deadline``, in seconds of ``time.monotonic``.
+        If they would not be done at ``deadline``, in seconds of ``time.monotonic``, or ``wanted()`` is no longer true.
     """
     looks: list[tuple[float, int]] = []
 
     def watch(step: int, terms: object) -> None:
+        if wanted is not None and not wanted():
+            raise _OutOfTime
         looks.append((time.monotonic(), step))
         if len(looks) < 3 or step == runs[0].total_steps:  # between the first two, the step is compiled
             return
@@ -658,12 +663,14 @@ def _train(
 
     dataset = _dataset(runs[0].dataset, _source(runs[0]), cache_dir)
     options: dict[str, Any] = {"dataset": dataset, "device": device, "progress": progress, "checkpoints": checkpoints}
-    if math.isfinite(deadline):
+    if math.isfinite(deadline) or wanted is not None:
         options["callback"] = watch
     results = training.train_pack(runs, checkpoint_every=checkpoint_every, **options)
     for result in results:
         if models is not None:
             result.save(models / result.run.key)
+        if result.evaluation is not None:
+            latents.portrait(result, dataset).save(portraits / f"{result.run.key}.npz")
     return [result.record for result in results]
 
 
@@ -687,24 +694,23 @@ _GPU_PACK = 16
 class _Local:
     """Runs trained in this process."""
 
-    def __init__(self, spec: Spec, options: Mapping[str, Any], size: int, deadline: float) -> None:
-        self.spec = spec
+    def __init__(self, folder: Path | None, options: Mapping[str, Any], size: int, deadline: float) -> None:
+        self.folder = folder  # of checkpoints
         self.options = options
         self.size = size
         self.deadline = deadline
 
-    def __call__(self, runs: list[Run], speed: _Speed) -> list[dict[str, Any]]:
-        folder = self.spec.work / "checkpoints"
-        step = speed.step(runs[0])
+    def __call__(self, runs: list[Run], step: float | None) -> list[dict[str, Any]]:
+        """Train runs of which one takes ``step`` seconds a step, where that is known."""
         total = runs[0].total_steps
         every = 500 if step is None else math.ceil(_CHECKPOINT_SECONDS / (step * len(runs)) / 25) * 25
-        options = {**self.options, "checkpoints": folder, "checkpoint_every": min(max(every, 1), total)}
+        options = {**self.options, "checkpoints": self.folder, "checkpoint_every": min(max(every, 1), total)}
         try:
             return _train(runs, **options, deadline=self.deadline)
         except CheckpointError as error:
             warnings.warn(f"{error}; it is moved away, and the run starts anew", RecordsWarning, stacklevel=2)
             for run in runs:
-                path = training._checkpoint(folder, run)
+                path = training._checkpoint(self.folder, run)
                 if path.exists():
                     path.replace(path.with_name(f"{path.name}.unreadable"))
             return _train(runs, **options, deadline=self.deadline)
@@ -743,11 +749,12 @@ def sweep(
         that is not recorded is started, and stopped at a checkpoint once its speed shows that it would not. 0 trains
         nothing.
     device
-        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU where there is one.
+        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU where there is one, which each worker of a cluster
+        finds out for itself.
     pack
         Runs that train at once; by default 16 on a GPU, 1 on a CPU.
     scheduler
-        Address of a Dask scheduler, on whose workers the runs are trained.
+        Address of a Dask scheduler, on whose workers the runs are trained (:mod:`isa.cluster`).
     keep_models
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4.
     cache_dir
@@ -769,7 +776,8 @@ def sweep(
         anything is trained.
     OSError
         If a record cannot be written, as on a full disk. All earlier records stay, and the run goes on from its
-        checkpoint in the next sweep.
+        checkpoint in the next sweep. If the scheduler does not answer, or runs could not be trained on the cluster
+        (:class:`isa.cluster.ClusterError`).
     """
     if not isinstance(spec, Spec):
         spec = Spec.read(spec)
@@ -789,16 +797,17 @@ def sweep(
         "device": _device(device),
         "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
         "models": spec.work / "models" if keep_models else None,
+        "portraits": spec.path.parent / "portraits",
         "progress": progress,
     }
     say = report or (lambda line: None)
     if scheduler is not None:
         from isa import cluster
 
-        cluster.train(spec, found.missing, scheduler, options, deadline, say)
+        cluster.train(spec, found.missing, scheduler, {**options, "device": device}, pack, deadline, say)
         return _read(spec, runs, command)
     size = pack or (_GPU_PACK if options["device"].type == "cuda" else 1)
-    _sweep_here(spec, runs, _Local(spec, options, size, deadline), deadline, say)
+    _sweep_here(spec, runs, _Local(spec.work / "checkpoints", options, size, deadline), deadline, say)
     return _read(spec, runs, command)
 
 
@@ -836,7 +845,7 @@ def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float
                 given_up |= {run.hash for run in mine}
                 continue
             try:
-                added = engine(mine, speed)
+                added = engine(mine, speed.step(mine[0]))
             except _OutOfTime:
                 names = ", ".join(run.key for run in mine)
                 say(f"not in time, to go on from the last checkpoint another time: {names}")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tiny_sweep import DATASET, SPEC, write_spec
 
 from isa import cli, isa_prior, sweep, training
+from isa.latents import Portrait
 from isa.sweep import COLUMNS, Records, RecordsWarning, Spec, read_records, status
 from isa.training import Run, train
 
@@ -221,6 +222,15 @@ def test_a_record_is_what_training_alone_gives(spec):
     with open(spec.record, newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))
     assert lines[0] == list(COLUMNS) and len(lines) == 5
+
+
+def test_every_run_leaves_its_portrait_and_its_model_where_that_is_asked_for(spec):
+    records = _sweep(spec, tier=1, keep_models=True)
+    for record in records:
+        portrait = Portrait.load(spec.path.parent / "portraits" / f"{record['key']}.npz")
+        assert portrait.about["hash"] == record["hash"]
+        run, _, _ = training.load_model(spec.work / "models" / record["key"])
+        assert run.hash == record["hash"]
 
 
 def test_records_come_back_as_they_were_written(tmp_path):
