@@ -591,3 +591,27 @@ def test_durations_are_said_in_fitting_units(seconds, text):
 def test_records_hold_no_text_that_json_cannot(spec):
     for record in _sweep(spec, tier=1):
         json.dumps(record, allow_nan=False)
+
+
+ABSENT = ("autograd", "dask", "distributed", "IPython", "jupyter_book", "myst_nb", "papermill", "platformdirs")
+ABSENT += ("pydantic", "sphinx")
+
+
+def test_training_needs_no_more_than_a_compute_node_has(tmp_path):
+    """A machine that only trains has torch, numpy, scipy, Pillow, matplotlib, PyYAML, safetensors, filelock, tqdm."""
+    write_spec(tmp_path)
+    program = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import tiny_sweep
+sys.exit(tiny_sweep.cli.main(["sweep", {str(tmp_path / "tiny.yaml")!r}, "--tier", "1", "--device", "cpu"]))
+"""
+    environment = {**os.environ, "ISA_CACHE_DIR": str(tmp_path / "cache")}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "4 of 4 runs recorded" in ran.stdout

@@ -25,7 +25,6 @@ from types import ModuleType
 
 import filelock
 import numpy as np
-import platformdirs
 from PIL import Image
 
 from isa.data._npz import open_archive, read_array
@@ -52,7 +51,11 @@ def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         (``~/.cache/isa`` on Linux).
     """
     chosen = cache_dir or os.environ.get("ISA_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("isa", appauthor=False))
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs  # not needed, and on a compute node perhaps not there, where a directory is named
+
+    return Path(platformdirs.user_cache_dir("isa", appauthor=False))
 
 
 def key_of(*parts: object) -> str:
