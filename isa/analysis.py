@@ -264,8 +264,9 @@ def compare(first: ArrayLike, second: ArrayLike, level: float = 0.95, seed: int 
         return Comparison(math.nan, math.nan, math.nan, math.nan, len(first), len(second))
     difference = float(_difference(first, second))
     bounds = _bounds((first, second), level, seed)
-    if len(first) == len(second) == 1:
-        p_value = 1.0  # there is no deal that differs but the mirrored one
+    if 1 in (len(first), len(second)):  # which scipy refuses: the one value may be any of all
+        one, pooled = (first if len(first) == 1 else second), np.concatenate([first, second])
+        p_value = min(1.0, 2 * min((pooled <= one).mean(), (pooled >= one).mean()))
     else:
         p_value = stats.permutation_test(
             (first, second),

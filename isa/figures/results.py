@@ -1,0 +1,410 @@
+"""Figures drawn from records: MIG and reconstruction over runs (Fig. 5a-c, 6), learned exponents (Fig. 7), controls.
+
+Every run is shown as a dot. Means and intervals come ready made, from :mod:`isa.analysis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+
+from isa.figures import style
+from isa.lpnested import Node
+
+if TYPE_CHECKING:
+    from isa.analysis import Curve, Interval
+
+MIG = "MIG"
+FIT = r"$\mathbb{E}_{q(z|x)}\,\log p(x|z)$ [nats]"
+
+
+class Method(NamedTuple):
+    """How a method is called and drawn, in every figure."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+METHODS: dict[str, Method] = {
+    "beta-vae": Method("β-VAE", style.BLUE, "o"),
+    "isa-vae": Method("ISA-VAE", style.VERMILION, "s"),
+    "isa-vae, learned": Method("ISA-VAE, learned exponents", style.PURPLE, "D"),
+    "beta-tcvae": Method("β-TCVAE", style.GREEN, "^"),
+    "isa-tcvae": Method("ISA-TCVAE", style.ORANGE, "v"),
+    "factor-vae": Method("FactorVAE", style.SKY, "P"),
+}
+"""By the objective's name; with learned exponents ``", learned"`` follows it."""
+
+
+def scale(total_steps: int, batch_size: int, reduced: bool) -> str:
+    """How long runs were trained, as text: ``7,200 steps of 2,048``, followed by the word reduced where they were."""
+    return f"{total_steps:,} steps of {batch_size:,}{', reduced' if reduced else ''}"
+
+
+def prior(row: Mapping[str, Any]) -> str:
+    """What a run's prior is, in a few words, from the fields of the run in its record."""
+    if row["prior"] == "normal":
+        return "N(0, I)"
+    if row["prior"] == "isa":
+        sizes, p0, p1 = row["subspaces"], row["p0"], row["p1"]
+        layout = f"{len(sizes)} × {sizes[0]}" if len(set(sizes)) == 1 else " + ".join(map(str, sizes))
+        inner = f"{p1:g}" if isinstance(p1, (int, float)) else ", ".join(f"{p:g}" for p in p1)
+        text = f"{layout}, ({p0:g}; {inner}){', learned' if row['learn_exponents'] else ''}"
+    else:
+        p, *others = Node.parse(row["prior"]).exponents
+        text = row["prior"] if others else "Gaussian" if p == 2 else f"factorised, p = {p:g}"
+    if row["scale"] == "unit":
+        return f"{text}, unit variance"
+    return text if row["scale"] == 1 else f"{text}, s = {row['scale']:.3g}"
+
+
+# --- marks ------------------------------------------------------------------------------------------------------------
+
+
+def _swarm(values: np.ndarray, span: float, width: float) -> np.ndarray:
+    """Offsets that set dots of nearly one height side by side, at most ``width`` to either side.
+
+    ``span`` is the range of the axis: dots within a fortieth of it are side by side.
+    """
+    offsets = np.zeros(len(values))
+    step = width / 8
+    bins = np.floor(values / (span / 40)).astype(int)
+    for bin in np.unique(bins):
+        inside = np.flatnonzero(bins == bin)
+        inside = inside[np.argsort(values[inside])]
+        places = (np.arange(1, len(inside) + 1) // 2) * np.where(np.arange(len(inside)) % 2, 1, -1) * step
+        most = np.abs(places).max()
+        offsets[inside] = places * (width / most if most > width else 1)
+    return offsets
+
+
+def _span(groups: Sequence[np.ndarray]) -> float:
+    pooled = np.concatenate([np.asarray(group, dtype=float) for group in groups])
+    return float(np.ptp(pooled)) or 1.0
+
+
+def _dots(axes: Axes, centre: float, values: np.ndarray, span: float, colour: str, width: float, across: bool) -> None:
+    """Every run as a dot, around a place on the other axis; ``across``: values run from left to right."""
+    places = centre + _swarm(values, span, width)
+    x, y = (values, places) if across else (places, values)
+    axes.scatter(x, y, s=16, color=colour, alpha=0.55, linewidth=0, zorder=2)
+
+
+def _mean(axes: Axes, place: float, interval: Interval, colour: str, across: bool) -> None:
+    """A mean with its interval, where there is one."""
+    arms = [[interval.estimate - interval.low], [interval.high - interval.estimate]]
+    arms = None if np.isnan(arms).any() else np.maximum(arms, 0)
+    x, y = (interval.estimate, place) if across else (place, interval.estimate)
+    spread = {"xerr" if across else "yerr": arms}
+    axes.errorbar(
+        x,
+        y,
+        **spread,
+        color=colour,
+        marker="D",
+        markersize=6,
+        capsize=4,
+        markeredgecolor="white",
+        linewidth=2,
+        zorder=4,
+    )
+
+
+def _used(panels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods that occur, in the order of :data:`METHODS`."""
+    return [name for name in METHODS if any(name in panel for panel in panels)]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def mig_distributions(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, Interval]]], paper: Mapping[str, float] | None = None
+) -> Figure:
+    """Fig. 5a: the MIG of every run, by method, with quartiles and the mean with its interval.
+
+    Parameters
+    ----------
+    panels : mapping of str to mapping
+        Title of each panel, one to three, to methods (keys of :data:`METHODS`): the MIG ``(n,)`` of every run, and
+        their mean with its interval.
+    paper : mapping of str to float
+        By method: a MIG that the paper prints, drawn as a mark beside the runs.
+    """
+    paper = paper or {}
+    methods = _used(list(panels.values()))
+    span = _span([values for panel in panels.values() for values, _ in panel.values()])
+    with style.styled():
+        figure, grid = style.subplots(1, len(panels), height=3.9, squeeze=False, sharey=True)
+        for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
+            for place, name in enumerate(methods):
+                if name not in panel:
+                    continue
+                values, interval = panel[name]
+                colour = METHODS[name].colour
+                axes.boxplot(
+                    values,
+                    positions=[place],
+                    widths=0.62,
+                    showfliers=False,
+                    manage_ticks=False,
+                    boxprops={"color": style.GREY},
+                    whiskerprops={"color": style.GREY},
+                    capprops={"color": style.GREY},
+                    medianprops={"color": style.BLACK, "linewidth": 1.6},
+                    zorder=1,
+                )
+                _dots(axes, place, np.asarray(values), span, colour, 0.26, across=False)
+                _mean(axes, place + 0.42, interval, colour, across=False)
+                if name in paper:
+                    axes.plot(place - 0.42, paper[name], marker=">", color=style.BLACK, markersize=7, zorder=5)
+            axes.set_xticks(
+                range(len(methods)),
+                [
+                    f"{METHODS[name].label.replace(', ', chr(10))}\n{len(panel[name][0]) if name in panel else 0} runs"
+                    for name in methods
+                ],
+            )
+            axes.set(xlim=(-0.65, len(methods) - 0.35), title=title)
+            axes.grid(axis="y", color=style.GREY, alpha=0.2)
+        grid[0, 0].set(ylabel=MIG, ylim=(min(0, grid[0, 0].get_ylim()[0]), None))
+        handles = [
+            Line2D([], [], color=style.BLACK, marker="o", alpha=0.55, linestyle="", markersize=4),
+            Patch(facecolor="white", edgecolor=style.GREY),
+            Line2D([], [], color=style.BLACK, marker="D", linestyle="-"),
+        ]
+        names = ["a run", "quartiles", "mean, 95 % interval"]
+        if set(paper) & set(methods):
+            handles.append(Line2D([], [], color=style.BLACK, marker=">", linestyle=""))
+            names.append("the paper's representative")
+        figure.legend(handles, names, loc="outside upper center", ncols=2, columnspacing=1.4)
+    return figure
+
+
+def trade_off(
+    panels: Mapping[str, Mapping[str, Curve]], paper: Mapping[str, Sequence[tuple[float, float, float]]] | None = None
+) -> Figure:
+    """Fig. 5b, 5c and 6: MIG against reconstruction over beta, one marker a beta, joined in the order of beta.
+
+    Error bars are one standard error to every side, dots are runs. Beta stands beside the marker where there is room.
+
+    Parameters
+    ----------
+    panels : mapping of str to mapping
+        Title of each panel, one below the other, to methods (keys of :data:`METHODS`) and their curves.
+    paper : mapping of str to sequence of (beta, log-likelihood, MIG)
+        By method: points that the paper prints.
+    """
+    paper = paper or {}
+    methods = _used([*panels.values(), paper])
+    with style.styled():
+        figure, grid = style.subplots(len(panels), 1, height=0.7 + 3.9 * len(panels), squeeze=False)
+        for axes, (title, panel) in zip(grid[:, 0], panels.items(), strict=True):
+            for name in methods:
+                method = METHODS[name]
+                if name in panel:
+                    _curve(axes, panel[name], method)
+                for _, fit, mig in paper.get(name, ()):
+                    axes.plot(
+                        fit, mig, marker=method.marker, markersize=9, markerfacecolor="none", color=method.colour,
+                        markeredgewidth=1.4, zorder=5,
+                    )  # fmt: skip
+            axes.set(xlabel=FIT, ylabel=MIG, title=title)
+            axes.margins(0.07)
+        handles = [Line2D([], [], color=METHODS[name].colour, marker=METHODS[name].marker) for name in methods]
+        names = [METHODS[name].label for name in methods]
+        if paper:
+            handles.append(
+                Line2D([], [], color=style.BLACK, marker="o", markerfacecolor="none", linestyle="", markersize=9)
+            )
+            names.append("the paper's representatives")
+        figure.legend(handles, names, loc="outside upper center", ncols=2, columnspacing=1.4)
+        figure.draw_without_rendering()  # so that places on the page are known
+        for axes, panel in zip(grid[:, 0], panels.values(), strict=True):
+            curves = [(METHODS[name].colour, np.stack(panel[name][:3], 1)) for name in methods if name in panel]
+            curves += [(METHODS[name].colour, np.array(points)) for name, points in paper.items()]
+            _label_betas(axes, curves)
+    return figure
+
+
+def _curve(axes: Axes, curve: Curve, method: Method) -> None:
+    axes.scatter(curve.runs[:, 1], curve.runs[:, 2], s=9, color=method.colour, alpha=0.22, linewidth=0, zorder=1)
+    axes.errorbar(
+        curve.log_likelihood,
+        curve.mig,
+        xerr=np.nan_to_num(curve.log_likelihood_error),
+        yerr=np.nan_to_num(curve.mig_error),
+        color=method.colour,
+        marker=method.marker,
+        markersize=6,
+        elinewidth=0.9,
+        capsize=1.5,
+        zorder=3,
+    )
+
+
+_SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
+
+
+def _label_betas(axes: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Write beta beside each point where it covers neither another text nor another point.
+
+    ``curves`` holds a colour and points ``(B, 3)``: beta, x, y. The ends of a curve come first, then whole numbers.
+    """
+    size, pixels = 9, axes.figure.dpi / 72
+    frame = axes.get_window_extent().extents / pixels
+    texts = []
+    for colour, points in curves:
+        for number, (beta, x, y) in enumerate(points):
+            at = axes.transData.transform((x, y)) / pixels
+            texts.append((number not in (0, len(points) - 1), beta % 1 != 0, colour, f"{beta:g}", (x, y), at))
+    taken = [(x - 4, y - 4, x + 4, y + 4) for *_, (x, y) in texts]
+    for number, (_, _, colour, text, place, at) in enumerate(sorted(texts, key=lambda one: one[:2])):
+        text = text if number else f"β = {text}"
+        half = np.array([0.31 * size * len(text) + 1, 0.45 * size])
+        for side in _SIDES:
+            offset = np.array(side) * (half + 6)
+            left, low, right, high = box = (*(at + offset - half), *(at + offset + half))
+            if frame[0] <= left and right <= frame[2] and frame[1] <= low and high <= frame[3]:
+                if all(right <= b[0] or b[2] <= left or high <= b[1] or b[3] <= low for b in taken):
+                    axes.annotate(
+                        text, place, offset, textcoords="offset points", fontsize=size, color=colour, ha="center",
+                        va="center", zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                    )  # fmt: skip
+                    taken.append(box)
+                    break
+
+
+def exponents(
+    panels: Mapping[str, np.ndarray], root: float, start: float, paper: Sequence[float] | None = None
+) -> Figure:
+    """Fig. 7: histograms of learned exponents of the subspaces, sorted within each run.
+
+    Parameters
+    ----------
+    panels : mapping of str to array, (R, S)
+        Title of each panel, one below the other, to the exponents of each run, ascending along the second axis.
+    root : float
+        Exponent p0 of the root, which is not learned.
+    start : float
+        Where the others start.
+    paper : sequence of float
+        The most frequent value of each that the paper prints.
+    """
+    pooled = np.concatenate([values.ravel() for values in panels.values()])
+    edges = np.linspace(min(pooled.min(), start) - 0.01, max(pooled.max(), root) + 0.01, 41)
+    with style.styled():
+        figure, grid = style.subplots(len(panels), 1, height=0.9 + 2.3 * len(panels), squeeze=False, sharex=True)
+        for axes, (title, values) in zip(grid[:, 0], panels.items(), strict=True):
+            for number, column in enumerate(values.T):
+                colour = style.CYCLE[number % len(style.CYCLE)]
+                axes.hist(column, edges, color=colour, alpha=0.6, label=f"$p_{number + 1}$")
+            for place, dashes, name in ((root, "--", "$p_0$, fixed"), (start, ":", "start")):
+                axes.axvline(place, color=style.BLACK, linestyle=dashes, linewidth=1.2, label=name)
+            for number, value in enumerate(paper or ()):
+                axes.plot(
+                    value, 1.03, marker="v", markersize=8, color=style.CYCLE[number], clip_on=False,
+                    transform=axes.get_xaxis_transform(),
+                )  # fmt: skip
+            axes.set(ylabel="runs", title=title)
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.title.set_position((0.5, 1.1))
+        grid[-1, 0].set_xlabel("learned exponent")
+        handles, names = grid[0, 0].get_legend_handles_labels()
+        if paper:
+            handles.append(Line2D([], [], color=style.GREY, marker="v", linestyle="", markersize=8))
+            names.append("most frequent in the paper")
+        figure.legend(handles, names, loc="outside upper center", ncols=3, columnspacing=1.2)
+    return figure
+
+
+def controls(
+    rows: Mapping[str, tuple[tuple[np.ndarray, Interval], tuple[np.ndarray, Interval]]], references: Mapping[str, str]
+) -> Figure:
+    """MIG and log-likelihood of every run, a row for each prior, with the mean and its interval.
+
+    Parameters
+    ----------
+    rows : mapping of str to pair of (array, interval)
+        Name of each prior to the MIG of its runs ``(n,)`` with their mean, and the same of the log-likelihood.
+    references : mapping of str to str
+        Rows that the others are held against: the method (a key of :data:`METHODS`) in whose colour each is drawn. Its
+        means run through both panels as lines.
+    """
+    with style.styled():
+        figure, panels = style.subplots(1, 2, height=1.0 + 0.46 * len(rows), sharey=True)
+        for which, (axes, title) in enumerate(zip(panels, (MIG, "log-likelihood [nats]"), strict=True)):
+            span = _span([pair[which][0] for pair in rows.values()])
+            for place, (name, pair) in enumerate(rows.items()):
+                values, interval = pair[which]
+                colour = METHODS[references[name]].colour if name in references else style.BLACK
+                _dots(axes, place - 0.12, np.asarray(values), span, colour, 0.2, across=True)
+                _mean(axes, place + 0.24, interval, colour, across=True)
+                if name in references:
+                    axes.axvline(interval.estimate, color=colour, linewidth=1, linestyle=":", zorder=0)
+            axes.set(title=title)
+            axes.locator_params(axis="x", nbins=4)
+        panels[0].set_yticks(range(len(rows)), [name.replace("), ", ")\n") for name in rows])
+        panels[0].invert_yaxis()
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+    return figure
+
+
+def lengths(
+    panels: Mapping[str, Mapping[str, Mapping[int, tuple[Mapping[int, float], Interval]]]],
+    paper: Mapping[str, Mapping[str, float]],
+) -> Figure:
+    """What longer training gives: each run as a dot, the same seed joined, with the mean and its interval.
+
+    Parameters
+    ----------
+    panels : mapping of str to mapping
+        Title of each panel (one to three) to methods, to numbers of steps: the value of each run by its seed, and the
+        mean.
+    paper : mapping of str to mapping of str to float
+        By title and method: the value that the paper prints, a line.
+    """
+    steps = sorted({count for panel in panels.values() for by_steps in panel.values() for count in by_steps})
+    methods = _used(list(panels.values()))
+    with style.styled():
+        figure, grid = style.subplots(1, len(panels), height=3.8, squeeze=False)
+        for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
+            for number, name in enumerate(methods):
+                method = METHODS[name]
+                shift = 0.22 * (number - (len(methods) - 1) / 2)
+                courses: dict[int, list[tuple[float, float]]] = {}
+                for count, (by_seed, interval) in panel.get(name, {}).items():
+                    place = steps.index(count) + shift
+                    for seed, value in by_seed.items():
+                        courses.setdefault(seed, []).append((place, value))
+                    _mean(axes, place + 0.07, interval, method.colour, across=False)
+                for course in courses.values():
+                    axes.plot(
+                        *zip(*course, strict=True),
+                        color=method.colour,
+                        marker="o",
+                        markersize=4,
+                        linewidth=0.8,
+                        alpha=0.5,
+                    )
+                if name in paper.get(title, {}):
+                    axes.axhline(paper[title][name], color=method.colour, linestyle="--", linewidth=1.2)
+            axes.set(title=title, xlabel="steps", xlim=(-0.5, len(steps) - 0.5))
+            axes.set_xticks(range(len(steps)), [f"{count:,}" for count in steps])
+        handles = [Line2D([], [], color=METHODS[name].colour, marker="o") for name in methods]
+        names = [METHODS[name].label for name in methods]
+        if any(paper.values()):
+            handles.append(Line2D([], [], color=style.GREY, linestyle="--"))
+            names.append("printed in the paper")
+        figure.legend(handles, names, loc="outside upper center", ncols=3, columnspacing=1.4)
+    return figure

@@ -1,0 +1,492 @@
+"""Statistics over records, held to cases by hand, to slow definitions, and to what they promise on simulated data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.optimize import linprog
+
+from isa import analysis
+from isa.analysis import (
+    Comparison,
+    CurveComparison,
+    Interval,
+    compare,
+    compare_curves,
+    curve,
+    dip,
+    holm,
+    mean_interval,
+    p_text,
+    representative,
+    standard_error,
+)
+
+numbers = st.integers(-1000, 1000).map(lambda number: number / 64)  # sums of these are exact in any order
+
+
+def samples(least: int, most: int) -> st.SearchStrategy[list[float]]:
+    return st.lists(numbers, min_size=least, max_size=most)
+
+
+def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    return stats.t.interval(level, len(values) - 1, np.mean(values), stats.sem(values))
+
+
+# --- the mean and its interval ----------------------------------------------------------------------------------------
+
+
+def test_a_mean_by_hand():
+    values = [0.1, 0.2, 0.3, 0.6]
+    found = mean_interval(values)
+    assert found.estimate == pytest.approx(0.3) and found.n == 4
+    # too few for a bootstrap to cover 95 %, so Student's t: 0.3 +- 3.1824 * 0.2160 / 2
+    assert (found.low, found.high) == pytest.approx((0.3 - 0.34374, 0.3 + 0.34374), abs=1e-4)
+    assert (found.low, found.high) == pytest.approx(t_interval(values))
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0]])
+def test_two_values_have_no_interval(values):
+    found = mean_interval(values)
+    assert math.isnan(found.low) and math.isnan(found.high) and found.n == len(values)
+    assert found.estimate == sum(values) / len(values) if values else math.isnan(found.estimate)
+
+
+@pytest.mark.parametrize("n", [3, 6, 50])
+def test_equal_values_have_an_interval_without_width(n):
+    assert mean_interval([0.25] * n) == (0.25, 0.25, 0.25, n)
+
+
+def test_student_s_t_takes_over_where_a_bootstrap_could_not_cover():
+    """Between n values the mean of a symmetric distribution lies with probability 1 - 2^(1 - n)."""
+    rng = np.random.default_rng(0)
+    for n, level in itertools.product((3, 5, 6, 7, 8), (0.9, 0.95, 0.99)):
+        values = rng.normal(size=n)
+        found = mean_interval(values, level)
+        is_t = (found.low, found.high) == pytest.approx(t_interval(values, level), rel=1e-9)
+        assert is_t == (1 - 2.0 ** (1 - n) < level), (n, level)
+
+
+def test_on_symmetric_values_the_bootstrap_is_as_wide_as_student_s_t():
+    values = stats.norm.ppf((np.arange(20) + 0.5) / 20)
+    found = mean_interval(values)
+    assert (found.low, found.high) == pytest.approx(t_interval(values), rel=0.06)
+
+
+def test_on_skewed_values_the_bootstrap_leans_as_it_should():
+    """The mean of a sample with a long tail to the right is rather too low, and the interval reaches further up."""
+    values = stats.expon.ppf((np.arange(20) + 0.5) / 20)
+    found = mean_interval(values)
+    assert found.high - found.estimate > 1.2 * (found.estimate - found.low)
+
+
+def test_the_level_is_the_share_of_intervals_that_cover():
+    """Over samples of a skewed and of a bimodal distribution, at sizes on both sides of the change to Student's t."""
+    rng = np.random.default_rng(1)
+    draws = {
+        "normal": (lambda n: rng.normal(size=n), 0.0),
+        "two modes": (lambda n: np.where(rng.random(n) < 0.5, 0.1, 0.2) + 0.01 * rng.normal(size=n), 0.15),
+        "skewed": (lambda n: rng.gamma(2.0, size=n), 2.0),
+    }
+    covered = {}
+    for (name, (draw, mean)), n in itertools.product(draws.items(), (5, 10)):
+        intervals = [mean_interval(draw(n), 0.9, seed) for seed in range(150)]
+        covered[name, n] = np.mean([low <= mean <= high for _, low, high, _ in intervals])
+    # three standard errors of a share of 150 are 0.07; two modes are nearly a coin, whose shares go in steps
+    assert all(0.83 <= share <= 0.99 for (name, _), share in covered.items() if name != "skewed"), covered
+    assert all(share >= 0.78 for share in covered.values()), covered
+
+
+@settings(max_examples=15, deadline=None)
+@given(samples(3, 8), st.randoms(), numbers, st.sampled_from([-2.0, -0.5, 0.5, 4.0]))
+def test_the_interval_of_few_moves_and_stretches_with_the_values(values, random, shift, factor):
+    level = 0.5 if len(values) < 6 else 0.999  # where the interval is Student's t
+    assume(1 - 2.0 ** (1 - len(values)) < level or np.ptp(values) == 0)
+    found = mean_interval(values, level)
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    assert mean_interval(shuffled, level) == pytest.approx(found)
+    moved = mean_interval([shift + factor * value for value in values], level)
+    bounds = sorted(shift + factor * bound for bound in (found.low, found.high))
+    assert moved == pytest.approx((shift + factor * found.estimate, *bounds, found.n), abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(samples(8, 30), numbers, st.sampled_from([0.5, 4.0]))
+def test_the_bootstrap_interval_moves_and_stretches_with_the_values(values, shift, factor):
+    found = mean_interval(values)
+    moved = mean_interval([shift + factor * value for value in values])
+    assert moved == pytest.approx((*(shift + factor * one for one in found[:3]), found.n), abs=1e-6)
+    assert min(values) <= found.low <= found.estimate <= found.high <= max(values)
+
+
+def test_the_same_seed_gives_the_same_bounds_and_another_one_others():
+    values = np.random.default_rng(2).normal(size=12)
+    assert mean_interval(values, seed=1) == mean_interval(values, seed=1) != mean_interval(values, seed=2)
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ([1.0, math.nan], "values must be finite, got nan at index 1; leave out runs that diverged"),
+        ([math.inf], "values must be finite, got inf at index 0; leave out runs that diverged"),
+        ([[1.0]], r"values must be a one-dimensional array of numbers, got shape \(1, 1\) of float64"),
+        (["a"], "values must be a one-dimensional array of numbers, got shape"),
+        ([None, 1.0], "values must be a one-dimensional array of numbers, got shape"),
+    ],
+)
+def test_values_that_are_no_numbers_are_refused(values, sentence):
+    for function in (mean_interval, standard_error, dip):
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            function(values)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95, -0.1, math.nan])
+def test_a_level_that_is_no_probability_is_refused(level):
+    for call in (mean_interval, lambda v, level: compare(v, v, level)):
+        with pytest.raises(ValueError, match=f"^level must lie between 0 and 1, got {level}"):
+            call([1.0, 2.0, 3.0], level)
+
+
+def test_the_standard_error_by_hand():
+    assert standard_error([1.0, 2.0, 3.0, 6.0]) == pytest.approx(math.sqrt(14 / 3 / 4))
+    assert math.isnan(standard_error([1.0])) and math.isnan(standard_error([]))
+
+
+# --- two means --------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_by_hand():
+    """Of the 20 deals of six values to two sides of three, only the one seen and its mirror image are as far out."""
+    found = compare([1.0, 2.0, 3.0], [4.0, 5.0, 7.0])
+    assert found.difference == pytest.approx(16 / 3 - 2)
+    assert found.p_value == pytest.approx(2 / 20)
+    assert (found.n_first, found.n_second) == (3, 3)
+    welch = stats.ttest_ind([4.0, 5.0, 7.0], [1.0, 2.0, 3.0], equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(welch)
+    assert found.direction == 1 and compare([4.0, 5.0, 7.0], [1.0, 2.0, 3.0]).direction == -1
+
+
+def all_deals(first: list[float], second: list[float]) -> float:
+    """The permutation test by its definition."""
+    pooled = np.array([*first, *second])
+    seen = np.mean(second) - np.mean(first)
+    below = above = 0
+    deals = list(itertools.combinations(range(len(pooled)), len(first)))
+    for chosen in deals:
+        mask = np.zeros(len(pooled), bool)
+        mask[list(chosen)] = True
+        difference = pooled[~mask].mean() - pooled[mask].mean()
+        below += difference <= seen + 1e-9
+        above += difference >= seen - 1e-9
+    return min(1.0, 2 * min(below, above) / len(deals))
+
+
+@settings(max_examples=25, deadline=None)
+@given(samples(1, 5), samples(1, 5))
+def test_the_test_counts_every_deal(first, second):
+    found = compare(first, second)
+    assert found.p_value == pytest.approx(all_deals(first, second))
+    assert found.difference == pytest.approx(np.mean(second) - np.mean(first), abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(samples(3, 5), samples(3, 5), numbers, st.sampled_from([0.5, 4.0]))
+def test_a_comparison_turns_round_moves_and_stretches(first, second, shift, factor):
+    found = compare(first, second)
+    back = compare(second, first)
+    assert back[:3] == pytest.approx((-found.difference, -found.high, -found.low), abs=1e-9)
+    assert back.p_value == found.p_value
+    moved = compare([shift + factor * one for one in first], [shift + factor * one for one in second])
+    assert moved[:4] == pytest.approx((*(factor * one for one in found[:3]), found.p_value), abs=1e-9)
+
+
+def test_many_deals_are_drawn_at_random():
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=20), rng.normal(size=20) + 0.6
+    exact = stats.ttest_ind(first, second).pvalue  # which the permutation test approximates
+    assert compare(first, second).p_value == pytest.approx(exact, rel=0.2)
+    far = compare(first, second + 10)
+    assert 0 < far.p_value <= 2 / 10_000 and far.direction == 1
+
+
+def test_the_interval_of_a_difference_covers_it():
+    rng = np.random.default_rng(4)
+    covered, rejected = [], []
+    for seed in range(120):
+        first, second = rng.normal(size=7), 1 + 3 * rng.normal(size=6)
+        found = compare(first, second, 0.9, seed)
+        covered.append(found.low <= 1 <= found.high)
+        rejected.append(compare(first, rng.normal(size=6)).p_value <= 0.1)
+    assert 0.82 <= np.mean(covered) <= 0.97
+    assert np.mean(rejected) <= 0.18
+
+
+def test_comparisons_with_too_few_values():
+    nothing = compare([], [1.0])
+    assert all(map(math.isnan, nothing[:4])) and nothing[4:] == (0, 1) and nothing.direction == 0
+    one = compare([1.0], [2.0])
+    assert one.difference == 1 and math.isnan(one.low) and one.p_value == 1 and one.direction == 0
+    assert compare([1.0, 2.0], [3.0, 4.0]).p_value == pytest.approx(2 / 6)
+    same = compare([1.0] * 6, [1.0] * 6)
+    assert same[:4] == (0, 0, 0, 1) and same.direction == 0
+
+
+def test_text_of_numbers():
+    assert f"{Interval(0.1234, 0.1, 0.15, 50):.3f}" == "0.123 (0.100 to 0.150; n = 50)"
+    assert f"{Interval(0.1234, math.nan, math.nan, 2):.2f}" == "0.12 (n = 2)"
+    assert f"{mean_interval([]):.2f}" == "not recorded"
+    comparison = Comparison(0.05, 0.03, 0.07, 0.0021, 10, 9)
+    assert f"{comparison:+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.002; n = 10 and 9)"
+    assert f"{compare([], [])}" == "not recorded"
+    assert f"{CurveComparison(0.05, 0.03, 0.07, 0.2, -3.0, -2.0):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.20)"
+    assert [p_text(p) for p in (0.0004, 0.0123, 0.456, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.46", "p = 1.00"]
+
+
+# --- families of tests ------------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, math.nan, 0.02, 0.9]) == pytest.approx([1.0, math.nan, 0.06, 1.0], nan_ok=True)
+    assert len(holm([])) == 0 and np.isnan(holm([math.nan])).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
+def test_holm_rejects_what_the_steps_of_its_definition_reject(p_values, level):
+    rejected = set()
+    for step, index in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[index] * (len(p_values) - step) > level:
+            break
+        rejected.add(int(index))
+    assert set(np.flatnonzero(holm(p_values) <= level).tolist()) == rejected
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+def made_curve(shift: float, seeds: int, seed: int = 0, noise: float = 0.02, betas=(1, 2, 3)):
+    """MIG rises by 0.1 a beta while the log-likelihood falls by 5 nats."""
+    rng = np.random.default_rng(seed)
+    beta = np.repeat(np.array(betas, float), seeds)
+    fit = -20 - 5 * beta + 50 * noise * rng.normal(size=len(beta))
+    return curve(beta, fit, 0.1 * beta + shift + noise * rng.normal(size=len(beta)))
+
+
+def test_a_curve_by_hand():
+    found = curve([2, 1, 2, 1, 1], [-4.0, -1, -6, -2, -3], [0.3, 0.1, 0.5, 0.1, 0.4])
+    assert found.beta.tolist() == [1, 2] and found.n.tolist() == [3, 2]
+    assert found.log_likelihood == pytest.approx([-2, -5]) and found.mig == pytest.approx([0.2, 0.4])
+    assert found.log_likelihood_error == pytest.approx([1 / math.sqrt(3), 1])
+    assert found.mig_error == pytest.approx([0.1, 0.1])
+    assert found.runs.shape == (5, 3)
+    assert np.isnan(curve([1], [-1.0], [0.1]).mig_error).all()
+    nothing = curve([], [], [])
+    assert all(len(column) == 0 for column in nothing)
+    with pytest.raises(
+        ValueError, match=r"^beta, log_likelihood and mig must have one value for each run, got \[1, 1, 2\]"
+    ):
+        curve([1], [1], [1, 2])
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), numbers, numbers), min_size=1, max_size=20), st.randoms())
+def test_a_curve_does_not_depend_on_the_order_of_runs(rows, random):
+    found = curve(*zip(*rows, strict=True))
+    random.shuffle(rows)
+    again = curve(*zip(*rows, strict=True))
+    for one, other in zip(found[:6], again[:6], strict=True):
+        assert one == pytest.approx(other, nan_ok=True)
+
+
+def test_curves_at_a_constant_distance():
+    """The second is 0.07 higher, and 2 nats to the right, where the slope makes 0.02 a nat of it."""
+    first = curve([1, 2, 3], [-25.0, -30, -35], [0.1, 0.2, 0.3])
+    second = curve([1, 2, 3], [-23.0, -28, -33], [0.17, 0.27, 0.37])
+    found = compare_curves(first, second)
+    assert found.difference == pytest.approx(0.07 + 0.04)
+    assert (found.left, found.right) == (-33, -25)
+    assert math.isnan(found.low) and math.isnan(found.p_value) and found.direction == 0
+
+
+def test_curves_against_the_integral_of_their_difference():
+    rng = np.random.default_rng(5)
+    first, second = (curve(np.arange(5), -np.cumsum(rng.random(5)), rng.random(5)) for _ in range(2))
+    found = compare_curves(first, second)
+    x = np.linspace(found.left, found.right, 200_001)
+    heights = [np.interp(x, one.log_likelihood[::-1], one.mig[::-1]) for one in (first, second)]
+    assert found.difference == pytest.approx(np.mean(heights[1] - heights[0]), abs=2e-3)
+
+
+def test_the_comparison_of_curves_covers_and_tests(monkeypatch):
+    monkeypatch.setattr(analysis, "_CURVE_RESAMPLES", 199)
+    covered, rejected = [], []
+    for seed in range(60):
+        first, second = made_curve(0.0, 4, seed), made_curve(0.03, 4, 1000 + seed)
+        found = compare_curves(first, second, 0.9, seed)
+        covered.append(found.low <= 0.03 <= found.high)
+        rejected.append(compare_curves(first, made_curve(0.0, 4, 2000 + seed)).p_value <= 0.1)
+    assert 0.78 <= np.mean(covered) <= 0.99
+    assert np.mean(rejected) <= 0.22
+    assert compare_curves(made_curve(0.0, 5), made_curve(0.3, 5, 1)).p_value == pytest.approx(2 / 200)
+
+
+def test_curves_turned_round(monkeypatch):
+    monkeypatch.setattr(analysis, "_CURVE_RESAMPLES", 199)
+    first, second = made_curve(0.0, 3), made_curve(0.05, 5, 1)
+    there, back = compare_curves(first, second), compare_curves(second, first)
+    assert back.difference == pytest.approx(-there.difference)
+    assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.02)
+    assert there.direction == 1 and back.direction == -1
+
+
+def test_curves_that_cannot_be_compared():
+    far = curve([1, 2], [-100.0, -110.0], [0.1, 0.2])
+    near = made_curve(0.0, 3)
+    for first, second in ((far, near), (near, far), (curve([], [], []), near), (curve([1], [-25.0], [0.1]), near)):
+        assert all(map(math.isnan, compare_curves(first, second)))
+    elsewhere = made_curve(0.1, 3, 1, betas=(1.5, 2.5))  # no beta in common: nothing can be dealt
+    found = compare_curves(near, elsewhere)
+    assert math.isnan(found.p_value) and found.low < found.difference < found.high
+
+
+# --- one mode or two --------------------------------------------------------------------------------------------------
+
+
+def slow_dip(values: np.ndarray) -> float:
+    """The dip by its definition, a linear programme in values of a distribution function and its distance: over each
+    place of the mode, the closest function that is convex before and concave after it. It may jump at the mode.
+    """
+    x, n = np.sort(values), len(values)
+    return min(closest_with_mode(x, n, mode) for mode in range(n))
+
+
+def closest_with_mode(x: np.ndarray, n: int, mode: int) -> float:
+    places = np.concatenate([x[: mode + 1], x[mode:]])  # the mode twice: before and after a jump
+    unit = np.eye(n + 2)  # the function at each place, and the distance
+    distance = unit[-1]
+    slope = [(unit[k + 1] - unit[k]) / (places[k + 1] - places[k]) if k != mode else None for k in range(n)]
+    at_most = [(unit[mode] - unit[mode + 1], 0.0)]
+    for k in range(n + 1):
+        point = k if k <= mode else k - 1
+        if k <= mode or point > mode:  # the sample's function is point / n left of a point
+            at_most.append((unit[k] - distance, point / n))
+        if k > mode or point < mode:  # and a step higher at it
+            at_most.append((-unit[k] - distance, -(point + 1) / n))
+    before, after = slope[:mode], slope[mode + 1 :]
+    at_most += [(-one, 0.0) for one in before + after]
+    at_most += [(one - other, 0.0) for one, other in itertools.pairwise(before)]
+    at_most += [(other - one, 0.0) for one, other in itertools.pairwise(after)]
+    rows, bounds = map(np.array, zip(*at_most, strict=True))
+    found = linprog(distance, rows, bounds, bounds=(0, 1))
+    assert found.status == 0
+    return found.fun
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_dip_is_the_distance_to_the_closest_function_with_one_mode(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(4, 13))
+    values = rng.normal(size=n) + rng.integers(0, 6) * (rng.random(n) < 0.5)
+    assert dip(values).statistic == pytest.approx(slow_dip(values), abs=1e-8)
+
+
+def test_dips_by_hand():
+    assert dip([1, 2, 3, 4]).statistic == pytest.approx(1 / 8)  # evenly spaced: as close to one mode as n values can be
+    assert dip(np.arange(50)).statistic == pytest.approx(1 / 100)
+    apart = np.concatenate([np.arange(20), 1e6 + np.arange(20)])
+    assert dip(apart).statistic == pytest.approx(0.25, abs=1e-3)  # the limit of two equal heaps
+    assert math.isnan(dip([1.0, 2.0, 3.0]).p_value) and dip([1.0, 2.0, 3.0]).n == 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(numbers, min_size=4, max_size=25), st.randoms(), numbers, st.sampled_from([-2.0, 0.25, 8.0]))
+def test_the_dip_does_not_change_with_order_place_scale_or_side(values, random, shift, factor):
+    statistic = analysis._dip(np.array(values))
+    random.shuffle(values)
+    assert analysis._dip(shift + factor * np.array(values)) == pytest.approx(statistic, abs=1e-9)
+    assert 1 / (2 * len(values)) <= statistic <= 0.25 + 1e-9 or len(set(values)) < len(values)
+
+
+def test_the_p_value_is_that_of_uniform_samples(monkeypatch):
+    monkeypatch.setattr(analysis, "_DIP_SAMPLES", 999)
+    analysis._uniform_dips.cache_clear()
+    rng = np.random.default_rng(6)
+    p_values = np.array([dip(rng.random(15)).p_value for _ in range(400)])
+    for level, tolerance in ((0.1, 0.055), (0.5, 0.09)):  # three standard errors, of the table's and of these samples
+        assert np.mean(p_values <= level) == pytest.approx(level, abs=tolerance)
+    two = np.concatenate([rng.normal(size=12), 6 + rng.normal(size=12)])
+    assert dip(two).p_value <= 0.01 < 0.1 < dip(rng.normal(size=24)).p_value
+    analysis._uniform_dips.cache_clear()
+
+
+# --- the representative -----------------------------------------------------------------------------------------------
+
+
+def test_the_representative_by_hand():
+    """The upper half is the last three, the middle of which has the mean MIG."""
+    mig = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert representative(mig, [0.0, 0, -3, -2, -1]) == 3
+    assert representative(mig, [0.0, 0, -1, -9, -1]) == 4  # the middle one is far out in the other quantity
+    assert representative([0.3], [-1.0]) == 0
+    assert representative([0.3, 0.5], [-1.0, -2.0]) == 1
+
+
+def slow_representative(mig: list[float], fit: list[float]) -> set[int]:
+    """All indices at the least distance, by loops over Python numbers."""
+    middle = sorted(mig)
+    n = len(middle)
+    median = middle[n // 2] if n % 2 else (middle[n // 2 - 1] + middle[n // 2]) / 2
+    upper = [index for index in range(n) if mig[index] >= median]
+    distances = {}
+    for index in upper:
+        distances[index] = 0.0
+        for values in (mig, fit):
+            mean = sum(values[one] for one in upper) / len(upper)
+            variance = sum((values[one] - mean) ** 2 for one in upper) / len(upper)
+            if variance:
+                distances[index] += (values[index] - mean) ** 2 / variance
+    return {index for index, distance in distances.items() if distance <= min(distances.values()) + 1e-9}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15))
+def test_the_representative_is_the_nearest_of_the_upper_half(rows):
+    mig, fit = map(list, zip(*rows, strict=True))
+    chosen, nearest = representative(mig, fit), slow_representative(mig, fit)
+    assert chosen in nearest and mig[chosen] == max(mig[index] for index in nearest)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15),
+    st.randoms(),
+    st.tuples(numbers, numbers, st.sampled_from([0.25, 4.0]), st.sampled_from([0.5, 2.0])),
+)
+def test_the_representative_does_not_depend_on_order_and_units(rows, random, change):
+    mig, fit = zip(*rows, strict=True)
+    chosen = rows[representative(mig, fit)]
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    assert shuffled[representative(*zip(*shuffled, strict=True))] == chosen
+    a, b, c, d = change
+    assert rows[representative(a + c * np.array(mig), b + d * np.array(fit))] == chosen
+
+
+@pytest.mark.parametrize(
+    "mig, fit, sentence",
+    [
+        ([], [], "mig and log_likelihood must have one value for each of at least one run, got 0 and 0"),
+        ([0.1], [1.0, 2.0], "mig and log_likelihood must have one value for each of at least one run, got 1 and 2"),
+        ([0.1, math.nan], [1.0, 2.0], "mig must be finite, got nan at index 1; leave out runs that diverged"),
+    ],
+)
+def test_a_representative_of_nothing_is_refused(mig, fit, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        representative(mig, fit)
