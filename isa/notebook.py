@@ -30,6 +30,7 @@ __all__ = [
     "Probability",
     "Seed",
     "glue",
+    "missing",
     "parameter_table",
     "parameters",
     "show",
@@ -147,6 +148,39 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
+
+
+def missing(*records: Any) -> Markdown:
+    """How many of how many runs are recorded, and the command that trains the rest: what a page shows in place of a
+    figure of nothing, and beneath one of too little.
+
+    Parameters
+    ----------
+    *records
+        :class:`isa.sweep.Records`; those of one command are counted together.
+
+    Returns
+    -------
+    Markdown
+        A sentence or two for each command.
+    """
+    by_command: dict[str, list[Any]] = {}
+    for one in records:
+        by_command.setdefault(one.command, []).append(one)
+    text = []
+    for command, group in by_command.items():
+        recorded, left = sum(map(len, group)), sum(len(one.missing) for one in group)
+        shown = f"`{command.replace(f'{ROOT.as_posix()}/', '')}`"  # to be typed in the root, wherever the page runs
+        wanted = f"{recorded + left:,} run{'s' * (recorded + left != 1)}"
+        if not left:
+            sentence = f"Recorded in full: {wanted}, by {shown}."
+        elif not recorded:
+            sentence = f"Not recorded yet: {wanted}. {shown} trains them."
+        else:
+            sentence = f"Recorded so far: {recorded:,} of {wanted}. {shown} trains the rest."
+        diverged = sum(row["status"] == "diverged" for one in group for row in one)
+        text.append(sentence + (f" Diverged, and so without measurements: {diverged:,}." if diverged else ""))
+    return Markdown("\n\n".join(text))
 
 
 def parameter_table(paths: Iterable[Path]) -> Markdown:

@@ -31,11 +31,13 @@ from isa.notebook import (
     Probability,
     Seed,
     glue,
+    missing,
     parameter_table,
     parameters,
     show,
     table,
 )
+from isa.sweep import Records, Spec, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
@@ -229,6 +231,47 @@ def test_a_table_has_a_line_for_each_row():
 
 def test_a_bar_in_a_table_stays_within_its_column():
     assert table(("a", "b"), [("float | None", r"$\|x\|$")]).data.splitlines()[-1] == r"| float \| None | $\\|x\\|$ |"
+
+
+SPEC = """
+title: two runs, and two more
+every: {dataset: dsprites, steps: 1}
+tiers:
+  1: [{objective: beta-vae, seeds: 2}]
+  2: [{objective: isa-vae, seeds: 2}]
+"""
+
+
+def recorded(spec: Spec, *states: str) -> Records:
+    """The spec's records with these states in order, the other runs missing."""
+    runs = spec.runs()
+    rows = [{**run.to_dict(), "status": state} for run, state in zip(runs, states, strict=False)]
+    return Records(rows, runs[len(states) :], sweep(spec, budget=0).command)
+
+
+@pytest.mark.parametrize("in_root", [True, False])
+def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, in_root):
+    monkeypatch.setattr(isa.notebook, "ROOT", tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "page").mkdir()
+    monkeypatch.chdir(tmp_path if in_root else tmp_path / "page")
+    (tmp_path / "runs" / "x.yaml").write_text(SPEC)
+    spec = Spec.read(tmp_path / "runs" / "x.yaml")
+    command = "`isa sweep runs/x.yaml`"
+    assert missing(sweep(spec, budget=0)).data == f"Not recorded yet: 4 runs. {command} trains them."
+    some, rest = recorded(spec, "trained"), f"{command} trains the rest."
+    assert missing(some).data == f"Recorded so far: 1 of 4 runs. {rest}"
+    assert missing(some, some).data == f"Recorded so far: 2 of 8 runs. {rest}"
+    assert missing(some.select(objective="beta-vae", seed=0)).data == f"Recorded in full: 1 run, by {command}."
+    whole = recorded(spec, "trained", "diverged", "trained", "trained")
+    text = missing(whole).data
+    assert text == f"Recorded in full: 4 runs, by {command}. Diverged, and so without measurements: 1."
+    first = sweep(spec, tier=1, budget=0)
+    assert missing(first, whole).data.splitlines() == [
+        "Not recorded yet: 2 runs. `isa sweep runs/x.yaml --tier 1` trains them.",
+        "",
+        text,
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
