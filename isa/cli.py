@@ -336,10 +336,10 @@ def _train_options(arguments: argparse.Namespace) -> str | None:
     return arguments.device
 
 
-def _check_device(name: str | None) -> None:
+def _check_device(name: str | None, here: bool = True) -> None:
     if name is not None and name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if name is not None and name != "cpu":
+    if here and name is not None and name != "cpu":
         import torch
 
         number = int(name.partition(":")[2] or 0)
@@ -409,7 +409,7 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
     try:
         spec = sweep.Spec.read(arguments.spec)
         spec.runs(arguments.tier)
-        _check_device(arguments.device)
+        _check_device(arguments.device, here=arguments.scheduler is None)
         for name, least in (("budget", 0), ("pack", 1)):
             value = getattr(arguments, name)
             if value is not None and not value >= least:
