@@ -425,29 +425,24 @@ def compare_curves(first: Curve, second: Curve, level: float = 0.95, seed: int =
     rng = np.random.default_rng(seed)
 
     def resampled(group: np.ndarray) -> np.ndarray:
-        mean, n = group.mean(0), len(group)
-        return mean + math.sqrt(n / (n - 1)) * (group[rng.integers(n, size=n)].mean(0) - mean)
+        n = len(group)
+        mean = group.mean(0)
+        return mean + math.sqrt(n / (n - 1)) * (group[rng.integers(n, size=(_CURVE_RESAMPLES, n))].mean(1) - mean)
 
-    draws = [
-        height(*(np.array([resampled(group) for group in side]) for side in groups)) for _ in range(_CURVE_RESAMPLES)
-    ]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    drawn = [np.stack([resampled(group) for group in side], 1) for side in groups]  # (resamples, betas, 2)
+    low, high = np.quantile([height(*pair) for pair in zip(*drawn, strict=True)], [(1 - level) / 2, (1 + level) / 2])
 
-    shared = [
-        (int(i), int(np.flatnonzero(second.beta == first.beta[i])[0]))
-        for i in np.flatnonzero(np.isin(first.beta, second.beta))
-    ]
     p_value = math.nan
-    if shared:
-        dealt = [one.copy() for one in means]
-        beyond = np.zeros(2, dtype=int)
-        for _ in range(_CURVE_RESAMPLES):
-            for i, j in shared:
-                both = rng.permutation(np.concatenate([groups[0][i], groups[1][j]]))
-                dealt[0][i], dealt[1][j] = both[: first.n[i]].mean(0), both[first.n[i] :].mean(0)
-            height_dealt = height(*dealt)
-            beyond += [height_dealt <= difference + 1e-12, height_dealt >= difference - 1e-12]
-        p_value = min(1.0, 2 * (1 + int(beyond.min())) / (1 + _CURVE_RESAMPLES))
+    _, at_first, at_second = np.intersect1d(first.beta, second.beta, return_indices=True)
+    if len(at_first):
+        dealt = [np.repeat(one[None], _CURVE_RESAMPLES, 0) for one in means]
+        for i, j in zip(at_first, at_second, strict=True):
+            both = np.concatenate([groups[0][i], groups[1][j]])
+            order = rng.permuted(np.tile(np.arange(len(both)), (_CURVE_RESAMPLES, 1)), axis=1)
+            dealt[0][:, i], dealt[1][:, j] = (both[part].mean(1) for part in np.split(order, [first.n[i]], axis=1))
+        heights = np.array([height(*pair) for pair in zip(*dealt, strict=True)])
+        beyond = min((heights <= difference + 1e-12).sum(), (heights >= difference - 1e-12).sum())
+        p_value = min(1.0, 2 * (1 + int(beyond)) / (1 + _CURVE_RESAMPLES))
     return CurveComparison(difference, float(low), float(high), p_value, float(left), float(right))
 
 
