@@ -1,4 +1,4 @@
-"""What every page of the book needs: checked parameters, figures in two formats, numbers for the prose.
+"""What every page of the book needs: checked parameters, figures in three formats, numbers for the prose.
 
 Used by the notebooks only; nothing else in ``isa`` imports this module, and it needs the ``book`` extra.
 """
@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from isa.figures.numbers import to_csv
 from isa.lpnested import Node
 
 __all__ = [
@@ -115,10 +116,10 @@ def _sentence(problem: dict) -> str:
 
 
 def show(figure: Figure, dpi: int = 200) -> None:
-    """Display a figure as SVG and as PNG in one output, and close it.
+    """Display a figure as SVG, as PNG and, where it holds numbers, as CSV in one output, and close it.
 
-    The page shows the SVG and offers both for download. Marks that were drawn with ``rasterized=True`` are embedded in
-    the SVG as pixels.
+    The page shows the SVG and offers all three for download. Marks that were drawn with ``rasterized=True`` are
+    embedded in the SVG as pixels. The table is that of :func:`isa.figures.numbers.to_csv`.
     """
     bundle = {}
     for mime_type, suffix, text in (("image/svg+xml", "svg", True), ("image/png", "png", False)):
@@ -127,6 +128,8 @@ def show(figure: Figure, dpi: int = 200) -> None:
         data = buffer.getvalue()
         bundle[mime_type] = data.decode() if text else base64.b64encode(data).decode()
     width, height = figure.get_size_inches()
+    if (numbers := to_csv(figure)) is not None:
+        bundle["text/csv"] = numbers
     bundle["text/plain"] = f"<figure, {width:.1f} x {height:.1f} in>"
     plt.close(figure)
     display(bundle, raw=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,9 +36,11 @@ def test_what_is_executed_when(book):
     assert book.executions == 1
     html = book.html()
     assert "1.23" in html and "Fig. 1" in html and 'alt="a rising line from 1 to 2"' in html
-    downloads = re.findall(r'href="([^"]*_downloads/[^"]*fig-line\.(?:svg|png))"', html)
-    assert [Path(link).suffix for link in downloads] == [".svg", ".png"]
-    assert all((book.root / "_build/html/book" / link).resolve().is_file() for link in downloads)
+    downloads = re.findall(r'href="([^"]*_downloads/[^"]*fig-line\.(?:svg|png|csv))"', html)
+    assert [Path(link).suffix for link in downloads] == [".svg", ".png", ".csv"]
+    files = [(book.root / "_build/html/book" / link).resolve() for link in downloads]
+    assert [file.read_bytes()[:4] for file in files] == [b"<?xm", b"\x89PNG", b"pane"]
+    assert files[2].read_text().splitlines()[1:] == [",line,line,0.0,1.0", ",line,line,1.0,2.0"]
 
     second = book.build()
     assert second.returncode == 0, second.stdout
@@ -66,8 +70,46 @@ def test_a_build_outside_of_the_sources(book, tmp_path):
     )
     built = book.build_plainly("-W", "-n", "--path-output", str(tmp_path / "out"))
     assert built.returncode == 0, built.stdout
-    assert {path.suffix for path in (tmp_path / "out").glob("_build/html/_downloads/*/fig-line.*")} == {".svg", ".png"}
+    offered = {path.name for path in (tmp_path / "out").glob("_build/html/_downloads/*/*")}
+    assert offered == {"fig-line.svg", "fig-line.png", "fig-line.csv", "page.ipynb"}
     assert not (book.root / "_build").exists()
+
+
+def test_a_page_says_how_to_make_it_again(book):
+    """The notebook itself, a command that works as it stands, and how long the page took, here about two seconds."""
+    book.write_page(code("p: float = 1.5  # a number", tags=["parameters"]), code("import time\ntime.sleep(2)"))
+    for executions in (1, 1):
+        built = book.build()
+        assert built.returncode == 0, built.stdout
+        assert book.executions == executions
+    html = book.html()
+    (box,) = re.findall(r'<div class="reproduce.*?\n</div>\n</section>', html, flags=re.DOTALL)
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", box))
+    (seconds,) = re.findall(r"in (\d+) seconds when this book was built", words)
+    assert 2 <= int(seconds) <= 90
+    (link,) = re.findall(r'href="([^"]*_downloads/[^"]*/page\.ipynb)"', box)
+    offered = (book.root / "_build/html/book" / link).resolve()
+    assert offered.read_bytes() == (book.root / "book/page.ipynb").read_bytes()
+    (command,) = re.findall(r"papermill book/page\.ipynb \S+\.ipynb", words)
+    ran = subprocess.run(
+        [Path(sys.executable).parent / "papermill", *command.split()[1:]], cwd=book.root, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert book.executions == 2
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/owner/name"])
+def test_one_switch_for_running_pages_elsewhere(book, address):
+    config = (book.root / "_config.yml").read_text()
+    assert config.count('  url: ""\n') == 1
+    book.write("_config.yml", config.replace('  url: ""\n', f'  url: "{address}"\n'))
+    book.write_page(code("1 + 1"))
+    built = book.build()
+    assert built.returncode == 0, built.stdout
+    links = re.findall(r'href="(https?://[^"]*binder[^"]*)"', book.html())
+    expected = ["https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/book/page.ipynb"] if address else []
+    assert links == expected
+    assert not re.findall(r'href="https?://[^"]*binder', book.html("book/index")), "a page that is no notebook"
 
 
 def test_a_failing_cell_fails_the_build(book):

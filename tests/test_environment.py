@@ -259,6 +259,7 @@ ADDRESSES = (
     "github.com/",
     "proceedings.mlr.press/",
     "openreview.net/",
+    "mybinder.org",
     "creativecommons.org/",
     "example.org/",
 )

@@ -1,4 +1,4 @@
-"""What pages need: parameters that are checked, figures in two formats, numbers for the prose."""
+"""What pages need: parameters that are checked, figures in three formats, numbers for the prose."""
 
 from __future__ import annotations
 
@@ -177,17 +177,25 @@ def displayed(monkeypatch) -> list[dict[str, str]]:
     return bundles
 
 
-def test_show_gives_one_output_with_svg_and_png(displayed):
+def test_show_gives_one_output_with_svg_png_and_csv(displayed):
     figure, ax = plt.subplots(figsize=(3, 2))
     ax.plot([1, 2])
     show(figure, dpi=100)
     (bundle,) = displayed
-    assert set(bundle) == {"image/svg+xml", "image/png", "text/plain"}
+    assert set(bundle) == {"image/svg+xml", "image/png", "text/csv", "text/plain"}
+    assert bundle["text/csv"] == "panel,kind,series,x,y\n,line,line,0.0,1.0\n,line,line,1.0,2.0\n"
     assert ElementTree.fromstring(bundle["image/svg+xml"]).tag.endswith("}svg")
     pixels = plt.imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert pixels.shape[:2] == (200, 300)
     assert bundle["text/plain"] == "<figure, 3.0 x 2.0 in>"
     assert not plt.fignum_exists(figure.number), "an open figure shows a second time"
+
+
+def test_a_figure_of_pictures_has_no_table(displayed):
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.imshow(np.zeros((4, 4, 3)))
+    show(figure)
+    assert set(displayed[0]) == {"image/svg+xml", "image/png", "text/plain"}
 
 
 def test_show_is_the_same_on_another_day(displayed):
@@ -389,4 +397,4 @@ def test_papermill_runs_a_notebook_with_other_parameters_from_any_folder(tmp_pat
     (injected,) = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assert "p0 = 3.0" in injected.source
     kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
-    assert {"image/svg+xml", "image/png"} <= kinds
+    assert {"image/svg+xml", "image/png", "text/csv"} <= kinds

@@ -1,8 +1,8 @@
-"""Put links to the SVG and the PNG beneath every numbered figure of a notebook.
+"""Put links to the SVG, the PNG and the numbers beneath every numbered figure of a notebook.
 
-A figure cell shows both formats in one output (``isa.notebook.show``); the page displays the first that suits it. This
-transform copies both under the figure's own name and offers them for download, so the links also work for outputs that
-come from the execution cache.
+A figure cell shows all formats in one output (``isa.notebook.show``); the page displays the first that suits it. This
+transform copies each under the figure's own name and offers it for download, so the links also work for outputs that
+come from the execution cache. A figure of pictures has no numbers (``isa.figures.numbers``), and no such link.
 """
 
 from __future__ import annotations
@@ -12,34 +12,55 @@ import shutil
 from pathlib import Path
 
 from docutils import nodes
+from myst_nb.core import render
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
-FORMATS = {"image/svg+xml": "svg", "image/png": "png"}
+IMAGES = {"image/svg+xml": "svg", "image/png": "png"}
+TABLE = "text/csv"
+
+
+class Numbers:
+    """Lets a notebook's output of this type through to the transform; MyST-NB would warn of it and drop it."""
+
+    mime_priority_overrides = ()
+
+    @staticmethod
+    def handle_mime(renderer, data, inline):
+        return [nodes.raw("", data.content, format="csv")] if data.mime_type == TABLE and not inline else None
 
 
 class FigureDownloads(SphinxTransform):
     default_priority = 400
 
     def apply(self, **kwargs) -> None:
-        for figure in self.document.findall(nodes.figure):
-            bundles = [node for node in figure.findall(nodes.container) if node.get("nb_element") == "mime_bundle"]
-            images = {
-                child["mime_type"]: child for bundle in bundles for child in bundle.children if "mime_type" in child
-            }
-            if not set(FORMATS) <= set(images) or not figure["names"]:
-                continue
-            line = nodes.paragraph(classes=["figure-downloads"])
-            for mime_type, suffix in FORMATS.items():
-                line += self._link(images[mime_type].next_node(nodes.image), figure["names"][0], suffix)
-                line += nodes.Text(" ")
-            figure += nodes.legend("", line)
+        for bundle in list(self.document.findall(nodes.container)):
+            if bundle.get("nb_element") == "mime_bundle":
+                formats = {child["mime_type"]: child for child in bundle.children if "mime_type" in child}
+                figure = bundle.parent
+                while figure is not None and not isinstance(figure, nodes.figure):
+                    figure = figure.parent
+                if figure is not None and figure["names"] and set(IMAGES) <= set(formats):
+                    figure += nodes.legend("", self._links(figure["names"][0], formats))
+                if TABLE in formats:
+                    bundle.remove(formats[TABLE])
 
-    def _link(self, image: nodes.image, name: str, suffix: str) -> nodes.Node:
-        source = Path(self.env.srcdir, self.env.relfn2path(image["uri"], self.env.docname)[0])
+    def _links(self, name: str, formats: dict[str, nodes.Element]) -> nodes.paragraph:
+        line = nodes.paragraph(classes=["figure-downloads"])
+        for mime_type, suffix in IMAGES.items():
+            uri = formats[mime_type].next_node(nodes.image)["uri"]
+            source = Path(self.env.srcdir, self.env.relfn2path(uri, self.env.docname)[0])
+            line += self._link(name, suffix, lambda target, source=source: shutil.copyfile(source, target))
+            line += nodes.Text(" ")
+        if TABLE in formats:
+            text = formats[TABLE].astext()
+            line += self._link(name, "csv", lambda target: target.write_text(text, encoding="utf-8"))
+        return line
+
+    def _link(self, name: str, suffix: str, write) -> nodes.Node:
         target = Path(self.app.doctreedir).parent / "jupyter_execute" / "figures" / f"{name}.{suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        write(target)
         # a path with ".." where the book is built outside of its source
         uri = "/" + Path(os.path.relpath(target, self.env.srcdir)).as_posix()
         label = nodes.literal("", suffix.upper(), classes=["xref", "download"])
@@ -56,5 +77,9 @@ class FigureDownloads(SphinxTransform):
 
 
 def setup(app):
+    # Not an entry point, MyST-NB's own way: it would act on every Sphinx project of an environment that has isa.
+    renderers = render.load_mime_renders()
+    if Numbers not in renderers:
+        render.load_mime_renders = lambda: [*renderers, Numbers]
     app.add_transform(FigureDownloads)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

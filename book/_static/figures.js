@@ -1,0 +1,46 @@
+/* A figure opens large by a click or by Enter, and closes by Escape, by its button or by a click beside it. */
+"use strict";
+
+(() => {
+  const dialog = document.createElement("dialog");
+  dialog.className = "enlarged";
+  const close = document.createElement("button");
+  close.type = "button";
+  close.className = "enlarged-close";
+  close.textContent = "Close";
+  const room = document.createElement("div");
+  room.className = "enlarged-room";
+  room.tabIndex = 0; // so that the arrow keys move over a figure that is larger than the window
+  dialog.append(close, room);
+
+  close.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => {
+    if (event.target !== close && event.target.tagName !== "IMG") dialog.close();
+  });
+  dialog.addEventListener("close", () => room.replaceChildren());
+
+  const enlarge = (image, name) => {
+    const copy = new Image();
+    copy.src = image.src;
+    copy.alt = image.alt;
+    copy.className = image.className;
+    room.setAttribute("aria-label", name);
+    dialog.setAttribute("aria-label", name);
+    room.replaceChildren(copy);
+    dialog.showModal(); // which gives the focus back to the figure when it closes
+  };
+
+  document.querySelectorAll(".bd-article figure img").forEach((image) => {
+    const figure = image.closest("figure");
+    const number = figure.querySelector(".caption-number");
+    const name = number ? number.textContent.trim() : "Figure";
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "enlarge";
+    button.title = "Enlarge";
+    image.replaceWith(button);
+    button.append(image);
+    button.addEventListener("click", () => enlarge(image, name));
+  });
+  document.body.append(dialog);
+})();
