@@ -25,6 +25,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+__all__ = [
+    "IMAGE_SIZE",
+    "MODELS",
+    "VAE",
+    "Decoder",
+    "Discriminator",
+    "Encoder",
+    "Posterior",
+    "build",
+    "build_discriminator",
+    "conv",
+    "mlp",
+]
+
 IMAGE_SIZE = 64
 """Height and width, in pixels, of every image the networks read and draw."""
 

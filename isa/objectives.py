@@ -49,6 +49,32 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import _KL_REGISTRY
 
+__all__ = [
+    "LIKELIHOODS",
+    "OBJECTIVES",
+    "AggregateLogDensities",
+    "BetaTCVAETerms",
+    "BetaVAETerms",
+    "FactorVAETerms",
+    "SamplingWeights",
+    "aggregate_log_densities",
+    "bernoulli_log_likelihood",
+    "beta_tcvae",
+    "beta_vae",
+    "density_ratio",
+    "discriminator_loss",
+    "factor_vae",
+    "gaussian_log_density",
+    "gaussian_log_likelihood",
+    "kl_closed_form",
+    "kl_monte_carlo",
+    "mean_aggregate_log_densities",
+    "permute_dims",
+    "sampling_weights",
+    "standard_normal",
+    "total_correlation",
+]
+
 _LOG_2PI = math.log(2 * math.pi)
 _logger = logging.getLogger(__name__)
 

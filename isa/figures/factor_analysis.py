@@ -13,6 +13,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullLo
 
 from isa.figures import style
 
+__all__ = [
+    "against_alpha",
+    "against_angle",
+    "against_beta",
+    "amplitude",
+    "climbs",
+    "posterior_panels",
+    "pruned_latent",
+    "rotated_weights",
+    "shrinkage",
+]
+
 EXACT, APPROXIMATE, BOUND = style.BLUE, style.VERMILION, style.BLACK
 TERMS = {"reconstruction": style.GREEN, "kl": style.PURPLE}
 

@@ -12,6 +12,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from isa.figures import style
 
+__all__ = ["against_beta", "ascent", "column_lengths", "components", "free_energy", "steps_to_pruning", "survival_maps"]
+
 TRUE, FOUND, EXACT = style.BLUE, style.VERMILION, style.GREEN
 
 

@@ -12,6 +12,17 @@ from matplotlib.figure import Figure
 from isa.figures.style import BLACK, BLUE, CYCLE, DIVERGING, GREY, SKY, VERMILION, WIDTH, bare, styled, subplots
 from isa.lpnested import Node
 
+__all__ = [
+    "iso_surfaces",
+    "marginals",
+    "quantiles",
+    "rank_histograms",
+    "rotation_loss",
+    "sampling_steps",
+    "sections",
+    "trees",
+]
+
 ELEVATION, AZIMUTH = 22, 38  # of the eye, in degrees
 EYE = np.array([np.cos(np.radians(AZIMUTH)), np.sin(np.radians(AZIMUTH)), np.tan(np.radians(ELEVATION))])
 REACH = 1.35  # of the axes drawn through a surface

@@ -21,6 +21,8 @@ from isa.lpnested import Node
 if TYPE_CHECKING:
     from isa.analysis import Curve, Interval
 
+__all__ = ["METHODS", "Method", "controls", "exponents", "lengths", "mig_distributions", "prior", "scale", "trade_off"]
+
 MIG = "MIG"
 FIT = r"$\mathbb{E}_{q(z|x)}\,\log p(x|z)$ [nats]"
 
@@ -251,7 +253,7 @@ def _curve(axes: Axes, curve: Curve, method: Method) -> None:
     )
 
 
-_SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
+_SIDES = ((1, 1), (-1, -1), (1, -1), (-1, 1), (0, 1), (0, -1), (1, 0), (-1, 0))  # corners are free of error bars
 
 
 def _label_betas(axes: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> None:
@@ -266,12 +268,12 @@ def _label_betas(axes: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> None:
         for number, (beta, x, y) in enumerate(points):
             at = axes.transData.transform((x, y)) / pixels
             texts.append((number not in (0, len(points) - 1), beta % 1 != 0, colour, f"{beta:g}", (x, y), at))
-    taken = [(x - 4, y - 4, x + 4, y + 4) for *_, (x, y) in texts]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for *_, (x, y) in texts]
     for number, (_, _, colour, text, place, at) in enumerate(sorted(texts, key=lambda one: one[:2])):
         text = text if number else f"β = {text}"
         half = np.array([0.31 * size * len(text) + 1, 0.45 * size])
         for side in _SIDES:
-            offset = np.array(side) * (half + 6)
+            offset = np.array(side) * (half + (3 if all(side) else 6))
             left, low, right, high = box = (*(at + offset - half), *(at + offset + half))
             if frame[0] <= left and right <= frame[2] and frame[1] <= low and high <= frame[3]:
                 if all(right <= b[0] or b[2] <= left or high <= b[1] or b[3] <= low for b in taken):

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+__all__ = ["WIDTH", "bare", "styled", "subplots"]
+
 # Okabe and Ito's palette without its yellow, which a white page swallows
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#222222",

@@ -39,6 +39,36 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
+__all__ = [
+    "BetaPath",
+    "Fit",
+    "FreeEnergy",
+    "LatentUse",
+    "MeanField",
+    "Posterior",
+    "aligned_weights",
+    "beta_path",
+    "fit",
+    "free_energy",
+    "free_energy_terms",
+    "gradient",
+    "latent_use",
+    "log_likelihood",
+    "mean_field",
+    "mean_field_gap",
+    "misalignment",
+    "optimal_noise",
+    "optimal_weights",
+    "overcomplete_weights",
+    "posterior",
+    "recognition_weights",
+    "replicated_free_energy",
+    "replicated_log_likelihood",
+    "rotate",
+    "sample",
+    "second_moment",
+]
+
 Array = NDArray[np.float64]
 
 

@@ -35,6 +35,35 @@ from scipy.optimize import minimize
 from scipy.special import gammaln
 from scipy.stats import norm, qmc
 
+__all__ = [
+    "PRUNED",
+    "ExactFit",
+    "Fit",
+    "LpNestedFit",
+    "LpNestedPrior",
+    "Study",
+    "Terms",
+    "angle_between",
+    "angles",
+    "directions",
+    "expected_log1p",
+    "explaining_away",
+    "fit",
+    "fit_exact",
+    "fit_lp_nested",
+    "free_energy",
+    "lengths",
+    "load_record",
+    "log_likelihood",
+    "lp_prior",
+    "record_weights",
+    "run_study",
+    "sample",
+    "survivors",
+    "terms",
+    "widest_pair",
+]
+
 Array = np.ndarray
 
 _STEP, _SHIFT = 0.4, 11.0  # spacing of the quadrature, and -log of the scale below which its nodes thin out
