@@ -492,32 +492,33 @@ class Representative:
 
     Attributes
     ----------
+    study : int
+        Which of the studies it is from.
     recorded, wanted : int
-        Runs of this kind that are recorded and went well, and that the specifications name.
+        Runs of this kind in that study that are recorded and went well, and runs that it names.
     record : dict or None
         The record of the run that was chosen; None where no run is recorded.
     portrait : Portrait or None
         Its portrait; None where there is none.
-    command : str
-        What trains the runs that are missing.
     """
 
+    study: int
     recorded: int
     wanted: int
     record: Mapping[str, Any] | None
     portrait: Portrait | None
-    command: str
 
 
 def find_representative(
-    records: Any, choose: Callable[[np.ndarray, np.ndarray], int], portraits: Iterable[Path]
+    studies: Sequence[Any], choose: Callable[[np.ndarray, np.ndarray], int], portraits: Iterable[Path]
 ) -> Representative:
     """Choose one of several runs, and find its portrait.
 
     Parameters
     ----------
-    records
-        :class:`isa.sweep.Records` of runs of one kind, as ``select`` gives them.
+    studies
+        One or more, in order of preference: :class:`isa.sweep.Records` of runs of one kind, as ``select`` gives them.
+        The first is taken whose representative has a portrait; if none has, the first with a run; else the first.
     choose
         :func:`isa.analysis.representative`: from MIG and log-likelihood of every run to the index of one.
     portraits
@@ -526,15 +527,20 @@ def find_representative(
     Raises
     ------
     ValueError
-        If the file is no portrait, or that of another run.
+        If there is no study, or the file of the run chosen is no portrait or that of another run.
     """
-    rows = [row for row in records if row["status"] == "trained"]
-    if not rows:
-        return Representative(0, records.wanted, None, None, records.command)
-    mig, log_likelihood = (np.array([row[name] for row in rows]) for name in ("mig", "log_likelihood"))
-    record = rows[choose(mig, log_likelihood)]
-    path = {path.stem.rpartition("-")[2]: path for path in portraits}.get(record["hash"])
-    found = None if path is None else Portrait.load(path)
-    if found is not None and found.about.get("hash") != record["hash"]:
-        raise ValueError(f"{path} is the portrait of the run {found.about.get('hash')}, not of {record['hash']}")
-    return Representative(len(rows), records.wanted, record, found, records.command)
+    paths = {path.stem.rpartition("-")[2]: path for path in portraits}
+    found = []
+    for number, records in enumerate(studies):
+        rows = [row for row in records if row["status"] == "trained"]
+        record = picture = None
+        if rows:
+            record = rows[choose(*(np.array([row[name] for row in rows]) for name in ("mig", "log_likelihood")))]
+            path = paths.get(record["hash"])
+            picture = None if path is None else Portrait.load(path)
+            if picture is not None and picture.about.get("hash") != record["hash"]:
+                raise ValueError(f"{path} is the portrait of run {picture.about.get('hash')}, not of {record['hash']}")
+        found.append(Representative(number, len(rows), records.wanted, record, picture))
+    if not found:
+        raise ValueError("studies must have at least one study, got none")
+    return max(found, key=lambda one: (one.portrait is not None, one.record is not None, -one.study))

@@ -6,17 +6,22 @@ import io
 import itertools
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import nn
 
 from isa import latents
 from isa.analysis import representative
 from isa.data import Factor, FactorDataset, Provenance
+from isa.figures import latents as draw
 from isa.latents import Portrait, View, find_representative, portrait
 from isa.mig import active_units, mutual_information_gap
 
@@ -391,15 +396,13 @@ def test_any_byte_that_is_changed_is_noticed_or_harmless(saved):
 class Rows(list):
     """Stands for ``isa.sweep.Records``."""
 
-    command = "isa sweep runs/toy.yaml"
-
     @property
     def wanted(self) -> int:
         return len(self) + 2
 
 
-def rows_of(hashes: list[str]) -> Rows:
-    """One run stands out, one diverged, and the others lie on both sides of a middle one."""
+def rows_of(*hashes: str) -> Rows:
+    """Six runs of which the fifth stands for the upper half, and one that diverged."""
     migs = [0.1, 0.11, 0.12, 0.3, 0.31, 0.32]
     rows = [
         {"status": "trained", "hash": name, "mig": mig, "log_likelihood": -20.0 - mig}
@@ -408,28 +411,115 @@ def rows_of(hashes: list[str]) -> Rows:
     return Rows([*rows, {"status": "diverged", "hash": "ffff", "mig": None, "log_likelihood": None}])
 
 
+OTHERS = rows_of("0001", "0002", "0003", "0004", "0005", "0006")
+
+
 def test_the_representative_with_its_portrait(saved, tmp_path):
-    rows = rows_of(["0001", "0002", "0003", "0004", "0123", "0006"])
+    rows = rows_of("1001", "1002", "1003", "1004", "0123", "1006")
     path = saved.rename(tmp_path / "toy-isa-vae-1-seed0-0123.npz")
-    other = tmp_path / "toy-isa-vae-1-seed0-0004.npz"
+    other = tmp_path / "toy-isa-vae-1-seed0-1004.npz"
     other.write_bytes(b"never opened")
-    found = find_representative(rows, representative, [other, path])
+    found = find_representative([rows], representative, [other, path])
     assert found.record is rows[4]
-    assert (found.recorded, found.wanted, found.command) == (6, 9, "isa sweep runs/toy.yaml")
+    assert (found.study, found.recorded, found.wanted) == (0, 6, 9)
     assert_equal(found.portrait, Portrait.load(path))
+    found = find_representative([Rows(), OTHERS, rows, rows], representative, iter([other, path]))
+    assert found.study == 2 and found.portrait is not None
 
 
 def test_the_representative_without_its_portrait_and_without_a_run():
-    found = find_representative(rows_of(["0001", "0002", "0003", "0004", "0005", "0006"]), representative, [])
-    assert found.record["hash"] == "0005" and found.portrait is None
-    found = find_representative(Rows(), representative, [])
-    assert (found.recorded, found.wanted, found.record, found.portrait) == (0, 2, None, None)
-    found = find_representative(Rows(rows_of(["0"] * 6)[-1:]), representative, [])
-    assert (found.recorded, found.record) == (0, None)
+    found = find_representative([Rows(), OTHERS], representative, [])
+    assert found.study == 1 and found.record["hash"] == "0005" and found.portrait is None
+    diverged = Rows(OTHERS[-1:])
+    found = find_representative([diverged, Rows()], representative, [])
+    assert (found.study, found.recorded, found.wanted, found.record, found.portrait) == (0, 0, 3, None, None)
+    with pytest.raises(ValueError, match="at least one study"):
+        find_representative([], representative, [])
 
 
 def test_the_portrait_of_another_run_is_not_shown(saved, tmp_path):
     path = saved.rename(tmp_path / "toy-isa-vae-1-seed0-0005.npz")
-    rows = rows_of(["0001", "0002", "0003", "0004", "0005", "0006"])
-    with pytest.raises(ValueError, match="is the portrait of the run 0123, not of 0005"):
-        find_representative(rows, representative, [path])
+    with pytest.raises(ValueError, match="is the portrait of run 0123, not of 0005"):
+        find_representative([OTHERS], representative, [path])
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def words_of(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+ABOUT = {"log_likelihood": -21.99, "total_steps": 7200, "batch_size": 2048, "images_title": "Toy (stand-in)"}
+
+
+@pytest.mark.parametrize(("reduced", "procedural"), [(False, False), (True, True)])
+def test_a_title_says_what_the_model_is_and_how_far_it_was_trained(result, dataset, reduced, procedural):
+    found = portrait(result, dataset)
+    found = replace(found, about={**found.about, **ABOUT, "mig": 0.14, "reduced": reduced, "procedural": procedural})
+    said = draw.title("isa-vae", 1.0, found)
+    assert said.startswith("ISA-VAE, β = 1: MIG 0.14, log p(x|z) \N{MINUS SIGN}21.99\n7,200 steps of 2,048")
+    assert ("reduced" in said) == reduced and ("stand-in" in said) == procedural
+    assert draw.title("isa-vae", 2.5) == "ISA-VAE, β = 2.5"
+
+
+def test_latents_are_drawn_as_they_are(result, dataset):
+    found = portrait(result, dataset, view=SPLIT)
+    figure = draw.latents("A heading", found)
+    rows = [axes for axes in figure.axes if axes.get_images()]
+    assert [axes.get_images()[0].get_array().shape for axes in rows] == [(5, 2)] * 4
+    for axes, latent in zip(rows, found.shown, strict=True):
+        assert np.array_equal(axes.get_images()[0].get_array(), found.plane[latent])
+        assert axes.get_images()[0].get_extent() == [-0.5, 1.5, 1.25, -1.25]  # height across, side down from the top
+    curves = [line.get_ydata() for axes in figure.axes for line in axes.lines if len(line.get_ydata()) == 4]
+    assert np.array_equal(np.array(curves), found.curves["turn"][found.shown].reshape(12, 4))
+    said = words_of(figure)
+    for word in ("A heading", "one", "two", "three", "height", "turn [rad]", "height and side", "$z_{4}$"):
+        assert word in said
+    assert len(draw.latents("A heading", portrait(result, dataset)).axes) == 4 * 3
+
+
+def test_a_mosaic_holds_every_image_in_its_place():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 1, 4, 6), dtype=np.uint8)
+    picture = draw._mosaic(images)
+    assert picture.shape == (2 * 6 - 2, 3 * 8 - 2, 3)
+    for r, c, channel in itertools.product(range(2), range(3), range(3)):
+        assert np.array_equal(picture[r * 6 : r * 6 + 4, c * 8 : c * 8 + 6, channel], images[r, c, 0])
+    assert (picture[4:6] == picture[0, 6]).all()
+
+
+def test_traversals_are_drawn_as_they_are(result, dataset):
+    found = portrait(result, dataset, view=SPLIT)
+    figure = draw.traversals([("ISA-VAE, so", found), ("β-VAE, so", "There is none.")], "two")
+    top, drawn, missing = figure.axes
+    pair = np.stack([found.originals[1], found.reconstructions[1]])
+    assert np.array_equal(top.get_images()[0].get_array(), draw._mosaic(pair[None]))
+    assert np.array_equal(drawn.get_images()[0].get_array(), draw._mosaic(found.traversals[:, 1]))
+    assert not missing.get_images()
+    assert "There is none." in words_of(figure) and "β-VAE, so" in words_of(figure)
+
+
+def test_what_cannot_be_drawn_is_said(dataset):
+    flat = portrait(measured(torch.zeros(N, K), torch.zeros(N, K)), dataset)
+    for figure in (draw.latents("Heading", flat), draw.traversals([("Heading", flat)], "")):
+        assert "No latent of this model is active" in words_of(figure)
+    for figure in (draw.latents("Heading", "0 of 5 runs"), draw.traversals([("Heading", "0 of 5 runs")], "heart")):
+        assert "0 of 5 runs" in words_of(figure) and "Heading" in words_of(figure)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_portraits_in_the_repository_are_small_and_whole():
+    paths = sorted((Path(__file__).resolve().parent.parent / "runs" / "portraits").glob("*.npz"))
+    if not paths:
+        pytest.skip("there are none")
+    for path in paths:
+        assert path.stat().st_size < 500_000, path.name
+        assert Portrait.load(path).about["key"] == path.stem
