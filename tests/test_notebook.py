@@ -321,7 +321,7 @@ def outside(value: Any) -> Any:
     """A value of the same type as this one, but in no sensible range."""
     if isinstance(value, list):
         return [outside(value[0]), *value[1:]]
-    return {int: -(10**30), float: -math.inf}[type(value)]
+    return {int: -(10**30), float: -math.inf, str: "?"}[type(value)]  # words stand in lists only
 
 
 EACH = [
