@@ -1110,7 +1110,7 @@ class LpNested(Distribution):
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats, ``n / p0 + log Z``: closed for Eq. 11 (for another radial density see
-        :func:`kl_monte_carlo`'s source of samples).
+        :func:`isa.lpnested.kl_monte_carlo`'s source of samples).
 
         Raises
         ------

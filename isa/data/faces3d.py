@@ -2,11 +2,11 @@
 
 The published images are renders of a licensed face model (Paysan et al. 2009) on the grid 50 identities x 21 azimuths
 x 11 elevations x 11 lightings, 64 x 64 pixels in grey, and are not distributed here. Without a source :func:`load`
-draws a stand-in on the same grid: heads of this project's own (:mod:`isa.data._head`), seen by a perspective camera.
+draws a stand-in on the same grid: heads of this project's own (``isa.data._head``), seen by a perspective camera.
 
 The set-up of the stand-in:
 
-- **identity** 0 to 49: coefficients drawn once with a fixed seed from :func:`isa.data._head.identity_covariance`;
+- **identity** 0 to 49: coefficients drawn once with a fixed seed from ``identity_covariance`` there;
 - **azimuth** -90 to 90 degrees in steps of 9: the head turns about its vertical axis, at positive angles towards the
   right of the picture;
 - **elevation** -30 to 30 degrees in steps of 6: the camera rises, so at positive angles the head is seen from above;

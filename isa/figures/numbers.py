@@ -66,7 +66,7 @@ def to_rows(figure: Figure) -> list[dict[str, object]]:
     Parameters
     ----------
     figure : Figure
-        Of any module of :mod:`isa.figures`, or any other.
+        Any, of the book or not.
 
     Returns
     -------
