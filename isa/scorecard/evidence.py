@@ -147,16 +147,16 @@ class Evidence:
         method
             Name of an objective, with ``", learned"`` for learned exponents, or the fields of a run that make it.
         beta
-            Weight of the divergence; all where it is None.
+            Weight of the divergence, or several; all where it is None.
         """
-        betas = self.asked.setdefault((dataset, repr(method)), (method, set()))[1]
-        if beta is None:
-            self.asked[dataset, repr(method)] = method, None
-        elif betas is not None:
-            betas.add(beta)
+        wanted = None if beta is None else {beta} if isinstance(beta, (int, float)) else set(beta)
+        before = self.asked.get((dataset, repr(method)), (method, set()))[1]
+        self.asked[dataset, repr(method)] = method, None if None in (wanted, before) else before | wanted
         found: dict[Setting, list[dict[str, Any]]] = {}
         for row in self.records:
-            if row["dataset"] != dataset or row["status"] != "trained" or (beta is not None and row["beta"] != beta):
+            if row["dataset"] != dataset or row["status"] != "trained":
+                continue
+            if wanted is not None and row["beta"] not in wanted:
                 continue
             base, fields = self._method(dataset, method, row["beta"])
             if OBJECTIVES[row["objective"]] == base and all(row[name] == fields[name] for name in _OF_THE_MODEL):

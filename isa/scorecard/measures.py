@@ -152,11 +152,20 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> analysis.Curve:
     return curve(*(_column(rows, name) for name in ("beta", "log_likelihood", "mig")))
 
 
+def _over(
+    evidence: Evidence, dataset: str, methods: Sequence[Method], betas: Sequence[float]
+) -> list[dict[Setting, list[dict[str, Any]]]]:
+    """Runs of each method over betas; of FactorVAE, whose weight is another, over all that are recorded."""
+    return [evidence.runs(dataset, one, None if one == "factor-vae" else betas) for one in methods]
+
+
 @measure("trade-off")
-def better_trade_off(evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method]) -> list[Finding]:
+def better_trade_off(
+    evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
+) -> list[Finding]:
     """Whether a method reaches more MIG than each of the baselines at equal log-likelihood."""
     found = []
-    groups = [evidence.runs(dataset, one) for one in (method, *baselines)]
+    groups = _over(evidence, dataset, (method, *baselines), betas)
     for setting, (own, *others) in alike(*groups):
         differences = [compare_curves(_curve(other), _curve(own), level=LEVEL) for other in others]
         parts = [direction(difference) for difference in differences]
@@ -169,11 +178,11 @@ def better_trade_off(evidence: Evidence, dataset: str, method: Method, baselines
 
 @measure("direction")
 def best_of_all(
-    evidence: Evidence, dataset: str, method: Method, beta: float, others: Sequence[Method]
+    evidence: Evidence, dataset: str, method: Method, beta: float, others: Sequence[Method], betas: Sequence[float]
 ) -> list[Finding]:
     """Whether a method at one beta has a higher MIG than every other method at the beta that suits it best."""
     found = []
-    groups = [evidence.runs(dataset, method, beta), *(evidence.runs(dataset, other) for other in others)]
+    groups = [evidence.runs(dataset, method, beta), *_over(evidence, dataset, others, betas)]
     for setting, (own, *rivals) in alike(*groups):
         parts, texts = [], []
         for name, rows in zip(others, rivals, strict=True):
@@ -188,11 +197,11 @@ def best_of_all(
 
 @measure("direction")
 def unmatched_at_better_fit(
-    evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method]
+    evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
 ) -> list[Finding]:
     """Whether baselines stay below the method's best MIG wherever their fit is at least as good as it has there."""
     found = []
-    groups = [evidence.runs(dataset, one) for one in (method, *baselines)]
+    groups = _over(evidence, dataset, (method, *baselines), betas)
     for setting, (own, *others) in alike(*groups):
         means = _curve(own)
         best = means.mig.argmax()
@@ -218,25 +227,28 @@ def unmatched_at_better_fit(
 def shrinking_advantage(
     evidence: Evidence, dataset: str, first: Method, second: Method, low: float, high: float
 ) -> list[Finding]:
-    """Whether the second method's advantage in MIG is smaller at the greater beta.
-
-    The interval of a difference of two independent differences is put together from theirs (Zou and Donner,
-    *Construction of confidence limits about effect measures*, 2008).
-    """
+    """Whether the second method's advantage in MIG is smaller at the greater beta."""
     found = []
     groups = [evidence.runs(dataset, method, beta) for beta in (low, high) for method in (first, second)]
     for setting, sides in alike(*groups):
         mig = [_column(side, "mig") for side in sides]
-        a, b = compare(*mig[:2], level=LEVEL), compare(*mig[2:], level=LEVEL)
-        change = b.difference - a.difference
-        bounds = (
-            change - math.hypot(b.difference - b.low, a.high - a.difference),
-            change + math.hypot(b.high - b.difference, a.difference - a.low),
-        )
-        interval = analysis.Interval(change, *bounds, min(map(len, mig)))
-        text = f"advantage {a:+.3f} at β = {low:g}, {b:+.3f} at β = {high:g}; change {interval:+.3f}"
-        found.append(_finding(setting, direction(interval, -1), text))
+        at_low, at_high = compare(*mig[:2], level=LEVEL), compare(*mig[2:], level=LEVEL)
+        change = change_of_difference(at_low, at_high)
+        text = f"advantage {at_low:+.3f} at β = {low:g}, {at_high:+.3f} at β = {high:g}; change {change:+.3f}"
+        found.append(_finding(setting, direction(change, -1), text))
     return found
+
+
+def change_of_difference(before: analysis.Comparison, after: analysis.Comparison) -> analysis.Interval:
+    """Difference of two independent differences, second less first, with an interval put together from theirs.
+
+    After Zou and Donner, *Construction of confidence limits about effect measures* (2008). Its number of values is the
+    least of any side.
+    """
+    change = after.difference - before.difference
+    low = change - math.hypot(after.difference - after.low, before.high - before.difference)
+    high = change + math.hypot(after.high - after.difference, before.difference - before.low)
+    return analysis.Interval(change, low, high, min(before.n_first, before.n_second, after.n_first, after.n_second))
 
 
 @measure("modes")
