@@ -128,7 +128,9 @@ class Dip(NamedTuple):
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as text: ``p = 0.012``, ``p < 0.001``."""
+    """A p-value as text: ``p = 0.012``, ``p < 0.001``; where there is none, ``no test``."""
+    if math.isnan(p_value):
+        return "no test"
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{2 if p_value >= 0.1 else 3}f}"
 
 

@@ -246,7 +246,7 @@ def test_text_of_numbers():
     assert f"{comparison:+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.002; n = 10 and 9)"
     assert f"{compare([], [])}" == "not recorded"
     assert f"{CurveComparison(0.05, 0.03, 0.07, 0.2, -3.0, -2.0):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.20)"
-    assert [p_text(p) for p in (0.0004, 0.0123, 0.456, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.46", "p = 1.00"]
+    assert [p_text(p) for p in (0.0004, 0.0123, 0.456, math.nan)] == ["p < 0.001", "p = 0.012", "p = 0.46", "no test"]
 
 
 # --- families of tests ------------------------------------------------------------------------------------------------

@@ -316,9 +316,9 @@ def exponents(
                     value, 1.03, marker="v", markersize=8, color=style.CYCLE[number], clip_on=False,
                     transform=axes.get_xaxis_transform(),
                 )  # fmt: skip
-            axes.set(ylabel="runs", title=title)
+            axes.set(ylabel="runs")
+            axes.set_title(title, pad=6 if paper is None else 16)
             axes.yaxis.get_major_locator().set_params(integer=True)
-            axes.title.set_position((0.5, 1.1))
         grid[-1, 0].set_xlabel("learned exponent")
         handles, names = grid[0, 0].get_legend_handles_labels()
         if paper:
@@ -383,13 +383,13 @@ def lengths(
         for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
             for number, name in enumerate(methods):
                 method = METHODS[name]
-                shift = 0.22 * (number - (len(methods) - 1) / 2)
+                shift = 0.36 * (number - (len(methods) - 1) / 2)
                 courses: dict[int, list[tuple[float, float]]] = {}
                 for count, (by_seed, interval) in panel.get(name, {}).items():
                     place = steps.index(count) + shift
                     for seed, value in by_seed.items():
                         courses.setdefault(seed, []).append((place, value))
-                    _mean(axes, place + 0.07, interval, method.colour, across=False)
+                    _mean(axes, place + 0.13, interval, method.colour, across=False)
                 for course in courses.values():
                     axes.plot(
                         *zip(*course, strict=True),
