@@ -190,7 +190,7 @@ class Evidence:
         steps = {dataset: Run(dataset=dataset).total_steps for dataset in data.NAMES}
         for spec in self.specs:
             for run in spec.runs():
-                if run.total_steps == steps[run.dataset]:
+                if run.total_steps == steps[run.dataset] and not run.reduced:
                     digest = run.hash
                     named.setdefault(digest, (digest, run, run.to_dict(), f"isa sweep runs/{spec.path.name}"))
         return list(named.values())
