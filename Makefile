@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help book test lint bench clean
+.PHONY: help book pdf test lint bench clean
 help:
 	@echo "make book   build the book into _build/html"
+	@echo "make pdf    print the book into one PDF, with Chromium"
 	@echo "make test   run all tests"
 	@echo "make lint   run the linter"
 	@echo "make bench  measure speed, each as a ratio inside one run"
@@ -26,6 +27,11 @@ $(READY): pyproject.toml constraints.txt
 book: $(READY)
 	@$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --quiet
 	@echo "The book is built. Open _build/html/index.html in a browser."
+
+pdf: $(READY)
+	@$(BIN)/python book/_ext/pdf.py --check
+	@$(MAKE) --no-print-directory book
+	@$(BIN)/python book/_ext/pdf.py
 
 test: $(READY)
 	@$(BIN)/python -m pytest

@@ -1,0 +1,235 @@
+"""Print the built book to one PDF, with Chromium: ``make pdf``.
+
+All pages of ``_toc.yml`` are joined in its order into one document, links between pages become links within it, and
+formulas are set by the same script as on the pages. It is printed twice: the first print tells on which page each
+chapter begins, which the contents of the second then say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from browser import Page, find_chromium
+from bs4 import BeautifulSoup, Tag
+from pypdf import PdfReader
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NO_CHROMIUM = "make pdf needs Chromium or Chrome, and neither was found on this machine (Debian: apt install chromium)."
+REFERRING = ("id", "for", "headers", "aria-labelledby", "aria-describedby", "aria-controls")
+INCH = 1 / 2.54
+STYLE = """
+body { background: white; }
+main { max-width: none; padding: 0; }
+section.page { break-before: page; }
+.front { display: flex; flex-direction: column; justify-content: center; min-height: 20cm; }
+.front h1 { font-size: 2.2rem; line-height: 1.25; }
+.contents { break-before: page; }
+.contents p.part { margin: 1rem 0 0.2rem; font-weight: 600; }
+.contents ol { list-style: none; margin: 0; padding: 0; }
+.contents ol ol { padding-left: 1.5rem; }
+.contents li > a { display: flex; gap: 0.5rem; text-decoration: none; color: inherit; }
+.contents .dots { flex: 1; border-bottom: 1px dotted #888; margin-bottom: 0.35em; }
+section.page > p.part { margin: 0; font-size: 0.9rem; color: #444; }
+"""
+FOOTER = """
+<div style="width: 100%; font: 8px sans-serif; color: #444; text-align: center">
+  <span class="pageNumber"></span>
+</div>
+"""
+
+
+class Entry:
+    """A page of the table of contents: its name, the pages below it, and the part that begins with it, if any."""
+
+    def __init__(self, entry: dict, part: str | None = None):
+        self.name: str = entry.get("root") or entry["file"]
+        self.part = part
+        self.children = [Entry(child) for child in entry.get("sections", [])]
+
+    def walk(self) -> Iterator[Entry]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+def contents(toc: dict) -> list[Entry]:
+    """The entries of ``_toc.yml`` at its top level, in order."""
+    entries = [Entry({"root": toc["root"]})]
+    for part in toc.get("parts", [{"chapters": toc.get("chapters", [])}]):
+        for number, chapter in enumerate(part["chapters"]):
+            entries.append(Entry(chapter, part.get("caption") if number == 0 else None))
+    return entries
+
+
+def anchor(name: str, fragment: str = "") -> str:
+    """Where a page, or a place on it, is in the joined document."""
+    return name.replace("/", "-") + (f"--{fragment}" if fragment else "")
+
+
+def article(html: Path, name: str, names: set[str], output: Path) -> tuple[str, Tag]:
+    """Title and content of a page, with every name and link on it made valid in the joined document."""
+    path = html / f"{name}.html"
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    content = soup.select_one("article.bd-article")
+    for unwanted in content.select("script, iframe, a.headerlink, .figure-downloads, details.hide"):
+        unwanted.decompose()
+    title = content.find("h1").get_text()
+    for element in content.find_all(True):
+        for attribute in REFERRING:
+            if value := element.get(attribute):
+                values = value if isinstance(value, list) else value.split()
+                element[attribute] = " ".join(anchor(name, one) for one in values)
+        for attribute in ("src", "href"):
+            if value := element.get(attribute):
+                link = target(html, path, name, value, names, output)
+                if link is None:
+                    element.unwrap()
+                else:
+                    element[attribute] = link
+    return title, content
+
+
+def target(html: Path, path: Path, name: str, link: str, names: set[str], output: Path) -> str | None:
+    """A link of a page as seen from the joined document, or None where it leads to nothing that is printed."""
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        return link
+    file = (path.parent / unquote(parts.path)).resolve() if parts.path else path.resolve()
+    if file.suffix == ".html":
+        page = file.relative_to(html.resolve()).with_suffix("").as_posix()
+        return f"#{anchor(page, unquote(parts.fragment))}" if page in names else None
+    if "_downloads" in file.parts or "_sources" in file.parts:
+        return None
+    return Path(os.path.relpath(file, output.parent)).as_posix()
+
+
+def head(html: Path, name: str, output: Path) -> str:
+    """The style sheets of a page, and what sets its formulas."""
+    path = html / f"{name}.html"
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    kept = soup.select("head link[rel=stylesheet]")
+    kept += [
+        script for script in soup.select("head script") if "mathjax" in f"{script.get('src')} {script.string}".lower()
+    ]
+    for element in kept:
+        for attribute in ("src", "href"):
+            if link := element.get(attribute):
+                element[attribute] = target(html, path, name, link, set(), output)
+    return "\n".join(map(str, kept))
+
+
+def contents_html(entries: list[Entry], titles: dict[str, str], pages: dict[str, int]) -> str:
+    lines = ["<ol>"]
+    for entry in entries:
+        if entry.part:
+            lines.append(f'</ol><p class="part">{entry.part}</p><ol>')
+        number = pages.get(entry.name, "000")
+        lines.append(f'<li><a href="#{anchor(entry.name)}"><span>{titles[entry.name]}</span>')
+        lines.append(f'<span class="dots"></span><span>{number}</span></a>')
+        if entry.children:
+            lines.append(contents_html(entry.children, titles, pages))
+        lines.append("</li>")
+    return "\n".join([*lines, "</ol>"])
+
+
+def join(html: Path, toc: dict, config: dict, output: Path) -> tuple[BeautifulSoup, list[Entry], dict[str, str]]:
+    """The whole book as one document, its entries and their titles; contents are filled in later."""
+    entries = contents(toc)
+    order = [page for entry in entries for page in entry.walk()]
+    names = {page.name for page in order}
+    whole = BeautifulSoup(
+        f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
+        f"<title>{config['title']}</title>{head(html, order[0].name, output)}<style>{STYLE}</style></head>"
+        f'<body><main class="bd-content"><section class="front"><h1>{config["title"]}</h1><p>{config["author"]}</p>'
+        f'</section><nav class="contents"><h1>Contents</h1><div></div></nav></main></body></html>',
+        "html.parser",
+    )
+    titles = {}
+    for page in order:
+        titles[page.name], content = article(html, page.name, names, output)
+        section = whole.new_tag("section", attrs={"class": "page", "id": anchor(page.name)})
+        if page.part:
+            part = whole.new_tag("p", attrs={"class": "part"})
+            part.string = page.part
+            section.append(part)
+        content.attrs["class"] = "bd-article"
+        section.append(content)
+        whole.main.append(section)
+    return whole, entries, titles
+
+
+def chapters(pdf: bytes, names: list[str]) -> dict[str, int]:
+    """The page of the PDF on which each page of the book begins, counted from 1."""
+    reader = PdfReader(io.BytesIO(pdf))
+    places = {name.lstrip("/"): place for name, place in reader.named_destinations.items()}
+    return {name: reader.get_destination_page_number(places[anchor(name)]) + 1 for name in names}
+
+
+def print_book(browser: Page, path: Path) -> bytes:
+    browser.open(path)
+    answer = browser.send(
+        "Page.printToPDF",
+        paperWidth=21 * INCH,
+        paperHeight=29.7 * INCH,
+        marginTop=2 * INCH,
+        marginBottom=2 * INCH,
+        marginLeft=2 * INCH,
+        marginRight=2 * INCH,
+        scale=0.8,
+        printBackground=True,
+        displayHeaderFooter=True,
+        headerTemplate="<span></span>",
+        footerTemplate=FOOTER,
+        generateTaggedPDF=True,
+        generateDocumentOutline=True,
+    )
+    return base64.b64decode(answer["data"])
+
+
+def make(root: Path, html: Path, output: Path, chromium: str) -> int:
+    """Write the PDF of the book below ``root`` that was built in ``html``; returns its number of pages."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    joined = output.with_suffix(".html")
+    whole, entries, titles = join(html, toc, config, joined)
+    names = [page.name for entry in entries for page in entry.walk()]
+    pages: dict[str, int] = {}
+    with Page(chromium, timeout=600) as browser:
+        for _ in range(2):
+            place = whole.select_one("nav.contents > div")
+            place.clear()
+            place.append(BeautifulSoup(contents_html(entries, titles, pages), "html.parser"))
+            joined.write_text(str(whole), encoding="utf-8")
+            pdf = print_book(browser, joined)
+            pages = chapters(pdf, names)
+    output.write_bytes(pdf)
+    joined.unlink()
+    return len(PdfReader(io.BytesIO(pdf)).pages)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Print the built book to one PDF.")
+    parser.add_argument("--check", action="store_true", help="only say whether Chromium is here")
+    arguments = parser.parse_args()
+    chromium = find_chromium()
+    if chromium is None:
+        print(NO_CHROMIUM, file=sys.stderr)
+        return 1
+    if not arguments.check:
+        output = ROOT / "_build" / "pdf" / "book.pdf"
+        count = make(ROOT, ROOT / "_build" / "html", output, chromium)
+        print(f"The book is printed: {count} pages in {output.relative_to(ROOT)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
