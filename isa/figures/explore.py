@@ -1,0 +1,41 @@
+"""The explorers at rest: what stands beside a figure that moves, for paper and for readers without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from isa.figures.style import BLUE, VERMILION, styled, subplots
+
+
+def prior_stills(
+    stills: Mapping[str, tuple[Sequence[np.ndarray], np.ndarray, np.ndarray]], names: Sequence[tuple[str, str]]
+) -> Figure:
+    """Two plane sections of a density and its samples in the second plane: one row a setting.
+
+    Parameters
+    ----------
+    stills
+        Title of each row to the closed curves f = 1 in the two planes, each ``(M, 2)``, the factors ``(D,)`` that make
+        the density's contours out of them, and samples ``(N, 2)``.
+    names
+        Of the two coordinates of each plane.
+    """
+    with styled():
+        figure, axes = subplots(len(stills), 3, height=2.3 * len(stills), squeeze=False)
+        for row, (title, (sections, factors, samples)) in zip(axes, stills.items(), strict=True):
+            limit = 3.4 * np.sqrt((samples**2).mean(0).max())
+            for ax, curve in zip(row, sections, strict=False):
+                for factor in factors:
+                    ax.fill(*(factor * curve).T, fill=False, edgecolor=BLUE, linewidth=0.7)
+                ax.fill(*curve.T, fill=False, edgecolor=VERMILION, linewidth=1.8)
+            row[2].plot(*samples.T, ".", color=BLUE, markersize=1.5, alpha=0.35, rasterized=True)
+            for ax, (across, up) in zip(row, (*names, names[-1]), strict=True):
+                ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=across)
+                ax.set_ylabel(up, labelpad=0)
+                ax.locator_params(nbins=3)
+            row[0].set_title(title, loc="left")
+        axes[0, 2].set_title("samples")
+    return figure
