@@ -173,6 +173,8 @@ def missing(*records: Any) -> Markdown:
     text = []
     for command, group in by_command.items():
         recorded, left = sum(map(len, group)), sum(len(one.missing) for one in group)
+        if not recorded + left:
+            continue
         shown = f"`{command.replace(f'{ROOT.as_posix()}/', '')}`"  # to be typed in the root, wherever the page runs
         wanted = f"{recorded + left:,} run{'s' * (recorded + left != 1)}"
         if not left:
@@ -183,7 +185,7 @@ def missing(*records: Any) -> Markdown:
             sentence = f"Recorded so far: {recorded:,} of {wanted}. {shown} trains the rest."
         diverged = sum(row["status"] == "diverged" for one in group for row in one)
         text.append(sentence + (f" Diverged, and so without measurements: {diverged:,}." if diverged else ""))
-    return Markdown("\n\n".join(text))
+    return Markdown("\n\n".join(text) or "No such run is named by the specifications.")
 
 
 def parameter_table(paths: Iterable[Path]) -> Markdown:

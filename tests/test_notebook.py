@@ -271,6 +271,9 @@ def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, i
     assert missing(some).data == f"Recorded so far: 1 of 4 runs. {rest}"
     assert missing(some, some).data == f"Recorded so far: 2 of 8 runs. {rest}"
     assert missing(some.select(objective="beta-vae", seed=0)).data == f"Recorded in full: 1 run, by {command}."
+    nothing = some.select(objective="factor-vae")
+    assert missing(some, nothing).data == missing(some).data
+    assert missing(nothing).data == "No such run is named by the specifications."
     whole = recorded(spec, "trained", "diverged", "trained", "trained")
     text = missing(whole).data
     assert text == f"Recorded in full: 4 runs, by {command}. Diverged, and so without measurements: 1."

@@ -6,6 +6,7 @@ Every run is shown as a dot. Means and intervals come ready made, from :mod:`isa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -93,14 +94,16 @@ def _span(groups: Sequence[np.ndarray]) -> float:
     return float(np.ptp(pooled)) or 1.0
 
 
-def _dots(axes: Axes, centre: float, values: np.ndarray, span: float, colour: str, width: float, across: bool) -> None:
+def _dots(
+    axes: Axes, centre: float, values: np.ndarray, span: float, width: float, across: bool, label: str, colour: str
+) -> None:
     """Every run as a dot, around a place on the other axis; ``across``: values run from left to right."""
     places = centre + _swarm(values, span, width)
     x, y = (values, places) if across else (places, values)
-    axes.scatter(x, y, s=16, color=colour, alpha=0.55, linewidth=0, zorder=2)
+    axes.scatter(x, y, s=16, color=colour, alpha=0.55, linewidth=0, zorder=2, label=f"{label}, runs")
 
 
-def _mean(axes: Axes, place: float, interval: Interval, colour: str, across: bool) -> None:
+def _mean(axes: Axes, place: float, interval: Interval, across: bool, label: str, colour: str) -> None:
     """A mean with its interval, where there is one."""
     arms = [[interval.estimate - interval.low], [interval.high - interval.estimate]]
     arms = None if np.isnan(arms).any() else np.maximum(arms, 0)
@@ -117,6 +120,7 @@ def _mean(axes: Axes, place: float, interval: Interval, colour: str, across: boo
         markeredgecolor="white",
         linewidth=2,
         zorder=4,
+        label=f"{label}, mean",
     )
 
 
@@ -129,7 +133,8 @@ def _used(panels: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def mig_distributions(
-    panels: Mapping[str, Mapping[str, tuple[np.ndarray, Interval]]], paper: Mapping[str, float] | None = None
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, Interval]]],
+    paper: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Figure:
     """Fig. 5a: the MIG of every run, by method, with quartiles and the mean with its interval.
 
@@ -138,8 +143,8 @@ def mig_distributions(
     panels : mapping of str to mapping
         Title of each panel, one to three, to methods (keys of :data:`METHODS`): the MIG ``(n,)`` of every run, and
         their mean with its interval.
-    paper : mapping of str to float
-        By method: a MIG that the paper prints, drawn as a mark beside the runs.
+    paper : mapping of str to mapping of str to float
+        By title and method: a MIG that the paper prints, drawn as a mark beside the runs.
     """
     paper = paper or {}
     methods = _used(list(panels.values()))
@@ -151,7 +156,6 @@ def mig_distributions(
                 if name not in panel:
                     continue
                 values, interval = panel[name]
-                colour = METHODS[name].colour
                 axes.boxplot(
                     values,
                     positions=[place],
@@ -164,10 +168,18 @@ def mig_distributions(
                     medianprops={"color": style.BLACK, "linewidth": 1.6},
                     zorder=1,
                 )
-                _dots(axes, place, np.asarray(values), span, colour, 0.26, across=False)
-                _mean(axes, place + 0.42, interval, colour, across=False)
-                if name in paper:
-                    axes.plot(place - 0.42, paper[name], marker=">", color=style.BLACK, markersize=7, zorder=5)
+                _dots(axes, place, np.asarray(values), span, 0.26, False, *METHODS[name][:2])
+                _mean(axes, place + 0.42, interval, False, *METHODS[name][:2])
+                if name in paper.get(title, {}):
+                    axes.plot(
+                        place - 0.42,
+                        paper[title][name],
+                        marker=">",
+                        color=style.BLACK,
+                        markersize=7,
+                        zorder=5,
+                        label=f"{METHODS[name].label}, the paper's",
+                    )
             axes.set_xticks(
                 range(len(methods)),
                 [
@@ -175,7 +187,7 @@ def mig_distributions(
                     for name in methods
                 ],
             )
-            axes.set(xlim=(-0.65, len(methods) - 0.35), title=title)
+            axes.set(xlim=(-0.65, len(methods) - 0.35), title=fill(title, 54 // len(panels)))
             axes.grid(axis="y", color=style.GREY, alpha=0.2)
         grid[0, 0].set(ylabel=MIG, ylim=(min(0, grid[0, 0].get_ylim()[0]), None))
         handles = [
@@ -184,7 +196,7 @@ def mig_distributions(
             Line2D([], [], color=style.BLACK, marker="D", linestyle="-"),
         ]
         names = ["a run", "quartiles", "mean, 95 % interval"]
-        if set(paper) & set(methods):
+        if any(paper.get(title) for title in panels):
             handles.append(Line2D([], [], color=style.BLACK, marker=">", linestyle=""))
             names.append("the paper's representative")
         figure.legend(handles, names, loc="outside upper center", ncols=2, columnspacing=1.4)
@@ -192,7 +204,8 @@ def mig_distributions(
 
 
 def trade_off(
-    panels: Mapping[str, Mapping[str, Curve]], paper: Mapping[str, Sequence[tuple[float, float, float]]] | None = None
+    panels: Mapping[str, Mapping[str, Curve]],
+    paper: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]] | None = None,
 ) -> Figure:
     """Fig. 5b, 5c and 6: MIG against reconstruction over beta, one marker a beta, joined in the order of beta.
 
@@ -202,11 +215,11 @@ def trade_off(
     ----------
     panels : mapping of str to mapping
         Title of each panel, one below the other, to methods (keys of :data:`METHODS`) and their curves.
-    paper : mapping of str to sequence of (beta, log-likelihood, MIG)
-        By method: points that the paper prints.
+    paper : mapping of str to mapping of str to sequence of (beta, log-likelihood, MIG)
+        By title and method: points that the paper prints.
     """
-    paper = paper or {}
-    methods = _used([*panels.values(), paper])
+    paper = {title: (paper or {}).get(title, {}) for title in panels}
+    methods = _used([*panels.values(), *paper.values()])
     with style.styled():
         figure, grid = style.subplots(len(panels), 1, height=0.7 + 3.9 * len(panels), squeeze=False)
         for axes, (title, panel) in zip(grid[:, 0], panels.items(), strict=True):
@@ -214,31 +227,40 @@ def trade_off(
                 method = METHODS[name]
                 if name in panel:
                     _curve(axes, panel[name], method)
-                for _, fit, mig in paper.get(name, ()):
+                for _, fit, mig in paper[title].get(name, ()):
                     axes.plot(
                         fit, mig, marker=method.marker, markersize=9, markerfacecolor="none", color=method.colour,
-                        markeredgewidth=1.4, zorder=5,
+                        markeredgewidth=1.4, zorder=5, label=f"{method.label}, the paper's",
                     )  # fmt: skip
             axes.set(xlabel=FIT, ylabel=MIG, title=title)
             axes.margins(0.07)
         handles = [Line2D([], [], color=METHODS[name].colour, marker=METHODS[name].marker) for name in methods]
         names = [METHODS[name].label for name in methods]
-        if paper:
+        if any(paper.values()):
             handles.append(
                 Line2D([], [], color=style.BLACK, marker="o", markerfacecolor="none", linestyle="", markersize=9)
             )
             names.append("the paper's representatives")
         figure.legend(handles, names, loc="outside upper center", ncols=2, columnspacing=1.4)
         figure.draw_without_rendering()  # so that places on the page are known
-        for axes, panel in zip(grid[:, 0], panels.values(), strict=True):
+        for axes, (title, panel) in zip(grid[:, 0], panels.items(), strict=True):
             curves = [(METHODS[name].colour, np.stack(panel[name][:3], 1)) for name in methods if name in panel]
-            curves += [(METHODS[name].colour, np.array(points)) for name, points in paper.items()]
+            curves += [(METHODS[name].colour, np.array(points)) for name, points in paper[title].items()]
             _label_betas(axes, curves)
     return figure
 
 
 def _curve(axes: Axes, curve: Curve, method: Method) -> None:
-    axes.scatter(curve.runs[:, 1], curve.runs[:, 2], s=9, color=method.colour, alpha=0.22, linewidth=0, zorder=1)
+    axes.scatter(
+        curve.runs[:, 1],
+        curve.runs[:, 2],
+        s=9,
+        color=method.colour,
+        alpha=0.22,
+        linewidth=0,
+        zorder=1,
+        label=f"{method.label}, runs",
+    )
     axes.errorbar(
         curve.log_likelihood,
         curve.mig,
@@ -250,6 +272,7 @@ def _curve(axes: Axes, curve: Curve, method: Method) -> None:
         elinewidth=0.9,
         capsize=1.5,
         zorder=3,
+        label=f"{method.label}, mean and standard error",
     )
 
 
@@ -286,7 +309,7 @@ def _label_betas(axes: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> None:
 
 
 def exponents(
-    panels: Mapping[str, np.ndarray], root: float, start: float, paper: Sequence[float] | None = None
+    panels: Mapping[str, np.ndarray], root: float, start: float, paper: Mapping[str, Sequence[float]] | None = None
 ) -> Figure:
     """Fig. 7: histograms of learned exponents of the subspaces, sorted within each run.
 
@@ -298,9 +321,10 @@ def exponents(
         Exponent p0 of the root, which is not learned.
     start : float
         Where the others start.
-    paper : sequence of float
-        The most frequent value of each that the paper prints.
+    paper : mapping of str to sequence of float
+        By title: the most frequent value of each that the paper prints.
     """
+    paper = paper or {}
     pooled = np.concatenate([values.ravel() for values in panels.values()])
     edges = np.linspace(min(pooled.min(), start) - 0.01, max(pooled.max(), root) + 0.01, 41)
     with style.styled():
@@ -311,13 +335,13 @@ def exponents(
                 axes.hist(column, edges, color=colour, alpha=0.6, label=f"$p_{number + 1}$")
             for place, dashes, name in ((root, "--", "$p_0$, fixed"), (start, ":", "start")):
                 axes.axvline(place, color=style.BLACK, linestyle=dashes, linewidth=1.2, label=name)
-            for number, value in enumerate(paper or ()):
+            for number, value in enumerate(paper.get(title, ())):
                 axes.plot(
                     value, 1.03, marker="v", markersize=8, color=style.CYCLE[number], clip_on=False,
                     transform=axes.get_xaxis_transform(),
                 )  # fmt: skip
             axes.set(ylabel="runs")
-            axes.set_title(title, pad=6 if paper is None else 16)
+            axes.set_title(title, pad=16 if title in paper else 6)
             axes.yaxis.get_major_locator().set_params(integer=True)
         grid[-1, 0].set_xlabel("learned exponent")
         handles, names = grid[0, 0].get_legend_handles_labels()
@@ -348,8 +372,8 @@ def controls(
             for place, (name, pair) in enumerate(rows.items()):
                 values, interval = pair[which]
                 colour = METHODS[references[name]].colour if name in references else style.BLACK
-                _dots(axes, place - 0.12, np.asarray(values), span, colour, 0.2, across=True)
-                _mean(axes, place + 0.24, interval, colour, across=True)
+                _dots(axes, place - 0.12, np.asarray(values), span, 0.2, True, name, colour)
+                _mean(axes, place + 0.24, interval, True, name, colour)
                 if name in references:
                     axes.axvline(interval.estimate, color=colour, linewidth=1, linestyle=":", zorder=0)
             axes.set(title=title)
@@ -389,8 +413,8 @@ def lengths(
                     place = steps.index(count) + shift
                     for seed, value in by_seed.items():
                         courses.setdefault(seed, []).append((place, value))
-                    _mean(axes, place + 0.13, interval, method.colour, across=False)
-                for course in courses.values():
+                    _mean(axes, place + 0.13, interval, False, *method[:2])
+                for seed, course in courses.items():
                     axes.plot(
                         *zip(*course, strict=True),
                         color=method.colour,
@@ -398,9 +422,11 @@ def lengths(
                         markersize=4,
                         linewidth=0.8,
                         alpha=0.5,
+                        label=f"{method.label}, seed {seed}",
                     )
                 if name in paper.get(title, {}):
-                    axes.axhline(paper[title][name], color=method.colour, linestyle="--", linewidth=1.2)
+                    label = f"{method.label}, the paper's"
+                    axes.axhline(paper[title][name], color=method.colour, linestyle="--", linewidth=1.2, label=label)
             axes.set(title=title, xlabel="steps", xlim=(-0.5, len(steps) - 0.5))
             axes.set_xticks(range(len(steps)), [f"{count:,}" for count in steps])
         handles = [Line2D([], [], color=METHODS[name].colour, marker="o") for name in methods]
