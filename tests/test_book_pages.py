@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,7 @@ from tiny_book import ROOT, environment, make
 
 SOURCES = ("Makefile", "_config.yml", "_toc.yml", "pyproject.toml", "constraints.txt", "book", "isa", "runs")
 PHONE = 390  # CSS pixels
+HEAVIEST = 2_000_000  # bytes that a page may load before the reader asks for more
 
 
 def pages_of(entry: dict) -> list[str]:
@@ -249,6 +251,20 @@ def look(browser: Page, path: Path, theme: str, width: int = 1280) -> None:
     )
 
 
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+VIOLATIONS = """
+axe.run(document, {resultTypes: ["violations"]}).then(found => found.violations
+  .filter(violation => ["serious", "critical"].includes(violation.impact))
+  .map(({id, help, nodes}) => `${id}: ${help}: ${nodes.slice(0, 3).map(node => node.html).join(" ")}`))
+"""
+
+
+def violations(browser: Page) -> list[str]:
+    """What axe-core holds against the page that is open, if it is serious or critical."""
+    browser.evaluate(f"{AXE}; null")
+    return browser.evaluate(VIOLATIONS)
+
+
 def sees_formulas(browser: Page, name: str) -> None:
     formulas = browser.evaluate("document.querySelectorAll('.math').length")
     drawn = browser.evaluate("document.querySelectorAll('.math mjx-container').length")
@@ -268,6 +284,11 @@ def test_a_page_by_day_on_a_desktop(html, browser, name):
     sees_formulas(browser, name)
     ratio, text = browser.evaluate(CONTRAST)
     assert ratio >= 4.5, f"contrast {ratio:.1f} at {text!r}"
+    assert violations(browser) == []
+    weights = {path: path.stat().st_size for path in browser.files}
+    assert html / f"{name}.html" in weights and len(weights) > 10, "what the page loads was not noticed"
+    heaviest = sorted(weights.items(), key=lambda item: -item[1])[:5]
+    assert sum(weights.values()) <= HEAVIEST, f"{name} loads {sum(weights.values()):,} bytes: {heaviest}"
 
 
 @each_page
@@ -279,6 +300,84 @@ def test_a_page_by_night_on_a_phone(html, browser, name):
     width = browser.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
     assert width <= PHONE, f"{name} is {width} px wide"
     assert browser.evaluate(CUT_OFF) == []
+    assert violations(browser) == []
+
+
+# --- figures that enlarge ---------------------------------------------------------------------------------------------
+
+WITH_FIGURES = next(name for name in TOC if (path := ROOT / f"{name}.ipynb").is_file() and "show(" in path.read_text())
+LARGE = """
+(() => {
+  const image = document.querySelector("dialog[open] img");
+  if (!image) return null;
+  const {left, top, width, height} = image.getBoundingClientRect();
+  return {src: image.src, alt: image.alt, width, height, left, top, drawn: image.naturalWidth > 0};
+})()
+"""
+FIRST = """
+(() => {
+  const button = document.querySelector("article figure button");
+  button.scrollIntoView({block: "center", behavior: "instant"});
+  const image = button.querySelector("img"), {left, top, width, height} = image.getBoundingClientRect();
+  return {src: image.src, alt: image.alt, width, height, x: left + width / 2, y: top + height / 2};
+})()
+"""
+FOCUS = "document.activeElement === document.querySelector('article figure button')"
+
+
+@pytest.fixture
+def figure(html, browser) -> dict:
+    """A page with figures by day on a desktop, and its first figure."""
+    look(browser, html / f"{WITH_FIGURES}.html", "light")
+    return browser.evaluate(FIRST)
+
+
+def test_every_figure_of_a_page_enlarges(browser, figure):
+    count = browser.evaluate("document.querySelectorAll('article figure img').length")
+    assert count == browser.evaluate("document.querySelectorAll('article figure button > img').length") >= 1
+
+
+def test_a_click_enlarges_a_figure_and_a_click_beside_it_ends_that(browser, figure):
+    browser.click(figure["x"], figure["y"])
+    large = browser.evaluate(LARGE)
+    assert (large["src"], large["alt"], large["drawn"]) == (figure["src"], figure["alt"], True)
+    assert large["width"] > 1.2 * figure["width"]
+    assert large["left"] >= 0 and large["left"] + large["width"] <= 1280
+    assert violations(browser) == []
+    browser.click(5, 450)
+    assert browser.evaluate(LARGE) is None
+    assert browser.requests == [] and browser.complaints == []
+
+
+def test_a_figure_enlarges_by_the_keyboard_alone(browser, figure):
+    browser.evaluate("document.querySelector('article figure button').focus()")
+    for way_out in ("Escape", "close"):
+        browser.press("Enter")
+        assert browser.evaluate(LARGE)["drawn"]
+        for _ in range(4):  # the keyboard stays with the figure
+            browser.press("Tab")
+            assert browser.evaluate("document.activeElement.closest('dialog') !== null || !document.hasFocus()")
+        if way_out == "Escape":
+            browser.press("Escape")
+        else:
+            browser.evaluate("document.querySelector('dialog[open] button').focus()")
+            browser.press("Enter")
+        assert browser.evaluate(LARGE) is None, f"{way_out} does not close it"
+        assert browser.evaluate(FOCUS), f"after {way_out} the focus is elsewhere"
+
+
+def test_on_a_phone_a_figure_enlarges_beyond_the_screen_and_scrolls(html, browser):
+    look(browser, html / f"{WITH_FIGURES}.html", "dark", PHONE)
+    figure = browser.evaluate(FIRST)
+    browser.evaluate("document.querySelector('article figure button').click()")
+    large = browser.evaluate(LARGE)
+    assert large["width"] > 2 * figure["width"]
+    room = browser.evaluate(
+        "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('dialog[open] > div'))"
+    )
+    assert room[0] >= large["width"] and room[1] <= PHONE
+    assert "invert(" in browser.evaluate("getComputedStyle(document.querySelector('dialog[open] img')).filter")
+    browser.press("Escape")
 
 
 def test_the_reader_can_choose_the_theme(html, browser):
@@ -309,3 +408,6 @@ def test_the_browser_notices_a_request_and_an_error(html, browser, tmp_path):
     browser.open(page)
     assert browser.requests == ["https://example.org/x.png"]
     assert any("missing is not defined" in text for text in browser.complaints)
+    assert browser.files == {page}
+    (serious,) = [text for text in violations(browser) if "alternative text" in text]
+    assert "example.org/x.png" in serious

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from sphinx.ext import autosummary
+
 
 def offered_above(module: str, name: str) -> bool:
     """Whether a package around a module offers the same class or function, which is then documented there.
@@ -26,6 +28,12 @@ def skip(app, what, name, member, skipped, options):
     return None
 
 
+def keep_sentences(app, what, name, obj, options, lines):
+    """Napoleon takes what stands before a colon in a property's first line for its type; here it is a sentence."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
 def find_by_last_name(app, env, node, contnode):
     """A docstring names its neighbours by their last name, also where a package above offers it under its own name."""
     if node.get("refdomain") != "py" or node.get("refspecific"):
@@ -39,6 +47,9 @@ def find_by_last_name(app, env, node, contnode):
 
 
 def setup(app):
+    # a summary is a first sentence, which does not end at these
+    autosummary.WELL_KNOWN_ABBREVIATIONS = ("et al.", "e.g.", "i.e.", "Sec.", "App.", "Fig.", "Eq.")
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", keep_sentences, priority=400)  # before Napoleon
     app.connect("missing-reference", find_by_last_name)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

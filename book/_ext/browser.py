@@ -12,8 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 LOCAL_SCHEMES = ("file:", "data:", "blob:", "about:", "chrome-error:")
+KEYS = {
+    "Tab": 9, "Enter": 13, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
+    "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
+}  # fmt: skip
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -47,7 +52,7 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One tab. It notes every request that would leave the machine and everything the console complains of.
+    """One tab. It notes every request that would leave the machine, every file that is read, and all complaints.
 
     Use as a context manager; ``timeout`` is in seconds and holds for each command.
     """
@@ -56,6 +61,7 @@ class Page:
         self.timeout = timeout
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        self.files: set[Path] = set()
         self._events: list[dict[str, Any]] = []
         self._number = 0
         self._buffer = b""
@@ -145,7 +151,9 @@ class Page:
     def _note(self, method: str, event: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
             address = event["request"]["url"]
-            if not address.startswith(LOCAL_SCHEMES):
+            if address.startswith("file:"):
+                self.files.add(Path(unquote(urlsplit(address).path)))
+            elif not address.startswith(LOCAL_SCHEMES):
                 self.requests.append(address)
         elif method == "Network.loadingFailed" and not event.get("canceled"):
             self.complaints.append(f"could not be loaded ({event['type']}): {event['errorText']}")
@@ -163,6 +171,7 @@ class Page:
         """Load a file and wait until it, its fonts and its formulas are drawn."""
         self.requests.clear()
         self.complaints.clear()
+        self.files.clear()
         self._events.clear()
         answer = self.send("Page.navigate", url=path.resolve().as_uri() + query)
         if answer.get("errorText"):
@@ -183,6 +192,19 @@ class Page:
             details = answer["exceptionDetails"]
             raise BrowserError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """A key of the keyboard by its name (``Enter``, ``Tab``, ``ArrowRight``); 8 in ``modifiers`` holds Shift."""
+        code = KEYS[key]
+        text = {"text": "\r"} if key == "Enter" else {}
+        event = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **event, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def click(self, x: float, y: float) -> None:
+        """The mouse's main button at a place in the window, in CSS pixels."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def resize(self, width: int, height: int = 900, mobile: bool = False) -> None:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
