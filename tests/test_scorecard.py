@@ -141,9 +141,9 @@ def test_a_printed_value_is_met_as_often_as_stated():
     rng = np.random.default_rng(0)
     met = [printed_value(values[:-1], values[-1]) is YES for values in rng.standard_normal((4000, 6))]
     assert np.mean(met) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
-    assert printed_value([1.0, 1.1], 1.0) is OPEN
-    assert all(math.isnan(bound) for bound in expected_range([1.0, 1.1]))
-    assert printed_value([1.0, 1.1, 1.2], 9.0) is NO
+    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0) is OPEN
+    assert all(math.isnan(bound) for bound in expected_range([1.0, 1.1, 1.2, 1.1]))
+    assert printed_value([1.0, 1.1, 1.2, 1.1, 1.0], 9.0) is NO
 
 
 def test_parts_together():
@@ -249,7 +249,9 @@ def test_printed_model():
     assert outcome("printed_model", held, mig=mig, log_likelihood=fit, **given) is YES
     assert outcome("printed_model", held, mig=mig, log_likelihood=-40.0, **given) is PART
     assert outcome("printed_model", held, mig=0.9, log_likelihood=-40.0, **given) is NO
-    assert outcome("printed_model", held[:4], mig=mig, log_likelihood=fit, **given) is OPEN
+    assert outcome("printed_model", held[:8], mig=mig, log_likelihood=fit, **given) is OPEN
+    short = rows((0.40, -26.0), objective="isa-vae", beta=2.0, n=12, steps=100)
+    assert outcome("printed_model", short, mig=mig, log_likelihood=fit, **given) is OPEN  # shown, and not judged
     (finding,) = measures.printed_model(evidence(held), mig=mig, log_likelihood=fit, **given)
     chosen = held[representative([one["mig"] for one in held], [one["log_likelihood"] for one in held])]
     assert f"our representative of 12: MIG {chosen['mig']:.2f}" in finding.text
@@ -401,7 +403,10 @@ def test_exponents_printed():
     assert outcome("exponents_printed", held, **given | {"modes": [1.9, 2.0, 2.17]}) is YES
     assert outcome("exponents_printed", held, **given | {"modes": [1.9, 2.0, 3.0]}) is PART
     assert outcome("exponents_printed", held, **given | {"modes": [3.0, 3.1, 3.2]}) is NO
-    assert outcome("exponents_printed", held[:2], **given) is OPEN
+    assert outcome("exponents_printed", held[:4], **given) is OPEN
+    stand_in = [one | {"procedural": True} for one in held]
+    (finding,) = measures.exponents_printed(evidence(stand_in), **given)
+    assert finding.outcome is OPEN and finding.text.startswith("medians of 10 runs 1.9")
 
 
 def test_largest_exponent_above():
@@ -775,9 +780,9 @@ def test_a_card_from_claims_and_records(tmp_path, folder):
     assert card.sentence() == "Of 3 claims, 2 are reproduced and 1 not yet run."
     assert list(card.sections) == ["One"]
     shown = text.cards(card.rows, {"there/b": "Title of B"}, "here/score")
-    assert shown.count(":::{card}") == 3 == shown.count("\n:::\n\n") + 1
-    assert "**✓ Reproduced** · Sec. 1\n^^^\nMIG 1.0." in shown
-    assert "[Title of B](../there/b)" in shown and "*As read here.* In two models." in shown
+    assert shown.count("::::{card}\n") == 3 == shown.count("\n::::\n\n") + 1
+    assert "**✓ Reproduced** · Sec. 1\n:::\n\nMIG 1.0." in shown
+    assert "[Title of B](../there/b.ipynb)" in shown and "*As read here:* In two models." in shown
     assert "7 of 8 runs at the paper's settings are recorded; the others are made by `isa sweep" in shown
     assert "**– Not yet run** · Sec. 1" in shown
     assert [count for _, count, _ in text.counts(card)] == [2, 1]
@@ -796,6 +801,15 @@ def test_the_summary_as_a_sentence(verdicts, sentence):
     claim = Claim("a", "b", "c", "d", "higher_mig")
     found = tuple(Row(claim, () if one is None else (Finding(one, ""),)) for one in verdicts)
     assert Scorecard(found).sentence() == sentence
+
+
+def test_evidence_that_points_somewhere_in_a_sentence():
+    claim = Claim("a", "b", "c", "d", "higher_mig")
+    found = [Row(claim, (Finding(one, "", falls_short="at reduced scale"),)) for one in (YES, YES, NO)]
+    assert Scorecard(tuple(found)).sentence() == "Of 3 claims, 2 point the same way and 1 points the other way."
+    assert Scorecard((*found[1:], Row(claim, ()))).sentence() == (
+        "Of 3 claims, 1 points the same way, 1 points the other way and 1 is not yet run."
+    )
 
 
 def test_words_for_every_verdict_and_rule():

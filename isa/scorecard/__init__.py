@@ -137,14 +137,19 @@ class Scorecard:
 
     def sentence(self) -> str:
         """The summary in words: ``Of 50 claims, 17 are reproduced, 6 partly reproduced and 27 not yet run.``"""
-        parts = [f"{count} {name}" for name, count in self.summary().items() if count]
+        parts, been = [], False
+        for name, count in self.summary().items():
+            if not count:
+                continue
+            if name.startswith("points"):
+                parts.append(f"{count} {name if count == 1 else name.replace('points', 'point')}")
+                been = False
+            else:
+                parts.append(f"{count} {'' if been else 'is ' if count == 1 else 'are '}{name}")
+                been = True
         if not parts:
             return "There are no claims."
-        first, *rest = parts
-        count, _, name = first.partition(" ")
-        being = "" if name.startswith("points") else "is " if count == "1" else "are "
-        listed = [f"{count} {being}{name}", *rest]
-        joined = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+        joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         return f"Of {len(self.rows)} claims, {joined}."
 
 

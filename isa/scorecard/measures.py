@@ -108,7 +108,8 @@ def printed_model(
             low, high = expected_range(values[name][upper])
             if not math.isnan(low):
                 text.append(f"{label} expected from {low:.2f} to {high:.2f}")
-        found.append(_finding(setting, together(parts), "; ".join(text)))
+        outcome = Outcome.OPEN if setting.falls_short else together(parts)
+        found.append(_finding(setting, outcome, "; ".join(text)))
     return found
 
 
@@ -188,7 +189,8 @@ def best_of_all(
         for name, rows in zip(others, rivals, strict=True):
             means = _curve(rows)
             best = means.beta[means.mig.argmax()]
-            difference = compare(_column([row for row in rows if row["beta"] == best], "mig"), _column(own, "mig"))
+            at_best = _column([row for row in rows if row["beta"] == best], "mig")
+            difference = compare(at_best, _column(own, "mig"), level=LEVEL)
             parts.append(direction(difference))
             texts.append(f"over {method_text(name)} at β = {best:g} {difference:+.3f}")
         found.append(_finding(setting, together(parts), "MIG " + "; ".join(texts)))
@@ -316,8 +318,11 @@ def exponents_printed(evidence: Evidence, dataset: str, method: Method, modes: S
         parts = [printed_value(column, mode) for column, mode in zip(exponents.T, modes, strict=True)]
         ranges = [expected_range(column) for column in exponents.T]
         texts = [f"p{i} expected from {low:.2f} to {high:.2f}" for i, (low, high) in enumerate(ranges, 1)]
-        text = f"{len(exponents)} runs" + ("; " + "; ".join(texts) if len(exponents) > 2 else "")
-        found.append(_finding(setting, together(parts), text))
+        medians = ", ".join(f"{median:.2f}" for median in np.median(exponents, axis=0))
+        text = f"medians of {len(exponents)} runs {medians}"
+        if not math.isnan(ranges[0][0]):
+            text += "; " + "; ".join(texts)
+        found.append(_finding(setting, Outcome.OPEN if setting.falls_short else together(parts), text))
     return found
 
 

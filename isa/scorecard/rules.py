@@ -107,9 +107,10 @@ RULES: dict[str, str] = {
     ),
     "printed": (
         "*A printed value.* It is met where it lies in the range that would hold a further run of ours with a "
-        f"probability of {PERCENT}, by mean and standard deviation of our runs and Student's t. At least three runs "
+        f"probability of {PERCENT}, by mean and standard deviation of our runs and Student's t. At least five runs "
         "are needed. Where the paper prints a representative model, our runs are those from which A.5 chooses, the "
-        "upper half by MIG."
+        "upper half by MIG. At reduced scale and on stand-in images, printed values are shown beside ours, and not "
+        "judged."
     ),
     "trade-off": (
         "*A trade-off.* MIG against reconstruction over β is a curve for each method. How much higher one curve lies "
@@ -188,11 +189,11 @@ def expected_range(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
     .. math:: \bar y \pm t_{n-1}\, \hat\sigma \sqrt{1 + 1/n}
 
-    Bounds are NaN for fewer than three values.
+    Bounds are NaN for fewer than five values, of which the range would be too wide to say anything.
     """
     values = np.asarray(values, dtype=float)
     n = len(values)
-    if n < 3:
+    if n < 5:
         return math.nan, math.nan
     reach = float(stats.t.isf((1 - LEVEL) / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n))
     return float(values.mean()) - reach, float(values.mean()) + reach

@@ -68,24 +68,21 @@ def cards(rows: Iterable[Row], titles: Mapping[str, str], here: str) -> str:
     texts = []
     for row in rows:
         found = [_finding(finding) for finding in row.findings]
-        lines = [":::{card}", ":class-card: verdict", ":shadow: none", ""]
-        lines += [
-            f"**{MARKS[row.verdict]} {row.verdict_text.capitalize()}** · {row.claim.where}",
-            "^^^",
-            row.claim.says,
-        ]
+        head = f"**{MARKS[row.verdict]} {row.verdict_text.capitalize()}** · {row.claim.where}"
+        lines = ["::::{card}", ":shadow: none", "", ":::{card-header}", head, ":::", "", row.claim.says]
         if row.claim.understood:
-            lines += ["", f"*As read here.* {row.claim.understood}"]
-        if found:
-            measured = found[0] if len(found) == 1 else "\n" + "\n".join(f"- {text}" for text in found)
-            lines += ["", f"*Measured.* {measured}" if len(found) == 1 else f"*Measured.*\n{measured}"]
+            lines += ["", f"*As read here:* {row.claim.understood}"]
+        if len(found) == 1:
+            lines += ["", f"*Measured:* {found[0]}"]
+        elif found:
+            lines += ["", "*Measured:*", "", *(f"- {text}" for text in found)]
         missing = _missing(row)
         if missing:
-            lines += ["", f"*Missing.* {missing}"]
+            lines += ["", f"*Missing:* {missing}"]
         if row.claim.page in titles:
-            link = os.path.relpath(row.claim.page, Path(here).parent).replace(os.sep, "/")
-            lines += ["+++", f"[{titles[row.claim.page]}]({link})"]
-        texts.append("\n".join([*lines, ":::"]))
+            link = os.path.relpath(row.claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"
+            lines += ["", ":::{card-footer}", f"[{titles[row.claim.page]}]({link})", ":::"]
+        texts.append("\n".join([*lines, "::::"]))
     return "\n\n".join(texts)
 
 
