@@ -1,0 +1,376 @@
+"""Fig. 3: what priors prefer, against quadrature; the measure of orientation, on codes that are known; the study."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
+
+from isa import LpNested, Node, orientation
+from isa.analysis import mean_interval
+from isa.figures import orientation as draw
+from isa.orientation import Code, Learned, Study
+
+ROOT = Path(__file__).resolve().parent.parent
+ANGLES = (0.0, 1e-7, 0.3, math.pi / 4, 1.0, math.pi / 2, 2.5)
+exponents = pytest.mark.parametrize("p", [0.7, 1.0, 1.5, 2.0, 2.2, 4.0, 9.0])
+
+
+# --- what the prior prefers -------------------------------------------------------------------------------------------
+
+
+def turned_square(angle: float, nodes: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the turned square [-1, 1]^2 and weights that average over it: Gauss-Legendre."""
+    x, weight = np.polynomial.legendre.leggauss(nodes)
+    u = np.stack(np.meshgrid(x, x, indexing="ij"), -1)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return u @ turn.T, np.outer(weight, weight) / 4
+
+
+def divergence(p: float, angle: float, gain: float, scale: float = 1.0) -> float:
+    """KL of the uniform distribution on the turned square of half side ``gain`` from the prior of the package."""
+    points, weights = turned_square(angle)
+    log_prior = LpNested(Node(p, 2), scale).log_prob(torch.from_numpy(gain * points)).numpy()
+    return -math.log(4 * gain**2) - float((weights * log_prior).sum())
+
+
+@exponents
+@pytest.mark.parametrize("angle", ANGLES)
+def test_the_cost_is_the_divergence_from_the_prior_at_the_best_size(p, angle):
+    gain = float(orientation.best_gain(p, angle, scale=1.7))
+    # the integrand has kinks below p = 2, on which the rule's error is some 1e-3 at worst
+    tolerance = 2e-3 if p < 1 else 5e-5
+    assert orientation.straight_cost(p, angle) == pytest.approx(divergence(p, angle, gain, 1.7), abs=tolerance)
+
+
+@pytest.mark.parametrize("p", [1.0, 4.0])
+@pytest.mark.parametrize("angle", [0.0, 0.5])
+def test_the_best_size_is_the_best(p, angle):
+    found = minimize_scalar(lambda log_gain: divergence(p, angle, math.exp(log_gain)), bracket=(-1, 1), tol=1e-8)
+    assert math.exp(found.x) == pytest.approx(float(orientation.best_gain(p, angle)), rel=1e-4)
+
+
+@exponents
+def test_axes_against_diagonals_is_the_formula_of_the_page(p):
+    axes, diagonals = orientation.straight_cost(p, [0, math.pi / 4])
+    assert diagonals - axes == pytest.approx(2 / p * math.log(2 ** (p / 2 + 1) / (p + 2)), abs=1e-9)
+    assert np.sign(round(diagonals - axes, 9)) == np.sign(p - 2)
+
+
+@exponents
+def test_the_cost_repeats_every_quarter_turn_and_is_a_divergence(p):
+    angle = np.linspace(-4, 4, 101)
+    cost = orientation.straight_cost(p, angle)
+    assert (cost > 0).all()
+    np.testing.assert_allclose(cost, orientation.straight_cost(p, angle + math.pi / 2), atol=1e-8)
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+def test_bends_leave_the_mutual_information_of_the_turned_coordinates(angle):
+    c, s = abs(math.cos(angle)), abs(math.sin(angle))
+
+    def density(u: float) -> float:  # of c x + s y: the share of y in [-1, 1] for which x is, too
+        low, high = max(-1.0, (u - c) / s), min(1.0, (u + c) / s)
+        return max(high - low, 0.0) / (4 * c)
+
+    if min(c, s) < 1e-6:
+        expected = 0.0
+    else:
+        log_density = lambda u: -density(u) * math.log(density(u)) if density(u) > 0 else 0.0  # noqa: E731
+        entropy = quad(log_density, -c - s, c + s, points=[-abs(c - s), abs(c - s)], limit=200)[0]
+        expected = 2 * entropy - math.log(4)
+    assert orientation.bent_cost(angle) == pytest.approx(expected, abs=2e-7)
+
+
+@exponents
+@pytest.mark.parametrize("angle", ANGLES)
+def test_bends_never_cost(p, angle):
+    assert orientation.bent_cost(angle) < orientation.straight_cost(p, angle)
+
+
+@pytest.mark.parametrize("p", [0.7, 1.0, 2.0, 4.0])
+def test_contours_hold_the_mass_that_they_say(p):
+    masses = np.array([0.2, 0.5, 0.9])
+    curves = orientation.contours(p, masses, scale=1.7)
+    prior = LpNested(Node(p, 2), 1.7)
+    torch.manual_seed(0)
+    radius = prior.norm(prior.sample((40_000,))).numpy()
+    on = prior.norm(torch.from_numpy(curves)).numpy()
+    np.testing.assert_allclose(on, on[:, :1].repeat(on.shape[1], 1), rtol=1e-6)
+    inside = (radius[:, None] < on[:, 0]).mean(0)
+    np.testing.assert_allclose(inside, masses, atol=4 * 0.5 / math.sqrt(len(radius)))
+
+
+@pytest.mark.parametrize("p", [0, -1.0, math.inf, math.nan, "2", True])
+def test_an_exponent_must_be_a_positive_number(p):
+    for function in (orientation.straight_cost, orientation.best_gain, orientation.contours):
+        with pytest.raises(ValueError, match="p must be a positive finite number"):
+            function(p, 0.5)
+
+
+# --- the measure ------------------------------------------------------------------------------------------------------
+
+
+def grid(size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    line = np.linspace(-1, 1, size)
+    return np.meshgrid(line, line, indexing="ij")
+
+
+@pytest.mark.parametrize("degrees", [0, 10, 22.5, 45, 80, 90, -30, 200])
+def test_a_straight_code_is_measured_by_its_angle(degrees):
+    x, y = grid()
+    a = math.radians(degrees)
+    code = orientation.measure(np.stack([x * math.cos(a) - y * math.sin(a), x * math.sin(a) + y * math.cos(a)], -1))
+    assert code.alignment == pytest.approx(math.cos(4 * a), abs=1e-9)
+    assert code.tilt == pytest.approx(min(degrees % 90, 90 - degrees % 90), abs=1e-6)
+    assert code.linear == pytest.approx(1) and code.active == 2
+
+
+def test_a_bent_code_along_the_axes_is_along_the_axes():
+    x, y = grid()
+    code = orientation.measure(np.stack([np.sinh(3 * x), np.tanh(3 * y) + 7], -1))
+    assert code.alignment == pytest.approx(1) and code.tilt == pytest.approx(0, abs=1e-6)
+    assert code.linear < 0.95
+
+
+def test_a_latent_that_goes_round_has_the_alignment_of_all_its_directions():
+    x, y = grid(100)  # without the origin
+    expected = np.cos(4 * np.arctan2(y, x)).mean()
+    assert abs(expected) < 0.2
+    assert orientation.measure(np.hypot(x, y)[..., None]).alignment == pytest.approx(expected, abs=0.01)
+
+
+def test_alignment_is_the_mean_of_the_cosine_of_four_times_the_direction():
+    rng = np.random.default_rng(0)
+    mean = rng.standard_normal((6, 5, 2))
+    along_x, along_y = np.gradient(mean, axis=(0, 1))
+    expected = np.cos(4 * np.arctan2(along_y, along_x)).mean()
+    assert orientation.measure(mean).alignment == pytest.approx(expected, abs=1e-12)
+
+
+def test_latents_not_in_use_do_not_count():
+    x, y = grid()
+    assert orientation.measure(np.stack([x, 0.01 * (x + y)], -1)) == orientation.measure(x[..., None])
+    nothing = orientation.measure(0.01 * np.stack([x, y], -1))
+    assert nothing.active == 0 and math.isnan(nothing.alignment) and math.isnan(nothing.tilt)
+
+
+def test_a_flat_stretch_has_no_direction():
+    x, y = grid()
+    assert orientation.measure(np.maximum(x + y, 0)[..., None]).alignment == pytest.approx(-1, abs=0.05)
+
+
+@pytest.mark.parametrize("mean", [np.zeros((4, 4)), np.zeros((1, 4, 2)), np.full((4, 4, 2), np.nan)])
+def test_what_is_no_code_on_a_grid_is_refused(mean):
+    with pytest.raises(ValueError, match="mean must be finite and of shape"):
+        orientation.measure(mean)
+
+
+# --- the models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return orientation.images()
+
+
+def test_the_sprite_changes_as_much_in_every_direction(dataset):
+    images = dataset.images(range(1024)).numpy().reshape(32, 32, -1)
+
+    def changed(dx: int, dy: int) -> float:
+        there = images[dx:, dy:] if dy >= 0 else images[dx:, :dy]
+        here = images[: 32 - dx, : 32 - dy] if dy >= 0 else images[: 32 - dx, -dy:]
+        return np.abs(there - here).sum(-1).mean() / math.hypot(dx, dy)
+
+    pixels = [changed(*shift) for shift in ((5, 0), (0, 5), (4, 3), (3, 4), (4, -3), (3, -4))]
+    assert len(dataset) == 1024 and max(pixels) < 1.05 * min(pixels)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.2, 4.0])
+def test_a_models_prior_is_factorised_with_unit_variance(p):
+    run = orientation.model(exponent=p, beta=8, seed=3, steps=10)
+    prior = LpNested(run.tree, run.scale)
+    assert run.latent_dim == 2 and run.beta == 8 and run.seed == 3 and run.total_steps == 10
+    torch.testing.assert_close(prior.variance, torch.ones(2))
+    z = torch.randn(50, 2)
+    apart = sum(prior.log_prob(z * torch.eye(2)[j]) for j in range(2)) - prior.log_prob(torch.zeros(2))
+    torch.testing.assert_close(prior.log_prob(z), apart)
+
+
+def test_a_model_is_trained_and_measured_on_the_grid(dataset):
+    small = dataset.restrict(x=[0, 10, 20, 31], y=[0, 8, 16, 24, 31])
+    run = orientation.model(exponent=4.0, beta=1e-3, seed=0, steps=12, batch_size=4)
+    learned = orientation.learn(run, small)
+    assert learned.mean.shape == (4, 5, 2)
+    assert learned.code == orientation.measure(learned.mean)
+    assert learned.code.active and math.isfinite(learned.divergence) and learned.noise > 0
+
+
+def test_images_that_are_no_grid_of_positions_are_refused(dataset):
+    several = type(dataset)(
+        dataset.name,
+        dataset.title,
+        [
+            *dataset.factors_info[:2],
+            type(dataset.factors_info[0])("orientation", [0, 1]),
+            *dataset.factors_info[3:],
+        ],
+        dataset.storage.repeat(2, 1),
+        dataset.provenance,
+        image_shape=dataset.image_shape,
+        packed=True,
+    )
+    with pytest.raises(ValueError, match="dataset must hold one image for every position"):
+        orientation.learn(orientation.model(exponent=2.0, beta=1.0, seed=0, steps=1), several)
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+SPEC = "exponents: {8.0: [1.0, 4.0], 1.0: [2.0]}\nseeds: [1, 2]\nsteps: 5\nbatch_size: 8\n"
+
+
+@pytest.fixture
+def spec(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """In place of training: runs that were asked for, each with a code that tells its exponent."""
+    asked = []
+
+    def learn(run, dataset):
+        p = run.tree.p
+        asked.append((p, run.beta, run.seed, run.total_steps, run.batch_size))
+        return Learned(np.zeros((1, 1, 2)), Code(p / 10, 45.0, 0.9, 2 if p < 4 else 0), math.nan, 0.25)
+
+    monkeypatch.setattr(orientation, "learn", learn)
+    monkeypatch.setattr(orientation, "images", lambda: None)
+    return asked
+
+
+def test_a_study_trains_every_combination_once(spec, trained):
+    lines = []
+    orientation.run_study(spec, report=lines.append)
+    assert trained == [(p, b, seed, 5, 8) for seed in (1, 2) for p, b in ((1.0, 8.0), (4.0, 8.0), (2.0, 1.0))]
+    table = orientation.read_table(spec.with_suffix(".csv"))
+    assert len(lines) == len(table["seed"]) == 6
+    np.testing.assert_array_equal(table["exponent"], [1, 4, 2] * 2)
+    np.testing.assert_allclose(table["alignment"], table["exponent"] / 10)
+    np.testing.assert_array_equal(table["active"], [2, 0, 2] * 2)
+    assert np.isnan(table["divergence"]).all() and (table["noise"] == 0.25).all()
+    orientation.run_study(spec)
+    assert len(trained) == 6, "recorded runs were trained again"
+
+
+def test_a_study_goes_on_after_a_torn_line(spec, trained):
+    orientation.run_study(spec)
+    path = spec.with_suffix(".csv")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert len(orientation.read_table(path)["seed"]) == 5
+    orientation.run_study(spec)
+    assert trained[6:] == [trained[5]]
+    assert len(orientation.read_table(path)["seed"]) == 6
+
+
+def test_no_table_holds_no_runs(tmp_path):
+    table = orientation.read_table(tmp_path / "none.csv")
+    assert set(map(len, table.values())) == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- 1\n", "must have the keys"),
+        (SPEC + "more: 1\n", "must have the keys exponents, seeds, steps, batch_size, got .*more"),
+        (SPEC.replace("{8.0: [1.0, 4.0], 1.0: [2.0]}", "[1.0]"), "exponents must give a list for each beta"),
+        (SPEC.replace("4.0", "-4.0"), "p must be a positive finite number, got -4.0"),
+        (SPEC.replace("8.0", "-8.0"), "beta must be a positive finite number"),
+        (SPEC.replace("[1, 2]", "[-1]"), "seed must be between"),
+        (SPEC.replace("steps: 5", "steps: 0"), "steps must be at least 1"),
+    ],
+)
+def test_a_bad_specification_is_told_in_one_sentence(spec, trained, capsys, text, words):
+    spec.write_text(text)
+    with pytest.raises((TypeError, ValueError), match=words):
+        Study.read(spec)
+    assert orientation.main([str(spec)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not trained and not spec.with_suffix(".csv").exists()
+
+
+def test_a_table_with_other_columns_is_left_alone(spec, trained):
+    path = spec.with_suffix(".csv")
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="must have the columns exponent, beta"):
+        orientation.run_study(spec)
+    assert path.read_text() == "a,b\n1,2\n" and not trained
+
+
+def test_the_committed_table_is_that_of_the_committed_specification():
+    study = Study.read(ROOT / "runs" / "orientation.yaml")
+    table = orientation.read_table(ROOT / "runs" / "orientation.csv")
+    keys = list(zip(*(table[name].tolist() for name in ("exponent", "beta", "seed")), strict=True))
+    assert keys and len(set(keys)) == len(keys) and set(keys) <= {key for key, _ in study.runs()}
+    alignment = table["alignment"][table["active"] > 0]
+    assert (np.abs(alignment) <= 1).all() and ((table["tilt"] >= 0) & (table["tilt"] <= 45)).sum() == len(alignment)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_the_better_square_is_filled():
+    panels = {p: (orientation.contours(p, [0.5]), 1.0, 1.1) for p in (1.0, 4.0)}
+    figure = draw.priors(np.zeros((64, 64)), np.zeros((3, 2)), panels)
+    filled = [[patch.get_fill() for patch in axes.patches] for axes in figure.axes[1:]]
+    assert filled == [[False, True], [True, False]]
+    assert [axes.get_title() for axes in figure.axes[1:]] == ["Laplace, $p = 1$", "platykurtic, $p = 4$"]
+
+
+def test_every_cost_is_a_line_of_its_own_colour():
+    angles = np.linspace(0, 1, 5)
+    figure = draw.costs(angles, {p: np.full(5, p) for p in (0.5, 1.0, 2.0, 3.0, 4.0)}, np.zeros(5))
+    lines = figure.axes[0].lines
+    assert len(lines) == 6 and len({line.get_color() for line in lines}) == 6
+    np.testing.assert_allclose(lines[0].get_xdata(), np.degrees(angles))
+
+
+def test_a_map_shows_x_across_and_y_down():
+    mean = np.arange(12.0).reshape(3, 4)[..., None]
+    figure = draw.codes({"model": mean}, {"model": ["said"]})
+    (axes,) = figure.axes
+    (image,) = axes.images
+    np.testing.assert_array_equal(image.get_array(), mean[..., 0].T)
+    assert image.get_extent() == [0, 1, 1, 0] and image.get_clim() == (-11, 11)
+    assert axes.get_title() == "model\nsaid"
+
+
+def test_a_model_that_says_nothing_has_an_even_map():
+    draw.codes({"model": np.zeros((3, 4, 2))}, {"model": ["", ""]})
+
+
+def test_every_run_is_a_dot_and_the_pages_own_a_diamond():
+    runs = {"a": {1.0: np.array([0.1, 0.3, 0.2]), 4.0: np.array([0.5])}, "b": {1.0: np.array([])}}
+    means = {title: {p: mean_interval(values) for p, values in of.items()} for title, of in runs.items()}
+    figure = draw.seeds(runs, means, {"a": {2.0: -0.5}})
+    marks = {
+        marker: [line.get_ydata().tolist() for line in figure.axes[0].lines if line.get_marker() == marker]
+        for marker in "oD"
+    }
+    assert marks == {"o": [[0.1, 0.2, 0.3], [0.5]], "D": [[-0.5]]}
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
