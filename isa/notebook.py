@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from isa.figures.compact import compact
 from isa.figures.numbers import to_csv
 from isa.lpnested import Node
 
@@ -126,7 +127,7 @@ def show(figure: Figure, dpi: int = 200) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
         data = buffer.getvalue()
-        bundle[mime_type] = data.decode() if text else base64.b64encode(data).decode()
+        bundle[mime_type] = compact(data.decode()) if text else base64.b64encode(data).decode()
     width, height = figure.get_size_inches()
     if (numbers := to_csv(figure)) is not None:
         bundle["text/csv"] = numbers

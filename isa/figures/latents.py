@@ -172,7 +172,7 @@ def _mosaic(images: np.ndarray) -> np.ndarray:
 
 def _picture(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Show a mosaic; returns where the middles of its rows and columns are."""
-    axes.imshow(_mosaic(images), interpolation="nearest")
+    axes.imshow(_mosaic(images), interpolation="none")  # an SVG then holds each pixel once
     style.bare(axes)
     axes.tick_params(length=0, pad=3)
     height, width = images.shape[3:]
