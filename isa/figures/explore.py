@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from isa.figures.style import BLUE, VERMILION, styled, subplots
+from isa.figures.latents import _picture
+from isa.figures.style import BLUE, VERMILION, WIDTH, bare, styled, subplots
 
 
 def prior_stills(
@@ -28,9 +29,10 @@ def prior_stills(
         for row, (title, (sections, factors, samples)) in zip(axes, stills.items(), strict=True):
             limit = 3.4 * np.sqrt((samples**2).mean(0).max())
             for ax, curve in zip(row, sections, strict=False):
+                loop = np.vstack([curve, curve[1:2]])  # past its start, so that the ends join
                 for factor in factors:
-                    ax.fill(*(factor * curve).T, fill=False, edgecolor=BLUE, linewidth=0.7)
-                ax.fill(*curve.T, fill=False, edgecolor=VERMILION, linewidth=1.8)
+                    ax.plot(*(factor * loop).T, color=BLUE, linewidth=0.7)
+                ax.plot(*loop.T, color=VERMILION)
             row[2].plot(*samples.T, ".", color=BLUE, markersize=1.5, alpha=0.35, rasterized=True)
             for ax, (across, up) in zip(row, (*names, names[-1]), strict=True):
                 ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=across)
@@ -38,4 +40,31 @@ def prior_stills(
                 ax.locator_params(nbins=3)
             row[0].set_title(title, loc="left")
         axes[0, 2].set_title("samples")
+    return figure
+
+
+def latent_stills(panels: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
+    """Images along each active latent of several models, one panel below the other.
+
+    Parameters
+    ----------
+    panels
+        Title of each to the names of its rows, and its images, uint8 ``(rows, steps, channels, height, width)``.
+    """
+    label = 0.9
+    side = (WIDTH - label) / max(images.shape[1] for _, images in panels.values())
+    heights = [0.5 + max(len(rows), 1) * side for rows, _ in panels.values()]
+    with styled():
+        figure, grid = subplots(len(panels), 1, height=sum(heights), squeeze=False, height_ratios=heights)
+        figure.get_layout_engine().set(h_pad=0.08)
+        for axes, (title, (rows, images)) in zip(grid[:, 0], panels.items(), strict=True):
+            axes.set_title(title, loc="left", fontweight="bold")
+            if not len(rows):
+                bare(axes)
+                axes.text(0, 1, "No latent is active.", va="top", transform=axes.transAxes)
+                continue
+            middles, columns = _picture(axes, images)
+            axes.set_anchor("W")
+            axes.set_yticks(middles, rows)
+            axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
     return figure
