@@ -1,0 +1,272 @@
+/* The latent explorer: decoders of trained models, run in the page, a slider for each active latent.
+ *
+ * A decoder is a file as isa/decoders.py describes it, in base64 within a script that calls `Explorers.latents.receive`,
+ * and is loaded when it is asked for. `Explorers.latents.read` gives `{header, decode(z), pixels(z)}` and is tested
+ * against `CompressedDecoder`.
+ */
+Explorers.latents = (() => {
+  "use strict";
+
+  const MAGIC = "ISADEC1\n";
+  const folder = new URL("files/", document.currentScript.src);
+  const awaited = {};
+
+  /** The layers of a decoder from the bytes of its file. */
+  function read(bytes) {
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const ascii = (from, to) => String.fromCharCode(...bytes.subarray(from, to));
+    if (ascii(0, MAGIC.length) !== MAGIC) throw new Error("this file holds no decoder");
+    let place = MAGIC.length + 4;
+    const length = view.getUint32(MAGIC.length, true);
+    const header = JSON.parse(new TextDecoder().decode(bytes.subarray(place, place + length)));
+    place += length;
+    const floats = (count) => {
+      const found = Float32Array.from({ length: count }, (_, i) => view.getFloat32(place + 4 * i, true));
+      place += 4 * count;
+      return found;
+    };
+    const small = (count) => {
+      const found = new Int8Array(bytes.buffer.slice(bytes.byteOffset + place, bytes.byteOffset + place + count));
+      place += Math.ceil(count / 4) * 4;
+      return found;
+    };
+    const layers = header.layers.map(({ bits, sizes }) => {
+      const matrices = [];
+      for (let i = 1; i < sizes.length; i++) {
+        const scale = bits === 8 ? floats(sizes[i]) : null;
+        matrices.push({ scale, values: (bits === 8 ? small : floats)(sizes[i] * sizes[i - 1]) });
+      }
+      return { matrices, bias: floats(sizes.at(-1)) };
+    });
+
+    function product({ scale, values }, h) {
+      const columns = h.length;
+      const result = new Float32Array(values.length / columns);
+      for (let i = 0; i < result.length; i++) {
+        let sum = 0;
+        for (let j = 0, at = i * columns; j < columns; j++, at++) sum += values[at] * h[j];
+        result[i] = scale ? scale[i] * sum : sum;
+      }
+      return result;
+    }
+
+    /** Logits, or means under a Gaussian likelihood, of the latents z. */
+    function decode(z) {
+      let h = Float32Array.from(z);
+      layers.forEach(({ matrices, bias }, number) => {
+        if (number) h = h.map(Math.tanh);
+        for (const matrix of matrices) h = product(matrix, h);
+        h = h.map((value, i) => value + bias[i]);
+      });
+      return h;
+    }
+
+    const mean = header.likelihood === "bernoulli" ? (logit) => 1 / (1 + Math.exp(-logit)) : (value) => value;
+    return { header, decode, pixels: (z) => decode(z).map(mean) };
+  }
+
+  const fromBase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+  /** Called by the script of a decoder. */
+  const receive = (key, text) => awaited[key]?.resolve(text);
+
+  /** The decoder of a key: loads its script, once. */
+  function load(key) {
+    if (!awaited[key]) {
+      const wait = (awaited[key] = {});
+      wait.decoder = new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        wait.resolve = (text) => (resolve(text), script.remove());
+        script.addEventListener("error", () => {
+          delete awaited[key];
+          script.remove();
+          reject(new Error("its file could not be loaded"));
+        });
+        script.src = new URL(`${key}.js`, folder);
+        document.head.append(script);
+      }).then((text) => read(fromBase64(text)));
+    }
+    return awaited[key].decoder;
+  }
+
+  return { read, receive, load, fromBase64 };
+})();
+
+Explorers.define("latents", (explorer, data) => {
+  "use strict";
+  const { fixed } = Explorers;
+  const megabytes = (bytes) => `${fixed(bytes / 1e6, 1)} MB`;
+  const sides = data.sides.map((side) => ({ ...side, picture: null }));
+  const stem = (file) => file.replace(/^.*\/|\.bin$/g, "");
+  explorer.values = { values: sides };
+  let original = null;
+  let start = null;
+  let moved = null;
+
+  // --- pictures
+
+  /** Means of pixels, channel after channel, as an image that can be drawn. */
+  function imageOf(pixels, [channels, height, width]) {
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    const image = new ImageData(width, height);
+    for (let i = 0; i < width * height; i++)
+      for (let c = 0; c < 4; c++)
+        image.data[4 * i + c] = c === 3 ? 255 : Math.round(255 * pixels[(channels === 3 ? c : 0) * width * height + i]);
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  const names = () => ["the image", ...sides.map((side) => side.label)];
+  const strip = explorer.panel({
+    title: "The image, and what each model draws",
+    wide: true,
+    ratio: 0.9 * (1 + sides.length),
+    draw: (pen) => {
+      const { context } = pen;
+      const [gap, above] = [8, 1.6 * pen.size];
+      const columns = 1 + sides.length;
+      const side = Math.min((pen.width - gap * (columns - 1)) / columns, pen.height - above);
+      const left = (pen.width - columns * side - (columns - 1) * gap) / 2;
+      context.imageSmoothingEnabled = false;
+      [original, ...sides.map(({ picture }) => picture)].forEach((picture, i) => {
+        const x = left + i * (side + gap);
+        pen.text(names()[i], x + side / 2, above / 2, { bold: true });
+        if (picture) context.drawImage(picture, x, above, side, side);
+        context.strokeStyle = pen.colour("grey");
+        context.lineWidth = 1;
+        context.strokeRect(x + 0.5, above + 0.5, side - 1, side - 1);
+        if (!picture) pen.text("not loaded", x + side / 2, above + side / 2, { colour: "grey" });
+      });
+    },
+  });
+
+  /** What a picture holds, for readers who do not see it. */
+  function seen(pixels, [channels, height, width]) {
+    let [sum, across, down] = [0, 0, 0];
+    pixels.forEach((value, i) => {
+      const at = i % (width * height);
+      sum += value;
+      across += value * (at % width);
+      down += value * Math.floor(at / width);
+    });
+    const area = fixed(sum / channels, 0);
+    return `light for ${area} pixels, centred on column ${fixed(across / sum, 0)}, row ${fixed(down / sum, 0)}`;
+  }
+
+  // --- sliders, once the decoders are there
+
+  function set(side) {
+    side.z = [...side.starts[start.value].z];
+    for (const one of side.sliders) {
+      one.control.value = side.z[one.latent];
+      one.shown = one.control.value; // the nearest that the slider has; the exact value is kept in z
+    }
+  }
+
+  function offer(side) {
+    const { about, image } = side.decoder.header;
+    side.image = image;
+    side.starts = about.starts;
+    side.sliders = about.sliders.map((one) => ({ ...one }));
+    const title = document.createElement("h3");
+    title.className = "explorer-title";
+    title.textContent = side.title;
+    const box = document.createElement("div");
+    box.className = "explorer-controls";
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label", side.title);
+    box.append(title);
+    const bar = explorer.bar;
+    explorer.bar = box; // controls are added here
+    for (const one of side.sliders)
+      one.control = explorer.slider({
+        name: `${side.label}-z${one.latent + 1}`,
+        label: `z${one.latent + 1}`,
+        hint: `${one.factor}, ${fixed(one.nats, 1)} nats`,
+        min: one.low,
+        max: one.high,
+        step: (one.high - one.low) / 100,
+        value: one.low,
+        format: (value) => fixed(value, 2),
+      });
+    if (!side.sliders.length) box.append("No latent of this model is active.");
+    explorer.bar = bar;
+    return box;
+  }
+
+  function show() {
+    const { about } = sides[0].decoder.header;
+    const boxes = sides.map(offer);
+    start = explorer.choice({
+      name: "start",
+      label: "start from",
+      hint: "an image that both read",
+      options: about.starts.map(({ name }, value) => ({ label: name || "the image in the middle", value })),
+      value: Math.min(data.start, about.starts.length - 1),
+    });
+    start.input.addEventListener("input", reset);
+    explorer.buttons("Sliders", [{ label: "Back to the start", action: reset }]);
+    const row = document.createElement("div");
+    row.className = "explorer-sides";
+    row.append(...boxes);
+    explorer.grid.after(row);
+    reset();
+  }
+
+  function reset() {
+    moved = null;
+    sides.forEach(set);
+  }
+
+  // --- loading
+
+  const total = sides.reduce((sum, { bytes }) => sum + bytes, 0);
+  const row = explorer.buttons("Loading", [
+    {
+      label: `Load the decoder${sides.length > 1 ? "s" : ""} (${megabytes(total)})`,
+      action: async (button) => {
+        button.disabled = true;
+        explorer.describe("Loading.");
+        try {
+          for (const side of sides) side.decoder = await Explorers.latents.load(stem(side.file));
+          row.remove();
+          show();
+          Object.values(explorer.controls)[0]?.input.focus({ preventScroll: true });
+        } catch (error) {
+          button.disabled = false;
+          for (const side of sides) side.decoder = null;
+          explorer.describe(`The decoders are not here: ${error.message}.`);
+          console.error(error);
+        }
+        explorer.changed();
+      },
+    },
+  ]);
+
+  explorer.update = () => {
+    if (!sides.every(({ decoder }) => decoder) || !start) {
+      strip.describe("nothing is loaded yet");
+      if (!row.firstChild.disabled && !explorer.pending)
+        explorer.describe(`Nothing is loaded yet: ${megabytes(total)} come when you ask for them.`);
+      return;
+    }
+    const from = sides[0].starts[start.value];
+    original = imageOf([...Explorers.latents.fromBase64(from.image)].map((value) => value / 255), sides[0].image);
+    const words = sides.map((side) => {
+      for (const one of side.sliders)
+        if (one.control.value !== one.shown) {
+          one.shown = side.z[one.latent] = one.control.value;
+          moved = { side, ...one };
+        }
+      side.pixels = side.decoder.pixels(side.z);
+      side.picture = imageOf(side.pixels, side.image);
+      return `${side.label} draws a picture that is ${seen(side.pixels, side.image)}`;
+    });
+    strip.describe(`started from ${from.name || "the image in the middle"}. ${words.join(". ")}`);
+    const last = moved
+      ? `${moved.side.label}: z${moved.latent + 1}, which knows most of ${moved.factor}, is ${fixed(moved.shown)}; it was ` +
+        `${fixed(moved.side.starts[start.value].z[moved.latent])} at the start. `
+      : `Both at the start: ${from.name || "the image in the middle"}, as each model reads it. `;
+    explorer.describe(`${last}${words.join(". ")}.`);
+  };
+});

@@ -1,0 +1,752 @@
+r"""A trained decoder small enough to run in a page: low-rank factors of 8-bit weights, in a file of its own.
+
+::
+
+    exhibit = export("runs/work/dsprites/models/KEY")       # a model that a sweep has kept
+    exhibit.save("runs/decoders/KEY.bin")
+    CompressedDecoder.load("runs/decoders/KEY.bin").decode(z)
+
+and from a shell, for the representatives of the two objectives in a specification's records (A.5), or for any model::
+
+    python -m isa.decoders runs/dsprites.yaml
+    python -m isa.decoders runs/work/dsprites/models/KEY
+
+**How it is made smaller.** The decoder of A.4 has 7.9 million weights, but on samples z of the posteriors of images
+the activations before each layer fill few directions. Layer by layer, from the first on, the map from activations h
+(as the compressed layers before give them) to the original's outputs y is fitted anew by least squares with a rank r,
+
+.. math:: y \approx A B h + c, \qquad \min_{A, B, c}\ \E \sum_i w_i (y_i - \hat y_i)^2 ,
+
+where w weighs an output by how much it matters behind its nonlinearity: the mean of :math:`(1 - \tanh^2 y_i)^2`
+within, of the Bernoulli variance :math:`p_i (1 - p_i)` at the pixels. This is reduced-rank regression (Izenman, 1975).
+B is then rounded to 8 bits with a scale a row, A is fitted to what that has left, and rounded in the same way. Ranks
+are dealt so that the file fits: each byte goes where it explains most. Nothing is trained.
+
+**The file** is little-endian: eight bytes ``ISADEC1\n``; the length of the header, uint32; the header, JSON in UTF-8,
+padded by spaces to a multiple of four; then every matrix of every layer in the order in which they are applied, each as
+float32 scales, one a row, and int8 values, row after row, padded by zeros to a multiple of four (where ``bits`` is 32
+there are no scales, and the values are float32), and after the matrices of a layer its float32 biases. Between layers
+is a tanh. The header has ``layers``, a list of ``{"bits", "sizes"}`` with sizes [inputs, outputs] or
+[inputs, rank, outputs]; ``image``, its three sizes; ``likelihood``; and ``about``, see :class:`CompressedDecoder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import os
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isa import data, latents, models, objectives, training
+from isa.data import FactorDataset
+from isa.mig import active_units
+
+__all__ = ["MOST_BYTES", "CompressedDecoder", "Layer", "compress", "export", "main", "representatives", "to_script"]
+
+MOST_BYTES = 4_000_000
+"""What a page loads of one decoder is at most so large."""
+
+_MAGIC = b"ISADEC1\n"
+_MOST_HEADER = 256 * 2**10
+_MOST_SIZE = 2**16
+_RUN = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "subspaces", "p0", "p1", "scale")
+_RUN += ("learn_exponents", "exponents", "total_steps", "batch_size", "reduced", "mig", "log_likelihood")
+_RUN += ("active_units", "images_title", "procedural", "commit")
+"""What is kept of a run's record."""
+_FLOOR = 1e-7  # of the largest eigenvalue: directions of activations below it are not told from rounding
+_BATCH = 2048
+
+
+class Layer(NamedTuple):
+    """Matrices that are applied one after the other, and biases that are added.
+
+    Each matrix is ``(scale, values)``: float32 ``(m,)`` and int8 ``(m, n)``, or None and float32 ``(m, n)``.
+    """
+
+    matrices: tuple[tuple[np.ndarray | None, np.ndarray], ...]
+    bias: np.ndarray
+
+    @property
+    def sizes(self) -> list[int]:
+        """Inputs, rank where there is one, outputs."""
+        return [self.matrices[0][1].shape[1], *(values.shape[0] for _, values in self.matrices)]
+
+    @property
+    def bits(self) -> int:
+        """Of a value: 8 or 32."""
+        return 32 if self.matrices[0][0] is None else 8
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedDecoder:
+    """A decoder from K latents to images, with what a page needs to say of it.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        Between them is a tanh.
+    image : tuple of int
+        Channels, height and width.
+    likelihood : str
+        ``"bernoulli"``, where outputs are logits, or ``"gaussian"``, where they are means.
+    about : dict
+        Empty, or as :func:`export` makes it: ``run`` (fields of its record), ``sliders`` (a dict for each active
+        latent: ``latent`` from 0, ``factor`` that it knows most of, ``nats``, and ``low`` and ``high``, the least and
+        the greatest posterior mean), ``starts`` (``name``, ``z`` with K numbers, and ``image``, base64 of its bytes),
+        and
+        ``error`` (``images`` it was measured over, ``pixel``, the mean absolute error of a pixel's mean, and
+        ``log_likelihood`` and ``original_log_likelihood`` in nats an image).
+    """
+
+    layers: tuple[Layer, ...]
+    image: tuple[int, int, int]
+    likelihood: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def latents(self) -> int:
+        """Number of latents K."""
+        return self.layers[0].sizes[0]
+
+    @cached_property
+    def _tensors(self) -> list[tuple[list[Tensor], Tensor]]:
+        def dense(scale: np.ndarray | None, values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values if scale is None else scale[:, None] * values)
+
+        return [([dense(*one) for one in layer.matrices], torch.from_numpy(layer.bias)) for layer in self.layers]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return logits, or means under a Gaussian likelihood, ``(B, C, H, W)``, of latents ``(B, K)``; in float32.
+
+        Raises
+        ------
+        ValueError
+            If z has another shape.
+        """
+        if z.ndim != 2 or z.shape[1] != self.latents:
+            raise ValueError(f"z must have shape (B, {self.latents}), got {tuple(z.shape)}")
+        h = z.float()
+        for number, (matrices, bias) in enumerate(self._tensors):
+            h = h if number == 0 else h.tanh()
+            for matrix in matrices:
+                h = h @ matrix.T
+            h = h + bias
+        return h.view(-1, *self.image)
+
+    def pixels(self, z: Tensor) -> Tensor:
+        """Return the mean of every pixel, ``(B, C, H, W)``: probabilities under a Bernoulli likelihood."""
+        return _pixels(self.decode(z), self.likelihood)
+
+    def traversals(self, start: str, steps: int) -> tuple[list[str], np.ndarray]:
+        """Along every active latent from the start of this name, or the first where there is none.
+
+        Returns
+        -------
+        tuple
+            Names of the rows, and images, uint8 ``(rows, steps, C, H, W)``.
+
+        Raises
+        ------
+        ValueError
+            If ``about`` is empty, or ``steps`` is less than 2.
+        """
+        if not self.about or steps < 2:
+            raise ValueError(f"a traversal needs sliders and at least 2 steps, got {steps} steps")
+        starts = {one["name"]: one["z"] for one in reversed(self.about["starts"])}
+        z = torch.tensor(starts.get(start, self.about["starts"][0]["z"]))
+        sliders = self.about["sliders"]
+        along = z.repeat(len(sliders), steps, 1)
+        for row, one in enumerate(sliders):
+            along[row, :, one["latent"]] = torch.linspace(one["low"], one["high"], steps)
+        images = (self.pixels(along.flatten(0, 1)).clamp(0, 1) * 255).round().to(torch.uint8)
+        labels = [f"$z_{{{one['latent'] + 1}}}$\n{one['factor']}\n{one['nats']:.2f} nats" for one in sliders]
+        return labels, images.view(len(sliders), steps, *self.image).numpy()
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content; the same decoder gives the same bytes.
+
+        Raises
+        ------
+        ValueError
+            If it holds what a file cannot.
+        """
+        header = {
+            "layers": [{"bits": layer.bits, "sizes": layer.sizes} for layer in self.layers],
+            "image": list(self.image),
+            "likelihood": self.likelihood,
+            "about": self.about,
+        }
+        _check_header(header)
+        text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 4)
+        parts = [_MAGIC, struct.pack("<I", len(text)), text]
+        for layer in self.layers:
+            for scale, values in layer.matrices:
+                parts += [] if scale is None else [scale.astype("<f4").tobytes()]
+                held = values.astype("<f4" if scale is None else "i1").tobytes()
+                parts.append(held + bytes(-len(held) % 4))
+            parts.append(layer.bias.astype("<f4").tobytes())
+        return b"".join(parts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            If a page would load more than :data:`MOST_BYTES` of it.
+        """
+        path, held = Path(path), self.to_bytes()
+        if _in_a_page(len(held)) > MOST_BYTES:
+            raise ValueError(f"a decoder must have at most {_most_in_a_file():,} bytes, this one has {len(held):,}")
+        training._write_atomically(path, lambda temporary: Path(temporary).write_bytes(held))
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CompressedDecoder:
+        """Read a decoder back; nothing in the file is taken on trust.
+
+        Raises
+        ------
+        ValueError
+            If the file is no decoder. The sentence names it.
+        OSError
+            If it cannot be read.
+        """
+        path = Path(path)
+        with open(path, "rb") as file:
+            held = file.read(MOST_BYTES + 1)
+        try:
+            if len(held) > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            return cls._of(held)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path} is no decoder: {' '.join(str(error).split())[:300]}") from None
+
+    @classmethod
+    def _of(cls, held: bytes) -> CompressedDecoder:
+        start = len(_MAGIC) + 4
+        if held[: len(_MAGIC)] != _MAGIC or len(held) < start:
+            raise ValueError(f"it does not begin with {_MAGIC.decode().strip()}")
+        (length,) = struct.unpack("<I", held[len(_MAGIC) : start])
+        if length > _MOST_HEADER or length % 4 or len(held) < start + length:
+            raise ValueError(f"its header claims {length:,} bytes")
+        header = json.loads(held[start : start + length].decode(), parse_constant=_no_constant)
+        _check_header(header)
+        expected = sum(_layer_bytes(one["bits"], one["sizes"]) for one in header["layers"])
+        if len(held) != start + length + expected:
+            raise ValueError(f"it holds {len(held) - start - length:,} bytes of weights in place of {expected:,}")
+        place = start + length
+        layers = []
+
+        def take(kind: str, *shape: int) -> np.ndarray:
+            nonlocal place
+            count = math.prod(shape)
+            found = np.frombuffer(held, kind, count, place).reshape(shape)
+            place += -(-found.nbytes // 4) * 4
+            if kind == "<f4" and not np.isfinite(found).all():
+                raise ValueError("its weights are not finite")
+            return np.array(found, np.float32 if kind == "<f4" else np.int8)  # a copy in this machine's byte order
+
+        for one in header["layers"]:
+            matrices = []
+            for columns, rows in pairwise(one["sizes"]):
+                scale = take("<f4", rows) if one["bits"] == 8 else None
+                matrices.append((scale, take("i1" if one["bits"] == 8 else "<f4", rows, columns)))
+            layers.append(Layer(tuple(matrices), take("<f4", one["sizes"][-1])))
+        return cls(tuple(layers), tuple(header["image"]), header["likelihood"], header["about"])
+
+
+def _pixels(decoded: Tensor, likelihood: str) -> Tensor:
+    return decoded.sigmoid() if likelihood == "bernoulli" else decoded
+
+
+def _layer_bytes(bits: int, sizes: Sequence[int]) -> int:
+    held = 4 * sizes[-1]
+    for columns, rows in pairwise(sizes):
+        held += 4 * rows * columns if bits == 32 else 4 * rows + -(-rows * columns // 4) * 4
+    return held
+
+
+def _rank_bytes(inputs: int, outputs: int) -> int:
+    """What one more rank takes in 8 bits, at most."""
+    return 4 + inputs + 3 + outputs + 3
+
+
+def _in_a_page(size: int) -> int:
+    """Bytes of the script that carries a file of so many."""
+    return -(-size // 3) * 4 + 256
+
+
+def _most_in_a_file() -> int:
+    return (MOST_BYTES - 256) // 4 * 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Headers
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"its header has the number {name}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MOST_SIZE
+
+
+def _keys(held: object, names: Sequence[str], what: str) -> None:
+    if not isinstance(held, dict) or set(held) != set(names):
+        raise ValueError(f"{what} must have {', '.join(names)}")
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    _keys(header, ("layers", "image", "likelihood", "about"), "its header")
+    described, image = header["layers"], header["image"]
+    if not isinstance(described, list) or not 1 <= len(described) <= 16:
+        raise ValueError("it must have 1 to 16 layers")
+    for one in described:
+        _keys(one, ("bits", "sizes"), "a layer")
+        sizes = one["sizes"]
+        if one["bits"] not in (8, 32) or not isinstance(sizes, list) or len(sizes) not in (2, 3):
+            raise ValueError("a layer must have 8 or 32 bits, and two sizes or three")
+        if not all(map(_is_size, sizes)):
+            raise ValueError(f"sizes of a layer must be from 1 to {_MOST_SIZE}")
+    if any(before["sizes"][-1] != after["sizes"][0] for before, after in pairwise(described)):
+        raise ValueError("its layers must fit together")
+    if not isinstance(image, list) or len(image) != 3 or not all(map(_is_size, image)):
+        raise ValueError("its image must have three sizes")
+    if math.prod(image) != described[-1]["sizes"][-1]:
+        raise ValueError("its last layer must have an output for each pixel")
+    if header["likelihood"] not in objectives.LIKELIHOODS:
+        raise ValueError(f"likelihood must be one of {', '.join(objectives.LIKELIHOODS)}")
+    if header["about"] != {}:
+        _check_about(header["about"], described[0]["sizes"][0], math.prod(image))
+
+
+def _check_about(about: object, latent_dim: int, pixels: int) -> None:
+    _keys(about, ("run", "sliders", "starts", "error"), "about")
+    if not isinstance(about["run"], dict) or set(about["run"]) != set(_RUN):
+        raise ValueError(f"run must have {', '.join(_RUN)}")
+    for name, value in about["run"].items():
+        plain = value if isinstance(value, list) else [value]
+        if not all(one is None or isinstance(one, (str, bool)) or _is_number(one) for one in plain):
+            raise ValueError(f"{name} of its run is no number or word")
+    run = about["run"]
+    for name in ("key", "hash", "objective", "prior"):
+        if not isinstance(run.get(name), str):
+            raise ValueError(f"{name} of its run must be a word")
+    for name in ("beta", "seed", "total_steps", "batch_size", "mig", "log_likelihood"):
+        if not _is_number(run.get(name)):
+            raise ValueError(f"{name} of its run must be a number")
+    for name in ("reduced", "learn_exponents"):
+        if not isinstance(run.get(name), bool):
+            raise ValueError(f"{name} of its run must be true or false")
+    if not isinstance(about["sliders"], list) or not isinstance(about["starts"], list) or not about["starts"]:
+        raise ValueError("sliders and starts must be lists, and there must be a start")
+    for one in about["sliders"]:
+        _keys(one, ("latent", "factor", "nats", "low", "high"), "a slider")
+        if type(one["latent"]) is not int or not 0 <= one["latent"] < latent_dim or not isinstance(one["factor"], str):
+            raise ValueError("a slider must have a latent of the decoder, and a factor's name")
+        if not all(_is_number(one[name]) for name in ("nats", "low", "high")) or not one["low"] < one["high"]:
+            raise ValueError("a slider must have nats, and low below high")
+    for one in about["starts"]:
+        _keys(one, ("name", "z", "image"), "a start")
+        if not isinstance(one["name"], str) or not isinstance(one["z"], list) or not isinstance(one["image"], str):
+            raise ValueError("a start must have name, z and image")
+        if len(one["z"]) != latent_dim or not all(map(_is_number, one["z"])):
+            raise ValueError(f"z of a start must be {latent_dim} numbers")
+        if len(base64.b64decode(one["image"], validate=True)) != pixels:
+            raise ValueError(f"image of a start must be {pixels} bytes")
+    _keys(about["error"], ("images", "pixel", "log_likelihood", "original_log_likelihood"), "error")
+    if not all(map(_is_number, about["error"].values())):
+        raise ValueError("error must be numbers")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Compression
+
+
+def _rounded(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Scale of every row and its values in 8 bits."""
+    scale = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    return scale[:, 0].float().numpy(), (matrix / scale).round().to(torch.int8).numpy()
+
+
+class _Regression:
+    """Second moments of activations h (N, n) and of outputs y (N, m) that are to be had from them."""
+
+    def __init__(self, h: Tensor, y: Tensor, weight: Tensor) -> None:
+        self.h_mean, self.y_mean = h.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
+        self.gram = torch.zeros(h.shape[1], h.shape[1], dtype=torch.float64)
+        self.cross = torch.zeros(h.shape[1], y.shape[1], dtype=torch.float64)
+        for left, right in zip(h.split(_BATCH), y.split(_BATCH), strict=True):
+            centred = left - self.h_mean.float()
+            self.gram += centred.T @ centred
+            self.cross += centred.T @ (right - self.y_mean.float())
+        self.gram /= len(h)
+        self.cross /= len(h)
+        self.weight = weight
+        values, vectors = torch.linalg.eigh(self.gram)
+        kept = values > _FLOOR * values[-1].clamp(min=1e-30)
+        self.whiten = vectors[:, kept] / values[kept].sqrt()
+        # rows: unit directions of h; what each explains of the weighted outputs
+        explained = self.whiten.T @ (self.cross * weight.sqrt())
+        power, basis = torch.linalg.eigh(explained @ explained.T)
+        self.power, self.basis = power.flip(0).clamp(min=0), basis.flip(1)
+
+    def layer(self, rank: int) -> Layer:
+        """Fit the two factors and the biases, the second factor to what the first became by rounding."""
+        size = self.power[:rank].sqrt()
+        inner = _rounded((self.basis[:, :rank] * size).T @ self.whiten.T)
+        down = torch.from_numpy(inner[0][:, None] * inner[1]).double()
+        gram = down @ self.gram @ down.T
+        gram.diagonal().add_(_FLOOR * gram.diagonal().mean())
+        outer = _rounded(torch.linalg.solve(gram, down @ self.cross).T)
+        up = torch.from_numpy(outer[0][:, None] * outer[1]).double()
+        bias = self.y_mean - up @ (down @ self.h_mean)
+        return Layer((inner, outer), bias.float().numpy())
+
+
+def _ranks(spectra: Sequence[Tensor], sizes: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """Deal ranks, each to the layer where it explains most of the layer's outputs for its bytes."""
+    ranks = [1] * len(sizes)
+    most = [
+        min(int((power > 0).sum()), math.ceil(n * m / (n + m))) for power, (n, m) in zip(spectra, sizes, strict=True)
+    ]
+    room -= sum(_rank_bytes(n, m) for n, m in sizes)
+    while True:
+        open_layers = [i for i, (n, m) in enumerate(sizes) if ranks[i] < most[i] and _rank_bytes(n, m) <= room]
+        if room < 0 or not open_layers:
+            return ranks
+
+        def gain(i: int) -> float:
+            return float(spectra[i][ranks[i]] / spectra[i].sum()) / _rank_bytes(*sizes[i])
+
+        best = max(open_layers, key=gain)
+        ranks[best] += 1
+        room -= _rank_bytes(*sizes[best])
+
+
+def _linear_layers(model: models.VAE) -> list[nn.Linear]:
+    net = list(model.decoder.net) if isinstance(model.decoder.net, nn.Sequential) else []
+    linear, between = net[::2], net[1::2]
+    fits = len(net) % 2 and all(isinstance(one, nn.Linear) for one in linear)
+    if not fits or not all(isinstance(one, nn.Tanh) for one in between):
+        raise ValueError("model must have a decoder of linear layers with tanh between them, as the perceptrons of A.4")
+    return linear
+
+
+@torch.no_grad()
+def compress(
+    model: models.VAE,
+    mean: Tensor,
+    log_var: Tensor,
+    *,
+    likelihood: str = "bernoulli",
+    most_bytes: int = 2_000_000,
+    seed: int = 0,
+) -> CompressedDecoder:
+    """Make a model's decoder smaller, so that it stays close on samples of these posteriors.
+
+    Parameters
+    ----------
+    model
+        Its decoder must be linear layers with tanh between them. It is left as it was.
+    mean, log_var
+        ``(N, K)`` posteriors of N images, more than a layer is wide; one sample of each is used.
+    likelihood
+        What the decoder's outputs are, ``"bernoulli"`` or ``"gaussian"``.
+    most_bytes
+        Of weights; at most as many are used.
+    seed
+        Of the samples.
+
+    Returns
+    -------
+    CompressedDecoder
+        With an empty ``about``.
+
+    Raises
+    ------
+    ValueError
+        If the decoder is of another kind, the posteriors have other shapes, are too few or are not finite, or
+        ``most_bytes`` does not hold one rank a layer.
+    """
+    linear = _linear_layers(model)
+    if likelihood not in objectives.LIKELIHOODS:
+        raise ValueError(f"likelihood must be one of {', '.join(objectives.LIKELIHOODS)}, got {likelihood!r}")
+    if mean.ndim != 2 or mean.shape != log_var.shape or mean.shape[1] != model.latent_dim:
+        raise ValueError(
+            f"mean and log_var must have shape (N, {model.latent_dim}), got {tuple(mean.shape)} and "
+            f"{tuple(log_var.shape)}"
+        )
+    widest = max(one.in_features for one in linear)
+    if len(mean) <= widest:
+        raise ValueError(f"mean must have more than {widest} rows, as many as a layer is wide, got {len(mean)}")
+    if not torch.isfinite(mean).all() or not torch.isfinite(log_var).all():
+        raise ValueError("mean and log_var must be finite")
+    z = _samples(mean, log_var, seed)
+    sizes = [(one.in_features, one.out_features) for one in linear]
+    first = Layer(((None, linear[0].weight.float().numpy().copy()),), linear[0].bias.float().numpy().copy())
+    fixed = _layer_bytes(32, sizes[0]) + sum(_layer_bytes(8, (n, 1, m)) - _rank_bytes(n, m) for n, m in sizes[1:])
+    room = most_bytes - fixed
+    if room < sum(_rank_bytes(n, m) for n, m in sizes[1:]):
+        raise ValueError(f"most_bytes must leave room for a rank of every layer, got {most_bytes}")
+
+    outputs = []  # of every layer but the first, before its nonlinearity
+    h = linear[0](z)
+    for layer in linear[1:]:
+        outputs.append(layer(h.tanh()))
+        h = outputs[-1]
+    weights = [(1 - y.tanh().square()).square().mean(0, dtype=torch.float64) for y in outputs[:-1]]
+    if likelihood == "bernoulli":
+        p = outputs[-1].sigmoid()
+        weights.append((p * (1 - p)).mean(0, dtype=torch.float64))
+    else:
+        weights.append(torch.ones(outputs[-1].shape[1], dtype=torch.float64))
+    weights = [weight + 1e-6 * weight.max() for weight in weights]
+
+    inputs = [linear[0](z), *outputs[:-1]]
+    few = slice(max(2 * widest, _BATCH))  # enough to deal the ranks by
+    spectra = [_Regression(h[few].tanh(), y[few], w).power for h, y, w in zip(inputs, outputs, weights, strict=True)]
+    layers, h = [first], inputs[0]
+    for y, weight, rank in zip(outputs, weights, _ranks(spectra, sizes[1:], room), strict=True):
+        activation = h.tanh()
+        layers.append(_Regression(activation, y, weight).layer(rank))
+        h = activation
+        for scale, values in layers[-1].matrices:
+            h = h @ torch.from_numpy(scale[:, None] * values).T
+        h = h + torch.from_numpy(layers[-1].bias)
+    return CompressedDecoder(tuple(layers), (model.channels, models.IMAGE_SIZE, models.IMAGE_SIZE), likelihood)
+
+
+def _samples(mean: Tensor, log_var: Tensor, seed: int) -> Tensor:
+    return models.Posterior(mean.float(), log_var.float()).sample(generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a model that was kept to a file
+
+
+def _batches(dataset: FactorDataset, index: Tensor) -> Iterator[Tensor]:
+    for part in index.split(_BATCH):
+        yield dataset.images(part)
+
+
+@torch.no_grad()
+def _posteriors(model: models.VAE, dataset: FactorDataset, index: Tensor) -> tuple[Tensor, Tensor]:
+    found = [model.encode(x) for x in _batches(dataset, index)]
+    return torch.cat([one.mean for one in found]), torch.cat([one.log_var for one in found])
+
+
+@torch.no_grad()
+def _error(
+    compressed: CompressedDecoder, model: models.VAE, dataset: FactorDataset, index: Tensor, z: Tensor
+) -> dict[str, float]:
+    """Compare both decoders at samples z of the posteriors of these images."""
+    log_likelihood = objectives.LIKELIHOODS[compressed.likelihood]
+    sums = torch.zeros(3, dtype=torch.float64)
+    for x, part in zip(_batches(dataset, index), z.split(_BATCH), strict=True):
+        ours, theirs = compressed.decode(part), model.decode(part)
+        far = (_pixels(ours, compressed.likelihood) - _pixels(theirs, compressed.likelihood)).abs()
+        sums += torch.stack(
+            [far.double().mean((1, 2, 3)).sum(), *(log_likelihood(y, x).double().sum() for y in (ours, theirs))]
+        )
+    pixel, ours, theirs = (sums / len(index)).tolist()
+    return {"images": len(index), "pixel": pixel, "log_likelihood": ours, "original_log_likelihood": theirs}
+
+
+def export(
+    folder: str | os.PathLike[str],
+    dataset: FactorDataset | None = None,
+    *,
+    most_bytes: int = 2_000_000,
+    fitted: int = 20_000,
+    measured: int = 20_000,
+    seed: int = 0,
+) -> CompressedDecoder:
+    """Make the decoder of a kept model smaller, and say what a page needs to know of it.
+
+    Parameters
+    ----------
+    folder
+        Of a model, as ``isa sweep --keep-models`` leaves them: ``model.safetensors`` and ``record.json``.
+    dataset
+        Its images; by default they are loaded.
+    most_bytes
+        See :func:`compress`.
+    fitted, measured
+        Images, drawn at random without repetition, that the factors are fitted to, and others over which the error is
+        measured; as many as there are, where there are less.
+    seed
+        Of the choice of images, and of the samples.
+
+    Raises
+    ------
+    ValueError
+        If the folder does not hold a model that was trained and measured, or its decoder cannot be made smaller.
+    OSError
+        If it cannot be read.
+    """
+    folder = Path(folder)
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    run, model, _ = training.load_model(folder)
+    if record.get("hash") != run.hash or record.get("mig") is None:
+        raise ValueError(f"{folder} must hold a model with its record, and the run must have been measured")
+    dataset = data.load(run.dataset, run.source) if dataset is None else dataset
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    fitted = min(fitted, len(dataset) // 2)
+    index = order[: fitted + measured]
+    mean, log_var = _posteriors(model, dataset, index)
+    options = {"likelihood": run.likelihood, "most_bytes": most_bytes, "seed": seed}
+    compressed = compress(model, mean[:fitted], log_var[:fitted], **options)
+    held_out = _samples(mean[fitted:], log_var[fitted:], seed + 1)
+    about = {
+        "run": {name: record[name] for name in _RUN},
+        "sliders": _sliders(mean, record),
+        "starts": _starts(model, dataset),
+        "error": _error(compressed, model, dataset, index[fitted:], held_out),
+    }
+    return replace(compressed, about=about)
+
+
+def _sliders(mean: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Active latents in the order of a portrait: by the factor that each knows most of, then by how much."""
+    information = np.array(record["mutual_information"])
+    best, nats = information.argmax(0), information.max(0)
+    low, high = (ends.tolist() for ends in torch.aminmax(mean, dim=0))
+    shown = sorted(active_units(mean).nonzero().flatten().tolist(), key=lambda k: (best[k], -nats[k], k))
+    names = record["factors"]
+    return [
+        {"latent": k, "factor": names[best[k]], "nats": float(nats[k]), "low": low[k], "high": high[k]} for k in shown
+    ]
+
+
+def _starts(model: models.VAE, dataset: FactorDataset) -> list[dict[str, Any]]:
+    """The images in the middle of all factors but the split of the data set's view, as in a portrait."""
+    split = latents.VIEWS.get(dataset.name, latents.View()).split
+    middle = {
+        name: size // 2 for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True) if name != split
+    }
+    index = dataset.index(**middle)
+    names = [""] if split is None else [str(value) for value in dataset.values[split]]
+    mean, _ = _posteriors(model, dataset, index)
+    images = (dataset.images(index) * 255).round().to(torch.uint8).numpy()
+    return [
+        {"name": name, "z": z.tolist(), "image": base64.b64encode(image.tobytes()).decode()}
+        for name, z, image in zip(names, mean, images, strict=True)
+    ]
+
+
+def to_script(path: str | os.PathLike[str]) -> str:
+    """The script by which a page loads a decoder from a file, where a browser reads no other kind of file.
+
+    Raises
+    ------
+    ValueError, OSError
+        As :meth:`CompressedDecoder.load`.
+    """
+    path = Path(path)
+    CompressedDecoder.load(path)
+    text = base64.b64encode(path.read_bytes()).decode()
+    return f"Explorers.latents.receive({json.dumps(path.stem)}, {json.dumps(text)});\n"
+
+
+def representatives(
+    spec_path: str | os.PathLike[str], objective_names: Sequence[str] = ("beta-vae", "isa-vae"), beta: float = 1.0
+) -> dict[str, Path]:
+    """Folders of the kept models that stand for their objectives in a specification's records (A.5).
+
+    Where runs of one objective and beta were trained for several numbers of steps, the first in the specification is
+    taken.
+
+    Raises
+    ------
+    ValueError
+        If no run of an objective is recorded, or the model of the representative was not kept.
+    OSError
+        If the specification cannot be read.
+    """
+    from isa.analysis import representative
+    from isa.sweep import Spec, sweep
+
+    spec = Spec.read(spec_path)
+    records = sweep(spec, budget=0)
+    found = {}
+    for name in objective_names:
+        rows = list(records.select(objective=name, beta=beta, status="trained"))
+        if not rows:
+            raise ValueError(f"{spec.record} must have a run of {name} at beta = {beta:g}: {records.command} trains it")
+        kind = ("total_steps", "batch_size", "prior", "learn_exponents")
+        rows = [row for row in rows if all(row[field] == rows[0][field] for field in kind)]
+        row = rows[representative([row["mig"] for row in rows], [row["log_likelihood"] for row in rows])]
+        found[name] = spec.work / "models" / row["key"]
+        if not (found[name] / "model.safetensors").is_file():
+            raise ValueError(
+                f"{found[name]} must be the model that stands for {name}, but it was not kept: with --keep-models a "
+                "sweep keeps the models of the runs that it trains"
+            )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write decoders for pages, as ``python -m isa.decoders``; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m isa.decoders",
+        description="Make the decoders of trained models small enough to run in a page, and measure what that changes.",
+        epilog="examples: python -m isa.decoders runs/dsprites.yaml; python -m isa.decoders trained/KEY",
+    )
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        type=Path,
+        help="folder of a kept model, or a specification for the representatives of beta-vae and isa-vae at beta = 1",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs/decoders"), help="where files go (runs/decoders)"
+    )
+    parser.add_argument("--bytes", metavar="N", type=int, default=2_000_000, help="size of the weights (2,000,000)")
+    parser.add_argument(
+        "--images", metavar="N", type=int, default=20_000, help="to fit to, and as many others to measure over (20,000)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        folders = []
+        for path in arguments.models:
+            folders += representatives(path).values() if path.suffix == ".yaml" else [path]
+        for folder in folders:
+            options = {"most_bytes": arguments.bytes, "fitted": arguments.images, "measured": arguments.images}
+            exhibit = export(folder, **options)
+            path = exhibit.save(arguments.output / f"{exhibit.about['run']['key']}.bin")
+            error = exhibit.about["error"]
+            print(f"{path}: {path.stat().st_size:,} bytes, ranks {[layer.sizes[1] for layer in exhibit.layers[1:]]}")
+            print(
+                f"  over {error['images']:,} other images: mean absolute error of a pixel {error['pixel']:.5f}, "
+                f"log-likelihood {error['log_likelihood']:.3f} in place of {error['original_log_likelihood']:.3f} nats"
+            )
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        print(f"isa.decoders: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
