@@ -617,6 +617,9 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 1.0, "leptokurtic": 4.0, "sizes": [3]}, NO),
         ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e-10}, YES),
         ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e10}, PART),
+        ("prior_prefers", {"leptokurtic": 1.0, "platykurtic": 4.0}, YES),
+        ("prior_prefers", {"leptokurtic": 3.0, "platykurtic": 4.0}, PART),
+        ("prior_prefers", {"leptokurtic": 4.0, "platykurtic": 1.0}, NO),
         ("sampled_divergence_varies_less", {"weight": 1.5, "noise_var": 0.3, "points": 100}, YES),
         ("not_rotation_invariant", {"size": 2, "p0": 1.0, "p1": 1.0, "batches": 6}, YES),
         ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 0.01}, YES),
@@ -627,6 +630,26 @@ def test_computed_measures(name, given, expected):
     (finding,) = MEASURES[name][0](evidence(), **given)
     assert finding.outcome is expected, finding.text
     assert finding.text and not finding.falls_short
+
+
+@pytest.mark.parametrize(
+    ("laplace", "platykurtic", "expected"),
+    [(-0.6, 0.8, Verdict.SAME_WAY), (0.6, 0.8, Verdict.BOTH_WAYS), (0.6, -0.8, Verdict.OTHER_WAY)],
+)
+def test_codes_follow_the_prior(tmp_path, laplace, platykurtic, expected):
+    header = "exponent,beta,seed,alignment,tilt,linear,active,divergence,noise,seconds\n"
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{p},8,{seed},{mean + 0.05 * rng.standard_normal():.4f},1,1,2,3,0.1,1\n"
+        for p, mean in ((1, laplace), (4, platykurtic), (2, 0.0))
+        for seed in range(6)
+    ]
+    (tmp_path / "made-up.csv").write_text(header + "".join(lines) + "1,1,0,nan,nan,nan,0,0,nan,1\n")
+    given = {"study": "made-up", "leptokurtic": 1, "platykurtic": 4}
+    findings = measures.codes_follow_prior(Evidence(tmp_path), **given)
+    assert [one.reading for one in findings] == ["β = 8"]  # of beta = 1 there is a run without a code, and nothing else
+    assert verdict(findings) is expected
+    assert measures.codes_follow_prior(Evidence(tmp_path / "nowhere"), **given) == []
 
 
 def test_subspaces_are_independent_and_coordinates_within_one_are_not():

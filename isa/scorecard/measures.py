@@ -15,7 +15,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from isa import analysis
+from isa import analysis, orientation
 from isa.analysis import compare, compare_curves, curve, mean_interval
 from isa.lpnested import LpNested, NestedRadialFactorization, Node, isa_prior
 from isa.objectives import beta_tcvae, beta_vae, standard_normal
@@ -836,6 +836,39 @@ def kurtosis_sides(
         texts.append(f"p1 = {p1:g}: " + ", ".join(f"{value:+.3f}" for value in values))
     where = f"excess kurtosis in subspaces of {' and '.join(map(str, sizes))}"
     return [Finding(together(parts), f"{where}: {'; '.join(texts)}")]
+
+
+# --- orientation, computed and from its study -------------------------------------------------------------------------
+
+
+@measure("exact")
+def prior_prefers(evidence: Evidence, leptokurtic: float, platykurtic: float) -> list[Finding]:
+    """Whether a straight code of a square fits a leptokurtic prior better on the diagonals, a platykurtic one not."""
+    parts, texts = [], []
+    for p, sign in ((leptokurtic, -1), (platykurtic, 1)):
+        gained = float(np.subtract(*orientation.straight_cost(p, [math.pi / 4, 0.0])))
+        parts.append(Outcome.YES if sign * gained > 0 else Outcome.NO)
+        texts.append(f"p = {p:g} {gained:+.3f}")
+    return [Finding(together(parts), f"nats gained by the axes over the diagonals: {'; '.join(texts)}")]
+
+
+@measure("direction")
+def codes_follow_prior(evidence: Evidence, study: str, leptokurtic: float, platykurtic: float) -> list[Finding]:
+    """Whether trained codes lie along the diagonals under a leptokurtic prior, and along the axes under the other."""
+    table = orientation.read_table(evidence.folder / f"{study}.csv")
+    found = []
+    for beta in np.unique(table["beta"]):
+        sides = [
+            table["alignment"][(table["beta"] == beta) & (table["exponent"] == p) & np.isfinite(table["alignment"])]
+            for p in (leptokurtic, platykurtic)
+        ]
+        if not all(map(len, sides)):
+            continue
+        low, high = (mean_interval(side, level=LEVEL) for side in sides)
+        text = f"alignment {low:+.2f} with p = {leptokurtic:g}, {high:+.2f} with p = {platykurtic:g}"
+        outcome = together([direction(low, -1), direction(high, 1)])
+        found.append(Finding(outcome, text, f"β = {beta:g}", "at reduced scale"))
+    return found
 
 
 # --- objectives, computed ---------------------------------------------------------------------------------------------
