@@ -29,10 +29,9 @@ def prior_stills(
         for row, (title, (sections, factors, samples)) in zip(axes, stills.items(), strict=True):
             limit = 3.4 * np.sqrt((samples**2).mean(0).max())
             for ax, curve in zip(row, sections, strict=False):
-                loop = np.vstack([curve, curve[1:2]])  # past its start, so that the ends join
                 for factor in factors:
-                    ax.plot(*(factor * loop).T, color=BLUE, linewidth=0.7)
-                ax.plot(*loop.T, color=VERMILION)
+                    ax.plot(*(factor * curve).T, color=BLUE, linewidth=0.7, solid_capstyle="round")
+                ax.plot(*curve.T, color=VERMILION, solid_capstyle="round")
             row[2].plot(*samples.T, ".", color=BLUE, markersize=1.5, alpha=0.35, rasterized=True)
             for ax, (across, up) in zip(row, (*names, names[-1]), strict=True):
                 ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=across)
