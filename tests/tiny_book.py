@@ -21,6 +21,9 @@ def environment(root: Path) -> None:
     """
     (root / ".venv").mkdir()
     (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for name in ("lib", "pyvenv.cfg"):  # by which a Python started from there finds its packages
+        if (Path(sys.prefix) / name).exists():
+            (root / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (root / ".venv" / ".ready").touch()
 
 

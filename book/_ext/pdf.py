@@ -2,7 +2,7 @@
 
 All pages of ``_toc.yml`` are joined in its order into one document, links between pages become links within it, and
 formulas are set by the same script as on the pages. It is printed twice: the first print tells on which page each
-chapter begins, which the contents of the second then say.
+chapter begins, which its contents say in the second.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,19 +27,28 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NO_CHROMIUM = "make pdf needs Chromium or Chrome, and neither was found on this machine (Debian: apt install chromium)."
 REFERRING = ("id", "for", "headers", "aria-labelledby", "aria-describedby", "aria-controls")
 INCH = 1 / 2.54
+PATIENCE = 1800  # seconds for a step: a thousand formulas are set at once, perhaps on a busy machine
 STYLE = """
 body { background: white; }
 main { max-width: none; padding: 0; }
 section.page { break-before: page; }
+section.page > p.part { margin: 0; font-size: 0.9rem; color: #444; }
+h1, h2, h3, h4, dt { break-after: avoid; }
+p, li { orphans: 3; widows: 3; }
+figure, table tr, div.math, div.cell_input, div.reproduce, dt { break-inside: avoid; }
+figure img { max-height: 19cm; width: auto !important; max-width: 100% !important; }
+pre { white-space: pre-wrap !important; overflow-wrap: anywhere; overflow: visible !important; }
+div, table { overflow: visible !important; }
+table { font-size: 0.9em; }
 .front { display: flex; flex-direction: column; justify-content: center; min-height: 20cm; }
 .front h1 { font-size: 2.2rem; line-height: 1.25; }
-.contents { break-before: page; }
-.contents p.part { margin: 1rem 0 0.2rem; font-weight: 600; }
-.contents ol { list-style: none; margin: 0; padding: 0; }
-.contents ol ol { padding-left: 1.5rem; }
-.contents li > a { display: flex; gap: 0.5rem; text-decoration: none; color: inherit; }
-.contents .dots { flex: 1; border-bottom: 1px dotted #888; margin-bottom: 0.35em; }
-section.page > p.part { margin: 0; font-size: 0.9rem; color: #444; }
+.sheets { break-before: page; }
+.sheets p.part { margin: 1rem 0 0.2rem; font-weight: 600; }
+.sheets ol { list-style: none; margin: 0; padding: 0; }
+.sheets ol ol { padding-left: 1.5rem; }
+.sheets li > a { display: flex; gap: 0.5rem; text-decoration: none; color: inherit; }
+.sheets .number { min-width: 2em; text-align: right; }
+.sheets .dots { flex: 1; border-bottom: 1px dotted #888; margin-bottom: 0.35em; }
 """
 FOOTER = """
 <div style="width: 100%; font: 8px sans-serif; color: #444; text-align: center">
@@ -111,45 +122,47 @@ def target(html: Path, path: Path, name: str, link: str, names: set[str], output
     return Path(os.path.relpath(file, output.parent)).as_posix()
 
 
-def head(html: Path, name: str, output: Path) -> str:
-    """The style sheets of a page, and what sets its formulas."""
-    path = html / f"{name}.html"
-    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+def head(html: Path, names: list[str], output: Path) -> str:
+    """The style sheets of the pages, and what sets formulas, from the first page that has any."""
+    texts = {name: (html / f"{name}.html").read_text(encoding="utf-8") for name in names}
+    name = next((name for name, text in texts.items() if "window.MathJax" in text), names[0])
+    soup = BeautifulSoup(texts[name], "html.parser")
     kept = soup.select("head link[rel=stylesheet]")
-    kept += [
-        script for script in soup.select("head script") if "mathjax" in f"{script.get('src')} {script.string}".lower()
-    ]
+    scripts = soup.select("head script")
+    kept += [script for script in scripts if "mathjax" in f"{script.get('src')} {script.string}".lower()]
     for element in kept:
         for attribute in ("src", "href"):
             if link := element.get(attribute):
-                element[attribute] = target(html, path, name, link, set(), output)
+                element[attribute] = target(html, html / f"{name}.html", name, link, set(), output)
     return "\n".join(map(str, kept))
 
 
-def contents_html(entries: list[Entry], titles: dict[str, str], pages: dict[str, int]) -> str:
+def contents_html(entries: list[Entry], titles: dict[str, str]) -> str:
+    """The table of contents; the numbers of pages come later, into room for three digits."""
     lines = ["<ol>"]
     for entry in entries:
         if entry.part:
-            lines.append(f'</ol><p class="part">{entry.part}</p><ol>')
-        number = pages.get(entry.name, "000")
-        lines.append(f'<li><a href="#{anchor(entry.name)}"><span>{titles[entry.name]}</span>')
-        lines.append(f'<span class="dots"></span><span>{number}</span></a>')
+            lines.append(f'</ol><p class="part">{escape(entry.part)}</p><ol>')
+        lines.append(f'<li><a href="#{anchor(entry.name)}"><span>{escape(titles[entry.name])}</span>')
+        lines.append(f'<span class="dots"></span><span class="number" id="{anchor(entry.name)}-number">000</span></a>')
         if entry.children:
-            lines.append(contents_html(entry.children, titles, pages))
+            lines.append(contents_html(entry.children, titles))
         lines.append("</li>")
     return "\n".join([*lines, "</ol>"])
 
 
-def join(html: Path, toc: dict, config: dict, output: Path) -> tuple[BeautifulSoup, list[Entry], dict[str, str]]:
-    """The whole book as one document, its entries and their titles; contents are filled in later."""
+def join(html: Path, toc: dict, config: dict, output: Path) -> tuple[str, list[str]]:
+    """The whole book as one document, and the names of its pages in order."""
     entries = contents(toc)
     order = [page for entry in entries for page in entry.walk()]
     names = {page.name for page in order}
+    title, author = escape(config["title"]), escape(config["author"])
+    front = f'<section class="front"><h1>{title}</h1><p>{author}</p></section>'
     whole = BeautifulSoup(
         f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
-        f"<title>{config['title']}</title>{head(html, order[0].name, output)}<style>{STYLE}</style></head>"
-        f'<body><main class="bd-content"><section class="front"><h1>{config["title"]}</h1><p>{config["author"]}</p>'
-        f'</section><nav class="contents"><h1>Contents</h1><div></div></nav></main></body></html>',
+        f"<title>{title}</title>{head(html, [page.name for page in order], output)}<style>{STYLE}</style></head>"
+        f'<body><main class="bd-content">{front}<nav class="sheets"><h1>Contents</h1><div></div></nav></main></body>'
+        "</html>",
         "html.parser",
     )
     titles = {}
@@ -163,7 +176,8 @@ def join(html: Path, toc: dict, config: dict, output: Path) -> tuple[BeautifulSo
         content.attrs["class"] = "bd-article"
         section.append(content)
         whole.main.append(section)
-    return whole, entries, titles
+    whole.select_one("nav.sheets > div").append(BeautifulSoup(contents_html(entries, titles), "html.parser"))
+    return str(whole), [page.name for page in order]
 
 
 def chapters(pdf: bytes, names: list[str]) -> dict[str, int]:
@@ -173,8 +187,8 @@ def chapters(pdf: bytes, names: list[str]) -> dict[str, int]:
     return {name: reader.get_destination_page_number(places[anchor(name)]) + 1 for name in names}
 
 
-def print_book(browser: Page, path: Path) -> bytes:
-    browser.open(path)
+def print_open(browser: Page) -> bytes:
+    """The open document as a PDF with numbered pages and an outline of its headings, on A4."""
     answer = browser.send(
         "Page.printToPDF",
         paperWidth=21 * INCH,
@@ -200,19 +214,23 @@ def make(root: Path, html: Path, output: Path, chromium: str) -> int:
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     output.parent.mkdir(parents=True, exist_ok=True)
     joined = output.with_suffix(".html")
-    whole, entries, titles = join(html, toc, config, joined)
-    names = [page.name for entry in entries for page in entry.walk()]
-    pages: dict[str, int] = {}
-    with Page(chromium, timeout=600) as browser:
-        for _ in range(2):
-            place = whole.select_one("nav.contents > div")
-            place.clear()
-            place.append(BeautifulSoup(contents_html(entries, titles, pages), "html.parser"))
-            joined.write_text(str(whole), encoding="utf-8")
-            pdf = print_book(browser, joined)
-            pages = chapters(pdf, names)
+    whole, names = join(html, toc, config, joined)
+    joined.write_text(whole, encoding="utf-8")
+    try:
+        with Page(chromium, timeout=PATIENCE) as browser:
+            browser.open(joined)
+            pages = chapters(print_open(browser), names)
+            numbers = {f"{anchor(name)}-number": number for name, number in pages.items()}
+            browser.evaluate(
+                f"for (const [id, number] of Object.entries({json.dumps(numbers)}))"
+                " document.getElementById(id).textContent = number;"
+            )
+            pdf = print_open(browser)
+    finally:
+        joined.unlink()
+    if chapters(pdf, names) != pages:
+        raise RuntimeError("the contents moved the chapters that they count")
     output.write_bytes(pdf)
-    joined.unlink()
     return len(PdfReader(io.BytesIO(pdf)).pages)
 
 

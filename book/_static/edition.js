@@ -1,6 +1,6 @@
-/* A figure opens large by a click or by Enter, and closes by Escape, by its button or by a click beside it. */
 "use strict";
 
+/* A figure opens large by a click or by Enter, and closes by Escape, by its button or by a click beside it. */
 (() => {
   const dialog = document.createElement("dialog");
   dialog.className = "enlarged";
@@ -43,4 +43,22 @@
     button.addEventListener("click", () => enlarge(image, name));
   });
   document.body.append(dialog);
+})();
+
+/* What the theme leaves to the mouse: names for the toggles of the side bar, and tab stops at formulas that scroll. */
+(() => {
+  document.querySelectorAll(".bd-links summary").forEach((toggle) => {
+    const page = toggle.closest("li").querySelector("a");
+    toggle.setAttribute("aria-label", `Pages below ${page ? page.textContent.trim() : "this one"}`);
+  });
+
+  const reach = (formula) => {
+    const wide = formula.scrollWidth > formula.clientWidth + 1;
+    if (wide) formula.tabIndex = 0;
+    else formula.removeAttribute("tabindex");
+  };
+  const watch = new ResizeObserver((changes) => {
+    changes.forEach(({ target }) => [target, ...target.querySelectorAll("mjx-container")].forEach(reach));
+  });
+  document.querySelectorAll(".bd-article div.math").forEach((formula) => watch.observe(formula));
 })();
