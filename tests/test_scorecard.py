@@ -14,7 +14,7 @@ import torch
 import yaml
 from scipy import stats
 
-from isa import isa_prior
+from isa import isa_prior, orientation
 from isa.analysis import Interval, compare, representative
 from isa.scorecard import (
     MEASURES,
@@ -637,17 +637,22 @@ def test_computed_measures(name, given, expected):
     [(-0.6, 0.8, Verdict.SAME_WAY), (0.6, 0.8, Verdict.BOTH_WAYS), (0.6, -0.8, Verdict.OTHER_WAY)],
 )
 def test_codes_follow_the_prior(tmp_path, laplace, platykurtic, expected):
-    header = "exponent,beta,seed,alignment,tilt,linear,active,divergence,noise,seconds\n"
     rng = np.random.default_rng(0)
-    lines = [
-        f"{p},8,{seed},{mean + 0.05 * rng.standard_normal():.4f},1,1,2,3,0.1,1\n"
+    runs = [
+        {"exponent": p, "beta": 8, "seed": seed, "steps": 400, "alignment": mean + 0.05 * rng.standard_normal()}
         for p, mean in ((1, laplace), (4, platykurtic), (2, 0.0))
         for seed in range(6)
     ]
-    (tmp_path / "made-up.csv").write_text(header + "".join(lines) + "1,1,0,nan,nan,nan,0,0,nan,1\n")
+    runs.append({"exponent": 1, "beta": 1, "steps": 400, "alignment": math.nan})  # no latent in use
+    runs += [{"exponent": p, "beta": 8, "steps": 900, "alignment": 0.0} for p in (1, 4)]
+    with open(tmp_path / "made-up.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, orientation._COLUMNS, restval=1)
+        writer.writeheader()
+        writer.writerows(runs)
     given = {"study": "made-up", "leptokurtic": 1, "platykurtic": 4}
     findings = measures.codes_follow_prior(Evidence(tmp_path), **given)
-    assert [one.reading for one in findings] == ["β = 8"]  # of beta = 1 there is a run without a code, and nothing else
+    assert [one.reading for one in findings] == ["β = 8, 400 steps", "β = 8, 900 steps"]
+    assert findings[1].outcome is OPEN  # one run a side
     assert verdict(findings) is expected
     assert measures.codes_follow_prior(Evidence(tmp_path / "nowhere"), **given) == []
 

@@ -857,17 +857,15 @@ def codes_follow_prior(evidence: Evidence, study: str, leptokurtic: float, platy
     """Whether trained codes lie along the diagonals under a leptokurtic prior, and along the axes under the other."""
     table = orientation.read_table(evidence.folder / f"{study}.csv")
     found = []
-    for beta in np.unique(table["beta"]):
-        sides = [
-            table["alignment"][(table["beta"] == beta) & (table["exponent"] == p) & np.isfinite(table["alignment"])]
-            for p in (leptokurtic, platykurtic)
-        ]
+    for beta, steps in np.unique(np.stack([table["beta"], table["steps"]], 1), axis=0):
+        same = (table["beta"] == beta) & (table["steps"] == steps) & np.isfinite(table["alignment"])
+        sides = [table["alignment"][same & (table["exponent"] == p)] for p in (leptokurtic, platykurtic)]
         if not all(map(len, sides)):
             continue
         low, high = (mean_interval(side, level=LEVEL) for side in sides)
         text = f"alignment {low:+.2f} with p = {leptokurtic:g}, {high:+.2f} with p = {platykurtic:g}"
         outcome = together([direction(low, -1), direction(high, 1)])
-        found.append(Finding(outcome, text, f"β = {beta:g}", "at reduced scale"))
+        found.append(Finding(outcome, text, f"β = {beta:g}, {steps:,.0f} steps", "at reduced scale"))
     return found
 
 
