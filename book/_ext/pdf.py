@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from html import escape
@@ -21,7 +22,8 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from browser import Page, find_chromium
 from bs4 import BeautifulSoup, Tag
-from pypdf import PdfReader
+from pypdf import PdfReader, PdfWriter
+from pypdf.generic import NameObject, TextStringObject
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_CHROMIUM = "make pdf needs Chromium or Chrome, and neither was found on this machine (Debian: apt install chromium)."
@@ -32,7 +34,7 @@ STYLE = """
 body { background: white; }
 main { max-width: none; padding: 0; }
 section.page { break-before: page; }
-section.page > p.part { margin: 0; font-size: 0.9rem; color: #444; }
+section.page > p.part, .sheets > p.part { margin: 0; font-size: 0.9rem; font-weight: 400; color: #444; }
 h1, h2, h3, h4, dt { break-after: avoid; }
 p, li { orphans: 3; widows: 3; }
 figure, table tr, div.math, div.cell_input, div.reproduce, dt { break-inside: avoid; }
@@ -43,7 +45,7 @@ table { font-size: 0.9em; }
 .front { display: flex; flex-direction: column; justify-content: center; min-height: 20cm; }
 .front h1 { font-size: 2.2rem; line-height: 1.25; }
 .sheets { break-before: page; }
-.sheets p.part { margin: 1rem 0 0.2rem; font-weight: 600; }
+.sheets div p.part { margin: 1rem 0 0.2rem; font-weight: 600; }
 .sheets ol { list-style: none; margin: 0; padding: 0; }
 .sheets ol ol { padding-left: 1.5rem; }
 .sheets li > a { display: flex; gap: 0.5rem; text-decoration: none; color: inherit; }
@@ -58,12 +60,13 @@ FOOTER = """
 
 
 class Entry:
-    """A page of the table of contents: its name, the pages below it, and the part that begins with it, if any."""
+    """A page of the table of contents: its name, its part, whether that begins with it, and the pages below it."""
 
-    def __init__(self, entry: dict, part: str | None = None):
+    def __init__(self, entry: dict, part: str = "", first: bool = False):
         self.name: str = entry.get("root") or entry["file"]
         self.part = part
-        self.children = [Entry(child) for child in entry.get("sections", [])]
+        self.first = first
+        self.children = [Entry(child, part) for child in entry.get("sections", [])]
 
     def walk(self) -> Iterator[Entry]:
         yield self
@@ -76,7 +79,7 @@ def contents(toc: dict) -> list[Entry]:
     entries = [Entry({"root": toc["root"]})]
     for part in toc.get("parts", [{"chapters": toc.get("chapters", [])}]):
         for number, chapter in enumerate(part["chapters"]):
-            entries.append(Entry(chapter, part.get("caption") if number == 0 else None))
+            entries.append(Entry(chapter, part.get("caption", ""), number == 0))
     return entries
 
 
@@ -141,7 +144,7 @@ def contents_html(entries: list[Entry], titles: dict[str, str]) -> str:
     """The table of contents; the numbers of pages come later, into room for three digits."""
     lines = ["<ol>"]
     for entry in entries:
-        if entry.part:
+        if entry.first and entry.part:
             lines.append(f'</ol><p class="part">{escape(entry.part)}</p><ol>')
         lines.append(f'<li><a href="#{anchor(entry.name)}"><span>{escape(titles[entry.name])}</span>')
         lines.append(f'<span class="dots"></span><span class="number" id="{anchor(entry.name)}-number">000</span></a>')
@@ -158,21 +161,21 @@ def join(html: Path, toc: dict, config: dict, output: Path) -> tuple[str, list[s
     names = {page.name for page in order}
     title, author = escape(config["title"]), escape(config["author"])
     front = f'<section class="front"><h1>{title}</h1><p>{author}</p></section>'
+    sheets = f'<nav class="sheets"><p class="part">{author}</p><h1>Contents</h1><div></div></nav>'
     whole = BeautifulSoup(
         f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
         f"<title>{title}</title>{head(html, [page.name for page in order], output)}<style>{STYLE}</style></head>"
-        f'<body><main class="bd-content">{front}<nav class="sheets"><h1>Contents</h1><div></div></nav></main></body>'
-        "</html>",
+        f'<body><main class="bd-content">{front}{sheets}</main></body></html>',
         "html.parser",
     )
     titles = {}
     for page in order:
         titles[page.name], content = article(html, page.name, names, output)
         section = whole.new_tag("section", attrs={"class": "page", "id": anchor(page.name)})
-        if page.part:
-            part = whole.new_tag("p", attrs={"class": "part"})
-            part.string = page.part
-            section.append(part)
+        # every page has this line, also since Chromium lists a heading twice that is the first thing on a sheet
+        part = whole.new_tag("p", attrs={"class": "part"})
+        part.string = page.part or config["author"]
+        section.append(part)
         content.attrs["class"] = "bd-article"
         section.append(content)
         whole.main.append(section)
@@ -185,6 +188,21 @@ def chapters(pdf: bytes, names: list[str]) -> dict[str, int]:
     reader = PdfReader(io.BytesIO(pdf))
     places = {name.lstrip("/"): place for name, place in reader.named_destinations.items()}
     return {name: reader.get_destination_page_number(places[anchor(name)]) + 1 for name in names}
+
+
+def mend_outline(pdf: bytes, headings: list[str]) -> bytes:
+    """The same PDF with the spaces in its outline that Chromium leaves out where a heading breaks its line."""
+    writer = PdfWriter(clone_from=io.BytesIO(pdf))
+    whole = {re.sub(r"\s", "", heading): heading for heading in headings}
+    todo = [writer.root_object["/Outlines"]["/First"]]
+    while todo:
+        item = todo.pop().get_object()
+        title = whole.get(re.sub(r"\s", "", item["/Title"]), item["/Title"])
+        item[NameObject("/Title")] = TextStringObject(title)
+        todo += [item[key] for key in ("/First", "/Next") if key in item]
+    mended = io.BytesIO()
+    writer.write(mended)
+    return mended.getvalue()
 
 
 def print_open(browser: Page) -> bytes:
@@ -230,7 +248,8 @@ def make(root: Path, html: Path, output: Path, chromium: str) -> int:
         joined.unlink()
     if chapters(pdf, names) != pages:
         raise RuntimeError("the contents moved the chapters that they count")
-    output.write_bytes(pdf)
+    headings = [heading.get_text() for heading in BeautifulSoup(whole, "html.parser").select("h1, h2, h3, h4, h5, h6")]
+    output.write_bytes(mend_outline(pdf, headings))
     return len(PdfReader(io.BytesIO(pdf)).pages)
 
 
