@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dask
 import filelock
 import pytest
 import torch
@@ -75,7 +74,7 @@ class _Processes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.running: dict[str, subprocess.Popen] = {}
-        self.start("scheduler", "--port", "0")
+        self.start("scheduler", "--port", "0", "--idle-timeout", "900")  # so that none outlives tests that are killed
 
     def start(self, name: str, *arguments: str, seconds: float = 0.0) -> None:
         kind = "scheduler" if name == "scheduler" else "worker"
@@ -88,6 +87,7 @@ class _Processes:
 
     def start_worker(self, name: str, seconds: float = 0.0) -> None:
         arguments = ["--name", name, "--no-nanny", "--nthreads", "1", "--memory-limit", "0"]
+        arguments += ["--local-directory", str(self.folder), "--death-timeout", "300"]
         self.start(name, *arguments, "--preload", str(TESTS / "tiny_sweep.py"), seconds=seconds)
 
     @property
@@ -107,7 +107,8 @@ class _Processes:
 
 
 @pytest.fixture
-def processes(tmp_path) -> Iterator[_Processes]:
+def processes(tmp_path, monkeypatch) -> Iterator[_Processes]:
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 300.0)  # on a machine that does much else
     folder = tmp_path / "processes"
     folder.mkdir()
     started = _Processes(folder)
@@ -123,7 +124,7 @@ def test_a_worker_killed_in_mid_run_only_delays_its_run(processes, spec, tmp_pat
     def run() -> None:
         ended.append(_sweep(spec, scheduler=processes.address, report=said.append))
 
-    with Client(processes.address, set_as_default=False) as client:
+    with Client(processes.address, set_as_default=False, timeout=300) as client:
         client.wait_for_workers(2, timeout=300)
         thread = threading.Thread(target=run)
         thread.start()
@@ -149,15 +150,15 @@ def test_a_worker_killed_in_mid_run_only_delays_its_run(processes, spec, tmp_pat
 
 def test_a_scheduler_that_goes_away_ends_the_sweep_in_one_sentence(processes, spec, monkeypatch):
     monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 10.0)  # also for how long one that is gone is asked
     said = []
 
     def kill(line: str) -> None:
         said.append(line)
         processes.kill("scheduler")
 
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        with pytest.raises(cluster.ClusterError, match=r"the scheduler answers no longer .*; what is recorded stays"):
-            _sweep(spec, scheduler=processes.address, report=kill)
+    with pytest.raises(cluster.ClusterError, match=r"the scheduler answers no longer .*; what is recorded stays"):
+        _sweep(spec, scheduler=processes.address, report=kill)
     assert said == ["there is no worker; waiting for one"]
 
 
@@ -222,7 +223,7 @@ def test_without_distributed_the_extra_is_named(spec, monkeypatch, capsys):
 # --- a cluster within this process -----------------------------------------------------------------------------------
 
 
-INSIDE = {"processes": False, "protocol": "inproc"}
+INSIDE = {"processes": False, "protocol": "tcp", "host": "127.0.0.1"}
 INSIDE |= {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
 
 
@@ -235,6 +236,7 @@ def inside() -> Iterator[LocalCluster]:
 @pytest.fixture
 def scheduler(inside, monkeypatch) -> str:
     monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 300.0)
     return inside.scheduler_address
 
 
@@ -278,7 +280,7 @@ def test_an_error_of_one_run_stops_no_other(scheduler, spec, monkeypatch, capsys
     assert f"1 of 9 runs could not be trained, and the same command tries them again; the first is {bad.key}: " in (
         printed.err
     )
-    assert "TimeoutError: a bad day (on inproc://" in printed.err
+    assert "TimeoutError: a bad day (on tcp://127" in printed.err
     assert f"{bad.key}  FAILED: TimeoutError: a bad day" in printed.out
     assert {record["hash"] for record in read_records(spec.record)} == {run.hash for run in spec.runs()} - {bad.hash}
     monkeypatch.undo()
@@ -296,7 +298,7 @@ def test_workers_on_which_nothing_succeeds_are_left_out(scheduler, spec, monkeyp
 
 
 def test_workers_without_the_device_are_left_out(scheduler, spec):
-    with pytest.raises(cluster.ClusterError, match=r"no worker of the cluster can train what is left; inproc://.*"):
+    with pytest.raises(cluster.ClusterError, match=r"no worker of the cluster can train what is left; tcp://127.*"):
         _sweep(spec, scheduler=scheduler, device="cuda:99")
 
 
@@ -494,6 +496,8 @@ SCANCEL = "#!{bash}\necho $1 >> {folder}/cancelled\nkill -- -$1\n"
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Callable[[list[str]], int]:
     """``runs/slurm.py`` on a machine whose ``sbatch`` runs a job at once in the background."""
+    if shutil.which("setsid") is None:
+        pytest.skip("a job needs a process group of its own, which setsid gives on Linux")
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
@@ -525,13 +529,13 @@ def test_slurm_jobs_sweep(slurm, spec, tmp_path, capsys):
 
 
 def test_slurm_jobs_that_are_not_taken_are_told_before_anything_begins(slurm, spec, capsys):
-    assert slurm(["--script", "--sbatch", "partition=gpu", "--", str(spec.path)]) == 0
+    assert slurm(["--script", "--interface", "lo", "--sbatch", "partition=gpu", "--", str(spec.path)]) == 0
     assert "#SBATCH --partition=gpu" in capsys.readouterr().out
     for options, sentence in (
         (["--sbatch", "partition=none"], "sbatch takes no such job: sbatch: error: invalid partition"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
     ):
         with pytest.raises(SystemExit) as caught:
-            slurm([*options, "--", str(spec.path)])
+            slurm(["--interface", "lo", *options, "--", str(spec.path)])
         assert caught.value.code == 2 and sentence in capsys.readouterr().err
     assert not spec.work.exists()
