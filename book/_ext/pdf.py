@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -42,6 +43,8 @@ figure img { max-height: 19cm; width: auto !important; max-width: 100% !importan
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; overflow: visible !important; }
 div, table { overflow: visible !important; }
 table { font-size: 0.9em; }
+div.math { font-size: 0.92em; }
+td code, td code span { white-space: normal !important; overflow-wrap: anywhere; }
 .front { display: flex; flex-direction: column; justify-content: center; min-height: 20cm; }
 .front h1 { font-size: 2.2rem; line-height: 1.25; }
 .sheets { break-before: page; }
@@ -254,6 +257,7 @@ def make(root: Path, html: Path, output: Path, chromium: str) -> int:
 
 
 def main() -> int:
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts its objects differently
     parser = argparse.ArgumentParser(description="Print the built book to one PDF.")
     parser.add_argument("--check", action="store_true", help="only say whether Chromium is here")
     arguments = parser.parse_args()
