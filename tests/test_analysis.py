@@ -258,6 +258,7 @@ def test_holm_by_hand():
     assert len(holm([])) == 0 and np.isnan(holm([math.nan])).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
 def test_holm_rejects_what_the_steps_of_its_definition_reject(p_values, level):
     rejected = set()
@@ -295,7 +296,7 @@ def test_a_curve_by_hand():
         curve([1], [1], [1, 2])
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), numbers, numbers), min_size=1, max_size=20), st.randoms())
 def test_a_curve_does_not_depend_on_the_order_of_runs(rows, random):
     found = curve(*zip(*rows, strict=True))
