@@ -200,7 +200,6 @@ Explorers.define("latents", (explorer, data) => {
     start = explorer.choice({
       name: "start",
       label: "start from",
-      hint: "an image that both read",
       options: about.starts.map(({ name }, value) => ({ label: name || "the image in the middle", value })),
       value: Math.min(data.start, about.starts.length - 1),
     });

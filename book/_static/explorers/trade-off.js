@@ -90,6 +90,15 @@ Explorers.define("trade-off", (explorer, data) => {
       value: null,
     }),
   };
+  const starts = Object.values(data.portraits)[0]?.bases ?? [];
+  now.base = { value: 0 };
+  if (starts.length > 1)
+    now.base = explorer.choice({
+      name: "base",
+      label: "traversals from",
+      options: starts.map((label, value) => ({ label, value })),
+      value: starts.length - 1,
+    });
   const seen = () => ({ study: study.value, ...Object.fromEntries(Object.entries(wanted).map(([k, v]) => [k, v.value])) });
   const name = (run) => `${method(run).label}, ${method(run).weight} = ${plain(run.beta)}, seed ${run.seed}`;
   const chosen = explorer.slider({
@@ -183,7 +192,11 @@ Explorers.define("trade-off", (explorer, data) => {
         }
       }
       for (const one of means)
-        if (one.beta % 1 === 0) plot.text(plain(one.beta), [one.fit, one.mig], { halo: true, ...beside(plot, one) });
+        if (one.beta % 1 === 0) {
+          const [x, y] = plot.at(place(one));
+          const left = x > (plot.left + plot.right) / 2; // where the axes leave room
+          pen.text(plain(one.beta), left ? x - 7 : x + 7, y - 4, { align: left ? "right" : "left", baseline: "bottom", halo: true });
+        }
       if (now.run) {
         const [u, v] = plot.at(place(now.run));
         for (const [colour, width] of [["ground", 4.5], ["black", 2]]) {
@@ -195,13 +208,11 @@ Explorers.define("trade-off", (explorer, data) => {
     },
   });
 
-  /** Beta stands on the side of its mean where the axes leave room. */
-  const beside = (plot, one) => (plot.X(one.fit) > (plot.left + plot.right) / 2 ? { align: "right", baseline: "bottom" } : { align: "left", baseline: "bottom" });
-
+  /** Where the marks of the runs in view are, in pixels of the panel. */
+  explorer.marks = () => (now.plot ? now.shown.map((i) => now.plot.at(place(runs[i]))) : []);
   const under = (event, most) => {
     const box = plane.canvas.getBoundingClientRect();
-    const at = [event.clientX - box.left, event.clientY - box.top];
-    return now.plot ? T.nearest(now.shown.map((i) => now.plot.at(place(runs[i]))), at, most) : -1;
+    return T.nearest(explorer.marks(), [event.clientX - box.left, event.clientY - box.top], most);
   };
   plane.canvas.addEventListener("click", (event) => {
     const found = under(event, event.pointerType === "touch" ? 28 : 16);
@@ -217,20 +228,21 @@ Explorers.define("trade-off", (explorer, data) => {
   // --- the traversals of the chosen run
 
   const GAP = 2;
+  const LABELS = 0.2; // of the width
   const tiles = explorer.panel({
     title: "Traversals",
     wide: true,
     draw: (pen) => {
       const { portrait, picture, base } = now;
-      if (!portrait || !picture?.complete || !picture.naturalWidth) return;
+      if (!portrait || !there(picture)) return;
       const [height, width] = portrait.size;
-      const label = pen.small ? 58 : 96;
+      const label = LABELS * pen.width;
       const across = (pen.width - label - GAP * (portrait.steps - 1)) / portrait.steps;
       const down = (across * height) / width;
       portrait.latents.forEach(([latent, factor, nats], row) => {
         const y = row * (down + GAP);
-        pen.text(`z${latent + 1} ${factor}`, 0, y + down / 2 - pen.size * 0.6, { align: "left" });
-        pen.text(`${fixed(nats, 1)} nats`, 0, y + down / 2 + pen.size * 0.6, { align: "left", colour: "grey" });
+        pen.text(factor, 0, y + down / 2 - pen.size * 0.6, { align: "left" });
+        pen.text(`z${latent + 1}, ${fixed(nats, 1)} nats`, 0, y + down / 2 + pen.size * 0.6, { align: "left" });
         for (let step = 0; step < portrait.steps; step++) {
           const from = [step * width, (base.value * portrait.latents.length + row) * height, width, height];
           pen.context.drawImage(picture, ...from, label + step * (across + GAP), y, across, down);
@@ -239,12 +251,10 @@ Explorers.define("trade-off", (explorer, data) => {
     },
   });
   const box = tiles.canvas.parentElement;
-  const starts = Object.values(data.portraits)[0]?.bases ?? [];
-  now.base =
-    starts.length > 1
-      ? explorer.choice({ name: "base", label: "traversals from", options: starts.map((label, value) => ({ label, value })), value: starts.length - 1 })
-      : { value: 0 };
   const pictures = {};
+  const there = (picture) => picture?.complete && picture.naturalWidth > 0;
+  /** Width and height of the picture that is shown, once it is there. */
+  explorer.pictured = () => (there(now.picture) ? [now.picture.naturalWidth, now.picture.naturalHeight] : null);
 
   function portrayed(run) {
     now.portrait = data.portraits[run?.hash] ?? null;
@@ -257,8 +267,8 @@ Explorers.define("trade-off", (explorer, data) => {
       pictures[file].src = new URL(`${file.replace(/^.*\/|\.npz$/g, "")}.png`, T.folder);
     }
     now.picture = pictures[file];
-    // labels take about a seventh of the width
-    tiles.canvas.style.aspectRatio = String((1.16 * steps * size[1]) / (Math.max(latents.length, 1) * (size[0] + GAP)));
+    const rows = Math.max(latents.length, 1);
+    tiles.canvas.style.aspectRatio = String((steps * size[1]) / ((1 - LABELS) * rows * (size[0] + GAP)));
     tiles.describe(
       latents.map(([latent, factor, nats]) => `z${latent + 1} knows ${fixed(nats, 1)} nats of ${factor}`).join("; ") ||
         "no latent is active",
@@ -273,7 +283,7 @@ Explorers.define("trade-off", (explorer, data) => {
     { name: "run", label: "run" },
     { name: "trained", label: "trained" },
     { name: "prior", label: "prior" },
-    { name: "mig", label: "MIG, ± its estimator's standard error" },
+    { name: "mig", label: "MIG ± its estimator's error" },
     ...data.factors.map((factor, i) => ({ name: gap(i), label: `MIG of ${factor}`, digits: 3 })),
     { name: "fit", label: "log-likelihood [nats]" },
     { name: "elbo", label: "ELBO [nats]" },

@@ -1,0 +1,543 @@
+"""The explorers of records and trained models: what they are given, what they show, what they load when asked."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_sweep
+import torch
+from browser import Page, find_chromium
+from PIL import Image
+from test_decoders import posteriors, vae
+
+from isa import analysis, exhibits, latents, training
+from isa.decoders import compress
+from isa.explorers import explorer_html
+from isa.training import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "book" / "_static" / "explorers"
+FACTORS = ("scale", "orientation", "x", "y")
+FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0))))"
+STATE = "document.querySelector('.explorer').explorer"
+VALUES = f"{STATE}.values.values"
+
+
+# --- made-up records and decoders -------------------------------------------------------------------------------------
+
+
+def record(run: Run, status: str = "trained") -> dict:
+    """A record of a run that nobody trained."""
+    rng = np.random.default_rng(int(run.hash, 16) % 2**32)
+    gaps = rng.uniform(0, 0.5, len(FACTORS))
+    fit = -20 - 4 * run.beta + rng.normal() - 60 * run.reduced
+    measured = {"mig": float(gaps.mean()), **{f"mig_{f}": float(g) for f, g in zip(FACTORS, gaps, strict=True)}}
+    measured |= {"log_likelihood": float(fit), "elbo": float(fit - 20), "active_units": int(rng.integers(3, 12))}
+    return {
+        **{"hash": run.hash, "key": run.key, "status": status, **run.to_dict()},
+        **{"total_steps": run.total_steps, "reduced": run.reduced, "mig_standard_error": 0.001},
+        **{"exponents": None if run.tree is None else list(run.tree.exponents), "factors": list(FACTORS)},
+        **{"train_seconds": 320.0, "pack_size": 16, "device": "a GPU", "commit": "0123456789abcdef-dirty"},
+        **({name: None for name in measured} if status == "diverged" else measured),
+    }
+
+
+def records() -> list[list[dict]]:
+    full = [Run(objective=o, beta=b, seed=s) for o in ("isa-vae", "beta-vae") for b in (1, 3) for s in (2, 0, 1)]
+    full += [Run(objective="beta-tcvae", beta=3, seed=s) for s in (0, 1)]
+    full += [Run(objective="factor-vae", beta=5)]
+    small = [Run(objective="isa-vae", seed=s, steps=20) for s in (0, 1)]
+    diverged = record(Run(objective="beta-vae", seed=9), "diverged")
+    return [[*map(record, full), diverged], [*map(record, small), record(full[0])]]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> training.Result:
+    run = Run(dataset="cars3d", model="small", latent_dim=3, batch_size=16, steps=60, precision="fp32")
+    return training.train(run, dataset=tiny_sweep.DATASET, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def portrait(tiny, tmp_path_factory) -> Path:
+    """A portrait in the name of the last reduced run."""
+    row = records()[1][1]
+    picture = latents.portrait(tiny, tiny_sweep.DATASET)
+    picture = replace(picture, about=picture.about | {"hash": row["hash"], "key": row["key"]})
+    return picture.save(tmp_path_factory.mktemp("portraits") / f"{row['key']}.npz")
+
+
+def about(run: Run, channels: int) -> dict:
+    """What an export would say of a model."""
+    row = record(run) | {"images_title": "squares", "procedural": True}
+    z = [[0.1, -0.2, 0.3], [-0.5, 0.5, 1.5]]
+    image = [np.full(channels * 4096, grey, np.uint8).tobytes() for grey in (0, 255)]
+    names = ("dark", "light")
+    from isa.decoders import _RUN
+
+    return {
+        "run": {name: row[name] for name in _RUN},
+        "sliders": [
+            {"latent": 2, "factor": "x", "nats": 1.25, "low": -2.0, "high": 2.0},
+            {"latent": 0, "factor": "y", "nats": 0.5, "low": -1.0, "high": 3.0},
+        ],
+        "starts": [
+            {"name": name, "z": one, "image": base64.b64encode(held).decode()}
+            for name, one, held in zip(names, z, image, strict=True)
+        ],
+        "error": {"images": 100, "pixel": 0.001, "log_likelihood": -20.1, "original_log_likelihood": -20.0},
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """Two decoders, one of grey logits and one of colours."""
+    folder = tmp_path_factory.mktemp("decoders")
+    made = []
+    for objective, channels, likelihood in (("beta-vae", 1, "bernoulli"), ("isa-vae", 3, "gaussian")):
+        run = Run(objective=objective, steps=20)
+        model = vae(channels=channels, seed=channels)
+        compressed = compress(model, *posteriors(), likelihood=likelihood, most_bytes=300_000)
+        made.append(replace(compressed, about=about(run, channels)).save(folder / f"{run.key}.bin"))
+    return made
+
+
+# --- what they are given ----------------------------------------------------------------------------------------------
+
+
+def unpacked(data: dict) -> list[dict]:
+    return [dict(zip(data["runs"]["columns"], row, strict=True)) for row in data["runs"]["rows"]]
+
+
+def test_every_measured_run_is_there_once_and_in_order():
+    data = exhibits.trade_off(records())
+    runs = unpacked(data)
+    rows = {row["hash"]: row for study in records() for row in study if row["status"] == "trained"}
+    assert len(runs) == len(rows) == 17 and {run["hash"] for run in runs} == set(rows)
+    for run in runs:
+        row = rows[run["hash"]]
+        assert run["mig"] == pytest.approx(row["mig"], abs=1e-5) and run["beta"] == row["beta"]
+        assert run["gaps"] == pytest.approx([row[f"mig_{f}"] for f in FACTORS], abs=1e-4)
+        assert run["fit"] == pytest.approx(row["log_likelihood"], abs=1e-3) and run["seconds"] == 20.0
+        study = data["studies"][run["study"]]
+        assert study["reduced"] == row["reduced"] == ("reduced" in study["title"])
+        assert f"{row['total_steps']:,} steps" in study["title"]
+        assert data["commits"][run["commit"]] == "0123456789ab-dirty"
+    order = [(run["study"], run["method"], run["beta"], run["seed"]) for run in runs]
+    assert order == sorted(order)
+    assert [one["label"] for one in data["methods"]] == ["β-VAE", "ISA-VAE", "β-TCVAE", "FactorVAE"]
+    assert [one["weight"] for one in data["methods"]] == ["β", "β", "β", "γ"]
+    best = runs[data["first"]]
+    assert best["mig"] == max(run["mig"] for run in runs if run["study"] == 0)
+    json.dumps(data, allow_nan=False)
+
+
+def test_means_are_those_of_the_runs():
+    data = exhibits.trade_off(records())
+    runs = unpacked(data)
+    found = {(one["study"], one["method"], one["beta"]): one for one in data["means"]}
+    assert len(found) == len(data["means"]) == 8
+    tcvae = next(number for number, one in enumerate(data["methods"]) if one["label"] == "β-TCVAE")
+    for (study, method, beta), one in found.items():
+        of = 0 if (method, beta) == (tcvae, 1) else method  # at beta = 1 its runs are the plain ones
+        values = [
+            (run["fit"], run["mig"]) for run in runs if [run["study"], run["method"], run["beta"]] == [study, of, beta]
+        ]
+        fit, mig = np.transpose(values)
+        assert one["n"] == len(values)
+        assert [one["fit"], one["mig"]] == pytest.approx([fit.mean(), mig.mean()], abs=2e-3)
+        if len(values) == 1:
+            assert one["fit_error"] is one["mig_error"] is None
+        else:
+            errors = [fit.std(ddof=1) / len(fit) ** 0.5, mig.std(ddof=1) / len(mig) ** 0.5]
+            assert [one["fit_error"], one["mig_error"]] == pytest.approx(errors, abs=2e-3)
+
+
+def test_runs_that_cannot_be_shown_together_are_refused():
+    with pytest.raises(ValueError, match="must hold a run"):
+        exhibits.trade_off([[record(Run(), "diverged")]])
+    with pytest.raises(ValueError, match="of one data set, got dsprites, faces3d"):
+        exhibits.trade_off([[record(Run())], [record(Run(dataset="faces3d"))]])
+
+
+def test_a_portrait_is_found_by_its_run(portrait, tmp_path):
+    data = exhibits.trade_off(records(), [portrait, tmp_path / f"other-{'0' * 16}.npz"])
+    (row,) = (run for run in unpacked(data) if run["hash"] in data["portraits"])
+    held = data["portraits"][row["hash"]]
+    assert held["file"] == f"runs/portraits/{portrait.name}" and held["steps"] == 8 and held["size"] == [64, 64]
+    picture = latents.Portrait.load(portrait)
+    assert [latent for latent, *_ in held["latents"]] == picture.shown.tolist()
+    assert unpacked(data)[data["first"]] == row
+    stranger = tmp_path / f"x-{records()[0][0]['hash']}.npz"
+    shutil.copy(portrait, stranger)
+    with pytest.raises(ValueError, match="is the portrait of run"):
+        exhibits.trade_off(records(), [stranger])
+
+
+def test_the_longest_training_is_chosen(files, tmp_path):
+    chosen = exhibits.choose(files, ["isa-vae", "beta-vae", "factor-vae"], 1.0)
+    assert list(chosen) == ["isa-vae", "beta-vae"] and not exhibits.choose(files, ["isa-vae"], 2.0)
+    one = chosen["beta-vae"]
+    run = Run(objective="beta-vae")
+    full = replace(one.decoder, about=about(run, 1)).save(tmp_path / "a.bin")
+    assert exhibits.choose([*files, full], ["beta-vae"], 1.0)["beta-vae"].path == full
+    with pytest.raises(ValueError, match="must say which run"):
+        exhibits.choose([replace(one.decoder, about={}).save(tmp_path / "b.bin")], ["beta-vae"], 1.0)
+    with pytest.raises(ValueError, match="got none"):
+        exhibits.latents({})
+
+
+def test_what_a_run_is_among_its_kind(files):
+    studies = records()
+    rows = [row for row in studies[0] if row["objective"] == "isa-vae" and row["beta"] == 1]
+    chosen = rows[analysis.representative([r["mig"] for r in rows], [r["log_likelihood"] for r in rows])]
+    assert exhibits.standing(chosen, studies) == "stands for 3 recorded runs"
+    other = next(row for row in rows if row is not chosen)
+    assert exhibits.standing(other, studies) == f"one of 3 recorded runs, for which seed {chosen['seed']} would stand"
+    assert exhibits.standing(studies[0][-2], studies) == "the only one recorded"
+    assert exhibits.standing(record(Run(seed=99)), studies) == "not among the records of this page"
+
+
+# --- files beside the pages -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extension(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    import explorer_files
+
+    yield explorer_files
+    sys.modules.pop("explorer_files")
+
+
+def test_the_picture_has_every_tile(extension, portrait):
+    picture = latents.Portrait.load(portrait)
+    shades = np.asarray(extension.traversals(portrait))
+    a, s, t, _, height, width = picture.traversals.shape
+    assert shades.shape == (s * a * height, t * width)
+    for row, column in np.ndindex(a, t):
+        tile = shades[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        np.testing.assert_array_equal(tile, picture.traversals[row, 0, column, 0])
+
+
+def test_the_build_writes_what_is_asked_for(extension, files, portrait, tmp_path):
+    for path, kind in ((files[0], "decoders"), (files[1], "decoders"), (portrait, "portraits")):
+        (tmp_path / "runs" / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "runs" / kind)
+    app = SimpleNamespace(srcdir=tmp_path, outdir=tmp_path / "html", builder=SimpleNamespace(format="html"))
+    chosen = exhibits.choose((tmp_path / "runs" / "decoders").glob("*.bin"), ["beta-vae"], 1.0)
+    bodies = [
+        explorer_html("latents", "x", exhibits.latents(chosen)),
+        explorer_html("trade-off", "x", exhibits.trade_off(records(), (tmp_path / "runs" / "portraits").glob("*"))),
+        "<p>a page of its own</p>",
+    ]
+    for body in bodies:
+        extension.add_files(app, "book/page", "page.html", {"body": body}, None)
+    written = tmp_path / "html" / "_static" / "explorers" / "files"
+    assert sorted(path.name for path in written.iterdir()) == sorted([f"{files[0].stem}.js", f"{portrait.stem}.png"])
+    with Image.open(written / f"{portrait.stem}.png") as image:
+        assert image.mode == "L"
+    size = (written / f"{files[0].stem}.js").stat().st_size
+    assert exhibits.latents(chosen)["sides"][0]["bytes"] == size
+    (tmp_path / "runs" / "decoders" / files[0].name).write_bytes(b"no decoder")
+    with pytest.raises(extension.ExplorerFileError, match="is no decoder"):
+        extension.add_files(app, "book/page", "page.html", {"body": bodies[0]}, None)
+
+
+# --- in the browser ---------------------------------------------------------------------------------------------------
+
+
+class Watched(Page):
+    """A page that remembers which of the explorers' files it has asked for since it was opened."""
+
+    def open(self, path: Path, query: str = "") -> None:
+        self.asked: list[str] = []
+        super().open(path, query)
+
+    def _note(self, method: str, event: dict) -> None:
+        super()._note(method, event)
+        if method == "Network.requestWillBeSent" and "/files/" in event["request"]["url"]:
+            self.asked.append(event["request"]["url"].rpartition("/")[2])
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Watched]:
+    executable = find_chromium()
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium was found, in which the explorers run")
+        pytest.skip("no Chromium was found, in which the explorers run")
+    with Watched(executable) as page:
+        yield page
+
+
+@pytest.fixture
+def site(extension, chromium, files, portrait, tmp_path):
+    """Open a page from disk that holds one explorer, its scripts and the files that it may ask for."""
+
+    def start(name: str, width: int = 1000, theme: str = "light", without: str = "none") -> Watched:
+        folder = tmp_path / "explorers"
+        shutil.copytree(SCRIPTS, folder, dirs_exist_ok=True)
+        for path in (*files, portrait):
+            extension.write(path, folder / "files")
+        for path in (folder / "files").glob(without):
+            path.unlink()
+        chosen = exhibits.choose(files, ["beta-vae", "isa-vae"], 1.0)
+        data = exhibits.latents(chosen, "light") if name == "latents" else exhibits.trade_off(records(), [portrait])
+        scripts = "".join(f'<script defer src="explorers/{one}.js"></script>' for one in ("base", name))
+        head = '<title>x</title><meta name="viewport" content="width=device-width"><meta charset="utf-8">'
+        head += f'<link rel="stylesheet" href="explorers/explorers.css">{scripts}'
+        body = explorer_html(name, f"The {name}", data)
+        text = f'<!doctype html><html data-theme="{theme}"><head>{head}</head><body>{body}</body></html>'
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        mobile = width < 600
+        chromium.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=mobile)
+        chromium.open(tmp_path / "page.html")
+        chromium.evaluate(FRAME)
+        assert chromium.complaints == [] and chromium.requests == []
+        return chromium
+
+    return start
+
+
+def press(page: Watched, name: str, key: str, times: int = 1) -> None:
+    codes = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "End": 35, "Home": 36}
+    page.evaluate(f"{STATE}.controls[{json.dumps(name)}].input.focus()")
+    for _ in range(times):
+        for kind in ("rawKeyDown", "keyUp"):
+            page.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+    page.evaluate(FRAME)
+
+
+def push(page: Watched, words: str) -> None:
+    page.evaluate(
+        f"[...document.querySelectorAll('button')].find(b => b.textContent.startsWith({json.dumps(words)})).click()"
+    )
+    page.evaluate(FRAME)
+
+
+def loaded(page: Watched) -> None:
+    push(page, "Load the decoders")
+    page.evaluate(
+        "new Promise((done, fail) => { const began = Date.now(); const look = () => "
+        "document.querySelector('.explorer-sides') ? done() : Date.now() - began > 50000 ? fail(new Error('late')) :"
+        "setTimeout(look, 20); look(); })"
+    )
+    page.evaluate(FRAME)
+
+
+PIXELS = f"{VALUES}.map(side => Array.from(side.pixels))"
+
+
+def test_the_page_draws_what_python_draws(site, files):
+    page = site("latents")
+    assert page.asked == [], "a decoder was loaded before it was asked for"
+    assert page.evaluate("document.querySelectorAll('input').length") == 0
+    loaded(page)
+    chosen = exhibits.choose(files, ["beta-vae", "isa-vae"], 1.0).values()
+    assert page.asked == [f"{one.path.stem}.js" for one in chosen]
+    z = torch.tensor([[-0.5, 0.5, 1.5]])
+
+    def compare(*latents_of: torch.Tensor) -> None:
+        for found, one, at in zip(page.evaluate(PIXELS), chosen, latents_of, strict=True):
+            np.testing.assert_allclose(found, one.decoder.pixels(at).flatten(), rtol=0, atol=1e-4)
+
+    compare(z, z)
+    press(page, "ISA-VAE-z3", "End")
+    moved = z.clone()
+    moved[0, 2] = 2.0
+    compare(z, moved)
+    words = page.evaluate(f"{STATE}.pending")
+    assert words.startswith("ISA-VAE: z3, which knows most of x, is 2.00; it was 1.50 at the start")
+    press(page, "β-VAE-z1", "Home")
+    other = z.clone()
+    other[0, 0] = -1.0
+    compare(other, moved)
+    push(page, "Back to the start")
+    compare(z, z)
+    page.evaluate(
+        f"(() => {{ const c = {STATE}.controls.start; c.value = 0; c.input.dispatchEvent(new Event('input')); }})()"
+    )
+    page.evaluate(FRAME)
+    first = torch.tensor([[0.1, -0.2, 0.3]])
+    compare(first, first)
+    assert page.complaints == [] and page.requests == []
+
+
+def test_random_latents_agree(site, files):
+    page = site("latents")
+    loaded(page)
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 2
+    for number, one in enumerate(exhibits.choose(files, ["beta-vae", "isa-vae"], 1.0).values()):
+        found = page.evaluate(f"{json.dumps(z.tolist())}.map(z => Array.from({VALUES}[{number}].decoder.decode(z)))")
+        np.testing.assert_allclose(found, one.decoder.decode(z).flatten(1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_that_is_not_there_is_said_to_be_missing(site):
+    page = site("latents", without="*.js")
+    push(page, "Load the decoders")
+    words = page.evaluate(
+        "new Promise(done => { const look = () => document.querySelector('button').disabled ? setTimeout(look, 20) :"
+        f"done({STATE}.pending); look(); }})"
+    )
+    assert words == "The decoders are not here: its file could not be loaded."
+    assert page.evaluate("document.querySelectorAll('input').length") == 0
+
+
+def test_sliders_have_names_and_values_in_words(site):
+    page = site("latents")
+    loaded(page)
+    found = page.evaluate(
+        "[...document.querySelectorAll('.explorer-sides [role=group]')].map(g => [g.getAttribute('aria-label'),"
+        "[...g.querySelectorAll('input')].map(i => [i.labels[0].textContent, i.getAttribute('aria-valuetext')])])"
+    )
+    assert [name for name, _ in found] == [
+        f"{label}, β = 1, seed 0, 20 steps of 2,048, reduced" for label in ("β-VAE", "ISA-VAE")
+    ]
+    for _, sliders in found:
+        assert sliders == [["z3 x, 1.3 nats", "1.50"], ["z1 y, 0.5 nats", "−0.50"]] or sliders[0][0].startswith("z3 x")
+        assert [float(value.replace("−", "-")) for _, value in sliders] == pytest.approx([1.5, -0.5], abs=0.03)
+    assert page.evaluate("document.querySelector('.explorer-words').getAttribute('role')") == "status"
+    described = page.evaluate("document.querySelector('canvas').getAttribute('aria-label')")
+    assert "started from light" in described and "ISA-VAE draws a picture" in described
+
+
+@pytest.mark.parametrize("name", ["latents", "trade-off"])
+def test_it_fits_a_phone(site, name):
+    page = site(name, width=390, theme="dark")
+    if name == "latents":
+        loaded(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.explorer *')].filter(e => e.getBoundingClientRect().right > 390.5).length"
+    )
+    assert wide == 0
+
+
+def state(page: Watched) -> tuple[str, float]:
+    """Name and MIG of the run whose record is shown."""
+    values = page.evaluate(f"(v => [v.run, Number(v.mig.split(' ')[0])])({VALUES})")
+    return values[0], values[1]
+
+
+def rows_of(data: dict) -> list[tuple[str, float]]:
+    methods = data["methods"]
+    return [
+        (
+            f"{methods[r['method']]['label']}, {methods[r['method']]['weight']} = {r['beta']:g}, seed {r['seed']}",
+            r["mig"],
+        )
+        for r in unpacked(data)
+    ]
+
+
+def same(found: tuple[str, float], wanted: tuple[str, float]) -> bool:
+    return found[0] == wanted[0] and abs(found[1] - wanted[1]) <= 6e-4
+
+
+def test_arrow_keys_go_from_run_to_run(site, portrait):
+    page = site("trade-off")
+    data = exhibits.trade_off(records(), [portrait])
+    rows = rows_of(data)
+    assert same(state(page), rows[data["first"]])
+    page.evaluate(
+        f"(() => {{ const c = {STATE}.controls.study; c.value = 0; c.input.dispatchEvent(new Event('input')); }})()"
+    )
+    press(page, "run", "Home")
+    full = [row for row, run in zip(rows, unpacked(data), strict=True) if run["study"] == 0]
+    for wanted in full:
+        assert same(state(page), wanted)
+        press(page, "run", "ArrowRight")
+    assert same(state(page), full[-1])
+    spoken = page.evaluate(f"{STATE}.controls.run.input.getAttribute('aria-valuetext')")
+    assert spoken == full[-1][0]
+    assert page.evaluate(f"{STATE}.pending").startswith(f"{full[-1][0]}, 7,200 steps of 2,048: MIG ")
+    push(page, "Highest MIG in view")
+    assert same(state(page), max(full, key=lambda row: row[1]))
+
+
+def choose(page: Watched, **values: object) -> None:
+    for name, value in values.items():
+        page.evaluate(
+            f"(() => {{ const c = {STATE}.controls[{name!r}]; c.value = {json.dumps(value)};"
+            "c.input.dispatchEvent(new Event('input')); })()"
+        )
+    page.evaluate(FRAME)
+
+
+def test_filters_leave_the_runs_that_pass(site, portrait):
+    page = site("trade-off")
+    many = f"Number({STATE}.controls.run.input.max) + 1"
+    choose(page, study=0)
+    assert page.evaluate(many) == 15
+    choose(page, method=1)
+    assert page.evaluate(many) == 6 and state(page)[0].startswith("ISA-VAE")
+    choose(page, beta=3, seed=2)
+    assert page.evaluate(many) == 1 and state(page)[0] == "ISA-VAE, β = 3, seed 2"
+    before = state(page)
+    choose(page, beta=5)
+    assert page.evaluate(f"{STATE}.pending") == "No recorded run passes these filters."
+    assert page.evaluate(f"{STATE}.controls.run.input.disabled")
+    push(page, "All runs")
+    assert page.evaluate(many) == 15 and not page.evaluate(f"{STATE}.controls.run.input.disabled")
+    choose(page, method=1, beta=3, seed=2)
+    assert state(page) == before
+    choose(page, method=None, beta=None, seed=None, study=1)
+    assert page.evaluate(many) == 2
+    assert "reduced" in page.evaluate(f"{VALUES}.trained") and "reduced" in page.evaluate(f"{STATE}.pending")
+
+
+@pytest.mark.parametrize("touch", [False, True], ids=["click", "tap"])
+def test_a_mark_chooses_its_run(site, portrait, touch):
+    page = site("trade-off", width=390 if touch else 1000)
+    choose(page, study=0, method=0, beta=3)
+    places = page.evaluate(
+        f"(() => {{ const e = {STATE}; const canvas = document.querySelector('canvas');"
+        "canvas.scrollIntoView({ block: 'center' }); const b = canvas.getBoundingClientRect();"
+        "return e.marks().map(([x, y]) => [b.x + x, b.y + y]); })()"
+    )
+    assert len(places) == 3
+    page.send("Emulation.setTouchEmulationEnabled", enabled=touch)
+    try:
+        for number, (x, y) in enumerate(places):
+            if touch:
+                page.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+                page.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+            else:
+                for kind in ("mousePressed", "mouseReleased"):
+                    page.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            page.evaluate(FRAME)
+            assert state(page)[0] == f"β-VAE, β = 3, seed {number}"
+    finally:
+        page.send("Emulation.setTouchEmulationEnabled", enabled=False)
+    focused = page.evaluate(f"document.activeElement === {STATE}.controls.run.input")
+    assert focused, "arrow keys do not go on from the run that was clicked"
+
+
+def test_traversals_are_loaded_with_their_run(site, portrait):
+    page = site("trade-off")
+    choose(page, study=0)
+    hidden = "getComputedStyle([...document.querySelectorAll('.explorer-panel')].at(-1)).display"
+    assert page.evaluate(hidden) == "none"
+    push(page, "All runs")
+    choose(page, study=1, seed=1)
+    assert page.evaluate(hidden) != "none"
+    assert page.asked == [f"{portrait.stem}.png"]
+    label = page.evaluate("[...document.querySelectorAll('canvas')].at(-1).getAttribute('aria-label')")
+    assert label.startswith("Traversals of the active latents of ISA-VAE, β = 1, seed 1") and "nats of" in label
+    drawn = page.evaluate(
+        "new Promise(done => { const look = (left) => { const c = [...document.querySelectorAll('canvas')].at(-1);"
+        f"const at = {STATE}.pictured(); if (at || !left) done(at); else setTimeout(() => look(left - 1), 20); }};"
+        "look(500); })"
+    )
+    assert drawn == [8 * 64, len(latents.Portrait.load(portrait).shown) * 64]
+    assert page.complaints == [] and page.requests == []
