@@ -198,7 +198,7 @@ class Page:
         code = KEYS[key]
         text = {"text": "\r"} if key == "Enter" else {}
         event = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
-        self.send("Input.dispatchKeyEvent", type="keyDown", **event, **text)
+        self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **event, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def click(self, x: float, y: float) -> None:

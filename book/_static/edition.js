@@ -17,6 +17,11 @@
   dialog.addEventListener("click", (event) => {
     if (event.target !== close && event.target.tagName !== "IMG") dialog.close();
   });
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return; // a dialog's own way out, which does not work from within the figure
+    event.preventDefault();
+    dialog.close();
+  });
   dialog.addEventListener("close", () => room.replaceChildren());
 
   const enlarge = (image, name) => {
