@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -357,22 +358,10 @@ def learn(run: Run, dataset: FactorDataset) -> Learned:
 
 @dataclass(frozen=True)
 class Study:
-    """A specification, as read from ``runs/orientation.yaml``: every combination is trained once.
+    """A specification, as read from ``runs/orientation.yaml``: groups of runs, each every combination of its lists."""
 
-    Parameters
-    ----------
-    exponents
-        For each beta, the exponents of the prior.
-    seeds
-        Seeds of the runs.
-    steps, batch_size
-        As in :func:`model`.
-    """
-
-    exponents: Mapping[float, list[float]]
-    seeds: list[int]
-    steps: int
-    batch_size: int
+    groups: tuple[Mapping[str, Any], ...]
+    """Each with the keys ``beta``, ``steps`` and ``batch_size``, and the lists ``exponents`` and ``seeds``."""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Study:
@@ -384,28 +373,37 @@ class Study:
             If a key is unknown or missing, or a value is out of range; before anything is trained.
         """
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = [field.name for field in fields(cls)]
-        if not isinstance(given, dict) or sorted(given) != sorted(known):
-            keys = sorted(given) if isinstance(given, dict) else given
-            raise ValueError(f"{path} must have the keys {', '.join(known)}, got {keys}")
-        if not isinstance(given["exponents"], dict):
-            raise ValueError(f"{path}: exponents must give a list for each beta, got {given['exponents']!r}")
-        study = cls(**given)
-        list(study.runs())
+        if not isinstance(given, dict) or list(given) != ["groups"] or not isinstance(given["groups"], list):
+            raise ValueError(f"{path} must have the one key groups, with a list, got {given!r}")
+        for group in given["groups"]:
+            if not isinstance(group, dict) or sorted(group) != sorted(_GROUP):
+                raise ValueError(f"{path}: every group must have the keys {', '.join(_GROUP)}, got {group!r}")
+            for name in ("exponents", "seeds"):
+                if not isinstance(group[name], list) or not group[name]:
+                    raise ValueError(f"{path}: {name} must be a list of one or more, got {group[name]!r}")
+        study = cls(tuple(given["groups"]))
+        study.runs()
         return study
 
-    def runs(self) -> Iterator[tuple[tuple[float, float, int], Run]]:
-        """Exponent, beta and seed of each run, and the run: seed after seed, so that an interrupted study is even."""
-        for seed in self.seeds:
-            for beta, exponents in self.exponents.items():
-                for p in exponents:
-                    key = float(p), float(beta), seed
-                    fixed = {"steps": self.steps, "batch_size": self.batch_size}
-                    yield key, model(exponent=p, beta=beta, seed=seed, **fixed)
+    def runs(self) -> dict[tuple[float, ...], Run]:
+        """Every run by its exponent, beta, seed, steps and batch size: seed after seed in every group, so that a group
+        that is interrupted is even.
+        """
+        named = {}
+        for group in self.groups:
+            for seed, p in itertools.product(group["seeds"], group["exponents"]):
+                values = {
+                    "exponent": p,
+                    "seed": seed,
+                    **{name: group[name] for name in ("beta", "steps", "batch_size")},
+                }
+                named[tuple(float(values[name]) for name in _KEYS)] = model(**values)
+        return named
 
 
-_KEYS = ("exponent", "beta", "seed")
-_COLUMNS = (*_KEYS, "alignment", "tilt", "linear", "active", "divergence", "noise", "seconds")
+_GROUP = ("beta", "steps", "batch_size", "exponents", "seeds")
+_KEYS = ("exponent", "beta", "seed", "steps", "batch_size")
+_COLUMNS = (*_KEYS, "alignment", "tilt", "linear", "active", "divergence", "noise")
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -442,14 +440,12 @@ def run_study(spec: str | os.PathLike[str], report: Callable[[str], object] = la
     else:
         path.write_text(",".join(_COLUMNS) + "\n", encoding="utf-8")
     dataset = images()
-    for key, run in study.runs():
+    for key, run in study.runs().items():
         if key in done:
             continue
-        began = time.perf_counter()
         learned = learn(run, dataset)
         measured = {**asdict(learned.code), "divergence": learned.divergence, "noise": learned.noise}
-        cells = [f"{value:g}" for value in key] + [f"{value:.4g}" for value in measured.values()]
-        line = ",".join([*cells, f"{time.perf_counter() - began:.1f}"])
+        line = ",".join([f"{value:g}" for value in key] + [f"{value:.4g}" for value in measured.values()])
         with open(path, "ab", buffering=0) as file:
             file.write(f"{line}\n".encode())
         report(line)

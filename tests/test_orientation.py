@@ -232,7 +232,10 @@ def test_images_that_are_no_grid_of_positions_are_refused(dataset):
 
 # --- the study --------------------------------------------------------------------------------------------------------
 
-SPEC = "exponents: {8.0: [1.0, 4.0], 1.0: [2.0]}\nseeds: [1, 2]\nsteps: 5\nbatch_size: 8\n"
+SPEC = """groups:
+  - {beta: 8, steps: 5, batch_size: 8, exponents: [1.0, 4.0], seeds: [1, 2]}
+  - {beta: 1, steps: 7, batch_size: 8, exponents: [2.0], seeds: [1, 2]}
+"""
 
 
 @pytest.fixture
@@ -260,12 +263,13 @@ def trained(monkeypatch):
 def test_a_study_trains_every_combination_once(spec, trained):
     lines = []
     orientation.run_study(spec, report=lines.append)
-    assert trained == [(p, b, seed, 5, 8) for seed in (1, 2) for p, b in ((1.0, 8.0), (4.0, 8.0), (2.0, 1.0))]
+    first = [(p, 8.0, seed, 5, 8) for seed in (1, 2) for p in (1.0, 4.0)]
+    assert trained == first + [(2.0, 1.0, seed, 7, 8) for seed in (1, 2)]
     table = orientation.read_table(spec.with_suffix(".csv"))
     assert len(lines) == len(table["seed"]) == 6
-    np.testing.assert_array_equal(table["exponent"], [1, 4, 2] * 2)
+    np.testing.assert_array_equal(table["exponent"], [1, 4, 1, 4, 2, 2])
     np.testing.assert_allclose(table["alignment"], table["exponent"] / 10)
-    np.testing.assert_array_equal(table["active"], [2, 0, 2] * 2)
+    np.testing.assert_array_equal(table["active"], [2, 0, 2, 0, 2, 2])
     assert np.isnan(table["divergence"]).all() and (table["noise"] == 0.25).all()
     orientation.run_study(spec)
     assert len(trained) == 6, "recorded runs were trained again"
@@ -290,11 +294,13 @@ def test_no_table_holds_no_runs(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- 1\n", "must have the keys"),
-        (SPEC + "more: 1\n", "must have the keys exponents, seeds, steps, batch_size, got .*more"),
-        (SPEC.replace("{8.0: [1.0, 4.0], 1.0: [2.0]}", "[1.0]"), "exponents must give a list for each beta"),
+        ("- 1\n", "must have the one key groups"),
+        (SPEC + "more: 1\n", "must have the one key groups, with a list, got .*more"),
+        (SPEC.replace("steps: 7, ", ""), "every group must have the keys beta, steps, .* got"),
+        (SPEC.replace("[2.0]", "2.0"), "exponents must be a list of one or more, got 2.0"),
+        (SPEC.replace("[1, 2]", "[]"), r"seeds must be a list of one or more, got \[\]"),
         (SPEC.replace("4.0", "-4.0"), "p must be a positive finite number, got -4.0"),
-        (SPEC.replace("8.0", "-8.0"), "beta must be a positive finite number"),
+        (SPEC.replace("beta: 8", "beta: -8"), "beta must be a positive finite number"),
         (SPEC.replace("[1, 2]", "[-1]"), "seed must be between"),
         (SPEC.replace("steps: 5", "steps: 0"), "steps must be at least 1"),
     ],
@@ -319,8 +325,9 @@ def test_a_table_with_other_columns_is_left_alone(spec, trained):
 def test_the_committed_table_is_that_of_the_committed_specification():
     study = Study.read(ROOT / "runs" / "orientation.yaml")
     table = orientation.read_table(ROOT / "runs" / "orientation.csv")
-    keys = list(zip(*(table[name].tolist() for name in ("exponent", "beta", "seed")), strict=True))
-    assert keys and len(set(keys)) == len(keys) and set(keys) <= {key for key, _ in study.runs()}
+    names = ("exponent", "beta", "seed", "steps", "batch_size")
+    keys = list(zip(*(table[name].tolist() for name in names), strict=True))
+    assert keys and len(set(keys)) == len(keys) and set(keys) <= set(study.runs())
     alignment = table["alignment"][table["active"] > 0]
     assert (np.abs(alignment) <= 1).all() and ((table["tilt"] >= 0) & (table["tilt"] <= 45)).sum() == len(alignment)
 
@@ -367,10 +374,12 @@ def test_a_model_that_says_nothing_has_an_even_map():
 def test_every_run_is_a_dot_and_the_pages_own_a_diamond():
     runs = {"a": {1.0: np.array([0.1, 0.3, 0.2]), 4.0: np.array([0.5])}, "b": {1.0: np.array([])}}
     means = {title: {p: mean_interval(values) for p, values in of.items()} for title, of in runs.items()}
-    figure = draw.seeds(runs, means, {"a": {2.0: -0.5}})
+    figure = draw.seeds(runs, means, {"a": {2.0: -0.5}, "c": {7.0: 0.0}})
     marks = {
         marker: [line.get_ydata().tolist() for line in figure.axes[0].lines if line.get_marker() == marker]
         for marker in "oD"
     }
     assert marks == {"o": [[0.1, 0.2, 0.3], [0.5]], "D": [[-0.5]]}
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
+    assert [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes] == [["1", "2", "4"], ["1"]]
+    intervals = [container for axes in figure.axes for container in axes.containers]
+    assert len(intervals) == 1, "an interval of one run or none"

@@ -158,36 +158,41 @@ def seeds(
     means: Mapping[str, Mapping[float, Interval]],
     live: Mapping[str, Mapping[float, float]],
 ) -> Figure:
-    """Alignment of each run against the prior's exponent: one panel a beta.
+    """Alignment of each run against the prior's exponent: one panel a setting.
 
     Parameters
     ----------
     panels : mapping of str to mapping of float to array, (runs,)
         For each panel's title and exponent, the alignment of every recorded run.
     means : mapping of str to mapping of float to Interval
-        Their means with intervals.
+        Means with intervals, for the panels that are to show them.
     live : mapping of str to mapping of float to float
         Alignment of the runs trained on the page, drawn as diamonds.
     """
-    exponents = sorted({p for of in (*panels.values(), *live.values()) for p in of})
-    place = {p: i for i, p in enumerate(exponents)}
+    places = {
+        title: {p: i for i, p in enumerate(sorted({*runs, *live.get(title, {})}))} for title, runs in panels.items()
+    }
     with style.styled():
-        figure, row = style.subplots(1, len(panels), height=3.9, squeeze=False, sharey=True)
+        ratios = [len(place) + 0.4 for place in places.values()]
+        figure, row = style.subplots(
+            1, len(panels), height=3.9, squeeze=False, sharey=True, gridspec_kw={"width_ratios": ratios}
+        )
         for axes, (title, runs) in zip(row[0], panels.items(), strict=True):
+            place = places[title]
             for level in (-1, 0, 1):
                 axes.axhline(level, color=style.GREY, linewidth=0.8, linestyle=":" if level else "-")
             for p, values in runs.items():
                 spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(len(values))
                 axes.plot(place[p] + spread, np.sort(values), "o", color=style.SKY, markersize=5)
-                mean = means[title][p]
-                error = np.nan_to_num([[mean.estimate - mean.low], [mean.high - mean.estimate]])
-                axes.errorbar(
-                    place[p] + 0.32, mean.estimate, error, color=style.BLUE, marker="s", markersize=5, capsize=2.5
-                )
+            for p, mean in means.get(title, {}).items():
+                if mean.n > 1:
+                    error = np.nan_to_num([[mean.estimate - mean.low], [mean.high - mean.estimate]])
+                    options = {"color": style.BLUE, "marker": "s", "markersize": 5, "capsize": 2.5}
+                    axes.errorbar(place[p] + 0.32, mean.estimate, error, **options)
             for p, value in live.get(title, {}).items():
                 axes.plot(place[p] - 0.32, value, "D", color=style.VERMILION, markersize=6)
-            axes.set_xticks(range(len(exponents)), [f"{p:g}" for p in exponents])
-            axes.set(title=title, xlabel="exponent $p$ of the prior", ylim=(-1.08, 1.08), xlim=(-0.6, len(place) - 0.4))
+            axes.set_xticks(range(len(place)), [f"{p:g}" for p in place])
+            axes.set(title=title, xlabel="exponent $p$", ylim=(-1.08, 1.08), xlim=(-0.6, len(place) - 0.4))
         row[0, 0].set_yticks([-1, -0.5, 0, 0.5, 1], ["−1\ndiagonals", "−0.5", "0", "0.5", "1\naxes"])
         row[0, 0].set_ylabel("alignment $A$")
         handles = [
