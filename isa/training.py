@@ -53,13 +53,14 @@ from tqdm import tqdm
 from isa import data, models, objectives
 from isa.data import FactorDataset
 from isa.lpnested import LpNested, Node
-from isa.mig import MutualInformationGap, active_units, mutual_information_gap
+from isa.mig import _LOG_VAR_LIMIT, MutualInformationGap, active_units, mutual_information_gap
 
 __all__ = [
     "DEFAULTS",
     "OBJECTIVES",
     "CheckpointError",
     "Defaults",
+    "DivergedError",
     "Evaluation",
     "Result",
     "Run",
@@ -1053,6 +1054,10 @@ def remove_checkpoint(run: Run, folder: str | os.PathLike[str]) -> None:
 # Evaluation
 
 
+class DivergedError(ValueError):
+    """A model cannot be measured, since over all images its posteriors or reconstructions are not finite numbers."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What is measured of a trained model, over all images of its data set."""
@@ -1111,8 +1116,8 @@ def evaluate(
 
     Raises
     ------
-    ValueError
-        If the posteriors are not finite.
+    DivergedError
+        If posteriors or reconstructions are not finite, or log-variances beyond ±500 (also a ``ValueError``).
     """
     device = torch.device(device)
     dataset = dataset.to(device)
@@ -1137,6 +1142,9 @@ def evaluate(
             kl[here] = objectives.gaussian_log_density(z, *posterior) - _log_prior(prior, z)
             mean[here], log_var[here] = posterior
             bar.update(len(index))
+    finite = all(bool(torch.isfinite(values).all()) for values in (fit, kl, mean, log_var))
+    if not finite or bool(log_var.abs().max() > _LOG_VAR_LIMIT):
+        raise DivergedError(f"{run.key} cannot be measured: its posteriors or reconstructions are out of bounds")
     mig = mutual_information_gap(
         mean,
         log_var,
@@ -1171,7 +1179,8 @@ class Result:
     curve: dict[str, np.ndarray]
     """Every term of the objective at every step, and every learned exponent, each (steps,)."""
     diverged_at: int | None
-    """Step, counted from 0, whose loss was not finite or out of bounds; None for a run that went well."""
+    """Step, counted from 0, whose loss was not finite or out of bounds; the number of steps where only the measurement
+    showed it; None for a run that went well."""
     record: dict[str, Any] = field(repr=False)
     """All that is reported of the run, as JSON holds it."""
     evaluation: Evaluation | None = field(repr=False, default=None)
@@ -1512,8 +1521,15 @@ def _result(
     if evaluated and diverged_at is None:
         began = time.perf_counter()
         options = {"device": pack.device, "n_samples": n_samples, "progress": progress}
-        measured = evaluate(vae, prior, run, dataset, **options)
-        record |= _measurements(measured, dataset)
-        record["evaluation_seconds"] = time.perf_counter() - began
+        try:
+            measured = evaluate(vae, prior, run, dataset, **options)
+        except DivergedError as error:
+            # The losses are of the parameters before each step: what the last one did shows only here.
+            _logger.warning("%s", error)
+            diverged_at = pack.step
+            record |= {"status": "diverged", "diverged_at": diverged_at}
+        else:
+            record |= _measurements(measured, dataset)
+            record["evaluation_seconds"] = time.perf_counter() - began
         vae.cpu()
     return Result(run, vae, critic, prior, curve, diverged_at, record, measured)

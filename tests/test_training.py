@@ -549,6 +549,17 @@ def test_a_run_that_diverges_stops_and_says_where():
     json.dumps(result.record, allow_nan=False)
 
 
+def test_what_the_last_step_ruined_is_recorded_as_diverged_and_loses_no_other(caplog):
+    runs = [_run(steps=1, learning_rate=1e10, seed=seed) for seed in range(2)]
+    results = train_pack(runs, dataset=DATASET, device="cpu")
+    for run, result in zip(runs, results, strict=True):
+        assert np.isfinite(result.curve["loss"]).all()
+        assert result.evaluation is None and result.record["status"] == "diverged"
+        assert result.diverged_at == result.record["diverged_at"] == 1
+        assert f"{run.key} cannot be measured" in caplog.text
+        json.dumps(result.record, allow_nan=False)
+
+
 def test_a_diverged_run_of_a_resumed_pack_stays_diverged(tmp_path):
     runs = [_run(beta=beta, steps=12) for beta in (1.0, 1e30)]
     options = {"checkpoints": tmp_path, "checkpoint_every": 4, "evaluation": False, "dataset": DATASET, "device": "cpu"}
