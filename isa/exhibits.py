@@ -47,7 +47,9 @@ def measured(studies: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[str
 # Runs
 
 
-def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterable[Path] = ()) -> dict[str, Any]:
+def trade_off(
+    studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterable[Path] = (), most: int = 40
+) -> dict[str, Any]:
     """Every run with its record in short, and the means over seeds that Fig. 5b draws.
 
     Parameters
@@ -57,6 +59,9 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
         recorded first), method, beta and seed.
     portraits
         Files of portraits; a name ends with the hash of its run. Those of other runs are left aside.
+    most
+        So many portraits are used at most: a sweep leaves one of every run, and each becomes a picture beside the page.
+        Those of the runs that stand for their way of training, method, prior and beta (A.5) come first.
 
     Returns
     -------
@@ -107,7 +112,7 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
         "commit": [commits.index(_short(row["commit"])) for row in rows],
         "hash": [row["hash"] for row in rows],
     }
-    pictures = _portraits(rows, portraits)
+    pictures = _portraits(_by_standing(rows), portraits, most)
     shown = [number for number, row in enumerate(rows) if row["hash"] in pictures]
     best = max((n for n, study in enumerate(columns["study"]) if study == 0), key=lambda n: columns["mig"][n])
     return {
@@ -170,14 +175,27 @@ def _means(
     return means
 
 
-def _portraits(rows: Sequence[Mapping[str, Any]], paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """What a page needs to know of the portraits of these runs, those with an active latent, by hash."""
-    hashes = {row["hash"] for row in rows}
-    found = {}
-    for path in sorted(paths):
-        own = path.stem.rpartition("-")[2]
-        if own not in hashes:
-            continue
+def _by_standing(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs, those first that stand for the ones which differ from them in their seed alone."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((title(row), method(row), prior(row), row["beta"]), []).append(row)
+    first = [_representative(group) for group in groups.values()]
+    chosen = {row["hash"] for row in first}
+    return first + [row for row in rows if row["hash"] not in chosen]
+
+
+def _representative(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return rows[analysis.representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]
+
+
+def _portraits(rows: Sequence[Mapping[str, Any]], paths: Iterable[Path], most: int) -> dict[str, dict[str, Any]]:
+    """What a page needs to know of the portraits of the first of these runs, those with an active latent, by hash."""
+    by_hash = {path.stem.rpartition("-")[2]: path for path in paths}
+    found: dict[str, dict[str, Any]] = {}
+    for own, path in ((row["hash"], by_hash[row["hash"]]) for row in rows if row["hash"] in by_hash):
+        if len(found) == most:
+            break
         portrait = Portrait.load(path)
         if portrait.about.get("hash") != own:
             raise ValueError(f"{path} is the portrait of run {portrait.about.get('hash')}, not of {own}")
@@ -271,13 +289,12 @@ def latents(chosen: Mapping[str, Exhibit], start: str = "heart") -> dict[str, An
 
 def standing(run: Mapping[str, Any], studies: Iterable[Iterable[Mapping[str, Any]]]) -> str:
     """Say in words what a run is among the recorded runs that differ from it in their seed alone (A.5)."""
-    alike = ("objective", "beta", "total_steps", "batch_size", "prior", "scale", "learn_exponents", "exponents")
-    if run["learn_exponents"]:
-        alike = alike[:-1]
+    alike = ("objective", "beta", "total_steps", "batch_size", "prior", "subspaces", "p0", "p1", "scale")
+    alike += ("learn_exponents",)
     rows = [row for row in measured(studies) if all(row[name] == run[name] for name in alike)]
     if run["hash"] not in [row["hash"] for row in rows]:
         return "not among the records of this page"
-    row = rows[analysis.representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]
+    row = _representative(rows)
     if len(rows) == 1:
         return "the only one recorded"
     if row["hash"] == run["hash"]:

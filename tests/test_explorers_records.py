@@ -162,6 +162,15 @@ def test_means_are_those_of_the_runs():
             assert [one["fit_error"], one["mig_error"]] == pytest.approx(errors, abs=2e-3)
 
 
+def test_those_that_stand_for_others_come_first():
+    rows = exhibits.measured(records())
+    ordered = exhibits._by_standing(rows)
+    assert sorted(row["hash"] for row in ordered) == sorted(row["hash"] for row in rows)
+    standing = [exhibits.standing(row, records()) for row in ordered]
+    first = [words.startswith(("stands for", "the only one")) for words in standing]
+    assert first == sorted(first, reverse=True) and sum(first) == 7
+
+
 def test_runs_that_cannot_be_shown_together_are_refused():
     with pytest.raises(ValueError, match="must hold a run"):
         exhibits.trade_off([[record(Run(), "diverged")]])
@@ -177,6 +186,7 @@ def test_a_portrait_is_found_by_its_run(portrait, tmp_path):
     picture = latents.Portrait.load(portrait)
     assert [latent for latent, *_ in held["latents"]] == picture.shown.tolist()
     assert unpacked(data)[data["first"]] == row
+    assert not exhibits.trade_off(records(), [portrait], most=0)["portraits"]
     stranger = tmp_path / f"x-{records()[0][0]['hash']}.npz"
     shutil.copy(portrait, stranger)
     with pytest.raises(ValueError, match="is the portrait of run"):
