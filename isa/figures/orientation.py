@@ -125,25 +125,14 @@ def codes(means: Mapping[str, np.ndarray], tilts: Mapping[str, Sequence[str]]) -
         for column, (title, mean) in enumerate(means.items()):
             for latent in range(latents):
                 values = mean[..., latent]
-                limit = max(np.abs(values).max(), 1e-9)
+                limit = max(np.abs(values).max(), 1.0)  # the prior's standard deviation: what is less is noise
                 axes = grid[latent, column]
-                axes.imshow(
-                    values.T,
-                    cmap=style.DIVERGING,
-                    vmin=-limit,
-                    vmax=limit,
-                    extent=(0, 1, 1, 0),
-                    interpolation="nearest",
-                )
-                axes.contour(
-                    np.linspace(0, 1, len(values)),
-                    np.linspace(0, 1, values.shape[1]),
-                    values.T,
-                    levels=np.linspace(-limit, limit, 9)[1:-1],
-                    colors=style.BLACK,
-                    linewidths=0.5,
-                    linestyles="solid",
-                )
+                options = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+                axes.imshow(values.T, extent=(0, 1, 1, 0), **options)
+                if np.ptp(values) > limit / 2:
+                    places = (np.linspace(0, 1, size) for size in values.shape)
+                    levels = np.linspace(-limit, limit, 9)[1:-1]
+                    axes.contour(*places, values.T, levels, colors=style.BLACK, linewidths=0.5, linestyles="solid")
                 axes.set(title=f"{title}\n{tilts[title][latent]}" if latent == 0 else tilts[title][latent])
                 axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for axes in grid[-1]:
