@@ -543,7 +543,7 @@ def test_traversals_are_loaded_with_their_run(site, portrait):
     assert page.evaluate(hidden) != "none"
     assert page.asked == [f"{portrait.stem}.png"]
     label = page.evaluate("[...document.querySelectorAll('canvas')].at(-1).getAttribute('aria-label')")
-    assert label.startswith("Traversals of the active latents of ISA-VAE, β = 1, seed 1") and "nats of" in label
+    assert label.startswith("Traversals of ISA-VAE, β = 1, seed 1") and "nats of" in label
     drawn = page.evaluate(
         "new Promise(done => { const look = (left) => { const c = [...document.querySelectorAll('canvas')].at(-1);"
         f"const at = {STATE}.pictured(); if (at || !left) done(at); else setTimeout(() => look(left - 1), 20); }};"

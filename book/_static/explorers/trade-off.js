@@ -242,7 +242,7 @@ Explorers.define("trade-off", (explorer, data) => {
       portrait.latents.forEach(([latent, factor, nats], row) => {
         const y = row * (down + GAP);
         pen.text(factor, 0, y + down / 2 - pen.size * 0.6, { align: "left" });
-        pen.text(`z${latent + 1}, ${fixed(nats, 1)} nats`, 0, y + down / 2 + pen.size * 0.6, { align: "left" });
+        pen.text(`z${latent + 1}, ${fixed(nats, 1)}${label < 90 ? "" : " nats"}`, 0, y + down / 2 + pen.size * 0.6, { align: "left" });
         for (let step = 0; step < portrait.steps; step++) {
           const from = [step * width, (base.value * portrait.latents.length + row) * height, width, height];
           pen.context.drawImage(picture, ...from, label + step * (across + GAP), y, across, down);
@@ -270,9 +270,9 @@ Explorers.define("trade-off", (explorer, data) => {
     const rows = Math.max(latents.length, 1);
     tiles.canvas.style.aspectRatio = String((steps * size[1]) / ((1 - LABELS) * rows * (size[0] + GAP)));
     tiles.describe(
-      latents.map(([latent, factor, nats]) => `z${latent + 1} knows ${fixed(nats, 1)} nats of ${factor}`).join("; ") ||
-        "no latent is active",
-      `Traversals of the active latents of ${name(run)}, from the least to the greatest posterior mean`,
+      "a row for each active latent, from the least to the greatest posterior mean; " +
+        latents.map(([latent, factor, nats]) => `z${latent + 1} knows ${fixed(nats, 1)} nats of ${factor}`).join(", "),
+      `Traversals of ${name(run)}`,
     );
   }
 
