@@ -19,14 +19,13 @@ import filelock
 import pytest
 import torch
 from distributed import Client, LocalCluster
-from tiny_sweep import SPEC, write_spec
+from tiny_sweep import SPEC, without_times, write_spec
 
 from isa import cli, cluster, sweep, training
 from isa.sweep import Records, Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-TIMES = ("train_seconds", "evaluation_seconds")
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +42,6 @@ def spec(tmp_path) -> Spec:
     return Spec.read(write_spec(tmp_path))
 
 
-def _fields(record: dict) -> dict:
-    return {name: value for name, value in record.items() if name not in TIMES}
-
-
 def _sweep(spec: Spec, **options) -> Records:
     return sweep.sweep(spec, **({"progress": False} | options))
 
@@ -55,7 +50,7 @@ def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     """Records of a sweep without a cluster, by hash."""
     folder.mkdir()
     records = _sweep(Spec.read(write_spec(folder, text)), device="cpu", **options)
-    return {record["hash"]: _fields(record) for record in records}
+    return {record["hash"]: without_times(record) for record in records}
 
 
 def _until(holds: Callable[[], object], seconds: float = 300.0) -> None:
@@ -140,7 +135,7 @@ def test_a_worker_killed_in_mid_run_only_delays_its_run(processes, spec, tmp_pat
     (lost,) = (line for line in said if "lost with its worker" in line)
     assert lost.split()[0] in {run.key for run in spec.runs()} and stuck in lost
     assert sum("MIG" in line and line.startswith("cars3d-") for line in said) == 9
-    assert {record["hash"]: _fields(record) for record in records} == _alone(tmp_path / "alone")
+    assert {record["hash"]: without_times(record) for record in records} == _alone(tmp_path / "alone")
     assert {path.name for path in (tmp_path / "portraits").iterdir()} == {f"{run.key}.npz" for run in spec.runs()}
     for path in (tmp_path / "portraits").iterdir():
         assert path.read_bytes() == (tmp_path / "alone" / "portraits" / path.name).read_bytes()
@@ -254,7 +249,7 @@ def test_the_command_sweeps_on_a_cluster_and_trains_nothing_twice(scheduler, spe
     lines = printed.out.splitlines()
     assert sum("trains on" in line for line in lines) == 2 and lines[-1].endswith("4 of 4 runs recorded")
     rows = read_records(spec.record)
-    assert {row["hash"]: _fields(row) for row in rows} == _alone(tmp_path / "alone", tier=1)
+    assert {row["hash"]: without_times(row) for row in rows} == _alone(tmp_path / "alone", tier=1)
     again = _sweep(spec, tier=1, scheduler="tcp://nowhere:1")  # nothing is left to ask a scheduler for
     assert not again.missing and sorted(again.column("hash")) == sorted(row["hash"] for row in rows)
     assert not list((spec.work / "checkpoints").iterdir())
@@ -334,14 +329,14 @@ def test_runs_go_on_from_checkpoints_in_the_sweeps_folder(scheduler, tmp_path, m
         _sweep(spec, tier=1, scheduler=scheduler)
     records = _sweep(spec, tier=1, scheduler=scheduler)
     assert starts == [0, 0, 20, 20]
-    assert {record["hash"]: _fields(record) for record in records} == whole
+    assert {record["hash"]: without_times(record) for record in records} == whole
 
 
 def test_workers_that_do_not_see_the_folder_train_without_checkpoints(scheduler, spec, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster._Sweep, "_identify", lambda self: "another folder")
     said = []
     records = _sweep(spec, tier=1, scheduler=scheduler, report=said.append)
-    assert {record["hash"]: _fields(record) for record in records} == _alone(tmp_path / "alone", tier=1)
+    assert {record["hash"]: without_times(record) for record in records} == _alone(tmp_path / "alone", tier=1)
     assert sum("does not see the sweep's folder" in line for line in said) == 2
     assert not (spec.work / "checkpoints").exists()
     assert len(list((tmp_path / "portraits").iterdir())) == 4
@@ -520,7 +515,7 @@ def test_slurm_jobs_sweep(slurm, spec, tmp_path, capsys):
     assert slurm([*options, "--setup", "export TINY=1", "--", str(spec.path), "--tier", "1"]) == 0
     assert capsys.readouterr().out.endswith("4 of 4 runs recorded\n")
     rows = read_records(spec.record)
-    assert {row["hash"]: _fields(row) for row in rows} == _alone(tmp_path / "alone", tier=1)
+    assert {row["hash"]: without_times(row) for row in rows} == _alone(tmp_path / "alone", tier=1)
     (script,) = (tmp_path / "slurm").glob("*.sh")
     lines = script.read_text().splitlines()
     assert {"#SBATCH --gpus=1", "#SBATCH --cpus-per-task=1", "#SBATCH -t 12:00:00", "export TINY=1"} <= set(lines)

@@ -20,7 +20,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_sweep import DATASET, SPEC, write_spec
+from tiny_sweep import DATASET, SPEC, without_times, write_spec
 
 from isa import cli, isa_prior, sweep, training
 from isa.latents import Portrait
@@ -28,16 +28,11 @@ from isa.sweep import COLUMNS, Records, RecordsWarning, Spec, read_records, stat
 from isa.training import Run, train
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMES = ("train_seconds", "evaluation_seconds")
 
 
 @pytest.fixture
 def spec(tmp_path) -> Spec:
     return Spec.read(write_spec(tmp_path))
-
-
-def _fields(record: dict) -> dict:
-    return {name: value for name, value in record.items() if name not in TIMES}
 
 
 def _sweep(spec: Spec, **options) -> Records:
@@ -212,7 +207,7 @@ def test_a_record_is_what_training_alone_gives(spec):
     records = _sweep(spec, tier=1)
     for run, record in zip(spec.runs(1), records, strict=True):
         alone = train(run, dataset=DATASET, device="cpu").record
-        for name, value in _fields(alone).items():
+        for name, value in without_times(alone).items():
             if isinstance(value, float):
                 assert record[name] == pytest.approx(value, rel=1e-8), name
             elif isinstance(value, list) and value and not isinstance(value[0], str):
@@ -275,7 +270,9 @@ def test_a_torn_last_line_is_left_aside_and_then_replaced(spec, capsys):
     printed = capsys.readouterr()
     assert read_records(spec.record)
     assert printed.err.count("isa: warning: ") == 1 and "cut off" in printed.err
-    assert [_fields(record) for record in read_records(spec.record)] == [_fields(record) for record in whole]
+    assert [without_times(record) for record in read_records(spec.record)] == [
+        without_times(record) for record in whole
+    ]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +383,7 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoint(tmp_path, monkeypatch)
     seen += [0] * 4
     rows = _sweep(spec, tier=1).rows
     assert 20 in seen  # the first look after going on
-    assert [_fields(row) for row in rows] == [_fields(row) for row in whole]
+    assert [without_times(row) for row in rows] == [without_times(row) for row in whole]
     assert not list((spec.work / "checkpoints").iterdir())
 
 
@@ -459,7 +456,7 @@ def test_two_sweeps_share_the_runs_and_a_killed_one_leaves_its_own_to_the_next(s
         undisturbed.mkdir()
         again = {record["hash"]: record for record in _sweep(Spec.read(write_spec(undisturbed)))}
     for record in records:
-        assert _fields(record) == _fields(again[record["hash"]])
+        assert without_times(record) == without_times(again[record["hash"]])
 
 
 def test_a_budget_starts_nothing_that_would_not_be_done(spec, monkeypatch):

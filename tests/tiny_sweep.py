@@ -51,6 +51,11 @@ def squares() -> FactorDataset:
     return FactorDataset("cars3d", "squares", factors, rows, provenance, image_shape=(1, 64, 64), packed=True)
 
 
+def without_times(record: dict) -> dict:
+    """Return what of a record is the same whenever and beside whatever its run is trained."""
+    return {name: value for name, value in record.items() if name not in ("train_seconds", "evaluation_seconds")}
+
+
 def write_spec(folder: Path, text: str = SPEC) -> Path:
     """Write a specification and return its path."""
     path = folder / "tiny.yaml"
