@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from browser import Page, find_chromium
@@ -112,6 +113,22 @@ def parsed(html) -> dict[str, Document]:
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
+
+_PICTURED = re.compile(r"data:image/png;base64,[^\"]*")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def test_the_readmes_picture_is_the_front_pages(html):
+    def drawn(path: Path) -> tuple[str, np.ndarray]:
+        text = _PICTURED.sub("", path.read_text(encoding="utf-8"))
+        return _NUMBER.sub("", text), np.array(_NUMBER.findall(text), float)
+
+    (name,) = re.findall(r"!\[[^]]*\]\((book/[^)]*\.svg)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    words, numbers = drawn(ROOT / name)
+    (offered,) = html.glob("_downloads/*/fig-front.svg")
+    words_now, numbers_now = drawn(offered)
+    assert words == words_now, f"copy {offered.name} to {name}"
+    np.testing.assert_allclose(numbers, numbers_now, atol=0.05)
 
 
 @each_page
