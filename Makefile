@@ -13,7 +13,7 @@ help:
 	@echo "make pdf    print the book into one PDF, with Chromium"
 	@echo "make test   run all tests"
 	@echo "make lint   run the linter"
-	@echo "make bench  measure speed, each as a ratio inside one run"
+	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
 	@echo "make clean  remove the built book (make clean-all: the environment too)"
 
 $(READY): pyproject.toml constraints.txt
@@ -40,7 +40,7 @@ lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(READY)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@$(BIN)/python benchmarks/all.py
 
 .PHONY: clean-all
 clean:
