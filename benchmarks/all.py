@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, and their figures as one table: ``make bench``, or ``python benchmarks/all.py``.
+"""Every benchmark, one after the other, their figures as one table: ``make bench``, or ``python benchmarks/all.py``.
 
 The table is ``runs/speed.csv``, a figure a row, from which the page *Speed and precision* is made. Benchmarks that only
 print are run first (that of the pages where the book is built) and leave no rows. pythae (``pip install pythae``) is
