@@ -7,13 +7,21 @@ READY := $(VENV)/.ready
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: help book pdf test lint bench clean
+# LOCKED=1 installs nothing but files whose hashes are in locks/; LOCKED=cpu does, with PyTorch's build for CPUs
+LOCKED ?=
+HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
+UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
+
+.PHONY: help book pdf test lint bench audit machines reproduce clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
 	@echo "make test   run all tests"
 	@echo "make lint   run the linter"
 	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
+	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
+	@echo "make machines   try other machines, each as a fresh environment: runs/machines.csv"
+	@echo "make reproduce  measure what is the same every time: runs/reproducibility.csv"
 	@echo "make clean  remove the built book (make clean-all: the environment too)"
 
 $(READY): pyproject.toml constraints.txt
@@ -21,7 +29,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed, name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: this Python cannot create environments; install its venv package (Debian: python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[book,test]'
+ifneq ($(LOCKED),)
+	$(UNPINNED) $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: $(HASHED)
+endif
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--no-build-isolation --no-deps) --editable '.[book,test]'
 	@touch $(READY)
 
 book: $(READY)
@@ -41,6 +52,17 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/all.py
+
+# in an environment of its own, since what audits is no part of the pinned set
+audit:
+	@$(PYTHON) -m venv _build/audit && $(UNPINNED) _build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@$(UNPINNED) _build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement locks/packages.txt --requirement locks/torch.txt
+
+machines: $(READY)
+	@$(BIN)/python tests/machines.py
+
+reproduce: $(READY)
+	@$(BIN)/python tests/reproduce.py
 
 .PHONY: clean-all
 clean:
