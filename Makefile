@@ -12,7 +12,7 @@ LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 
-.PHONY: help book pdf test lint bench audit machines reproduce clean
+.PHONY: help book pdf test lint bench audit machines reproduce soak clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
@@ -22,6 +22,7 @@ help:
 	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
 	@echo "make machines   try other machines, each as a fresh environment: runs/machines.csv"
 	@echo "make reproduce  measure what is the same every time: runs/reproducibility.csv"
+	@echo "make soak   disturb sweeps in many ways, and see that nothing is lost: runs/soak.csv"
 	@echo "make clean  remove the built book (make clean-all: the environment too)"
 
 $(READY): pyproject.toml constraints.txt
@@ -63,6 +64,9 @@ machines: $(READY)
 
 reproduce: $(READY)
 	@$(BIN)/python tests/reproduce.py
+
+soak: $(READY)
+	@$(BIN)/python tests/soak.py
 
 .PHONY: clean-all
 clean:

@@ -103,11 +103,12 @@ def _work(
     checkpoints: Path | None,
     options: Mapping[str, Any],
     step: float | None,
-    until: float,
+    seconds: float,
 ) -> _Done:
-    """Train runs, which are given by hash and fields; ``until`` is in seconds of ``time.time``."""
+    """Train runs, which are given by hash and fields, for so many seconds at most."""
     from distributed import get_worker
 
+    deadline = time.monotonic() + seconds  # no clock of the day: those of two machines differ, and they are set
     worker = get_worker()
     key = worker.get_current_task()
 
@@ -122,7 +123,7 @@ def _work(
             if run.hash != name:
                 raise ValueError(f"the worker's version of isa knows {run.key} by another hash than {name}")
         here = {"device": device, "portraits": Path(folder), "progress": False, "wanted": wanted}
-        engine = sweep._Local(checkpoints, {**options, **here}, len(runs), time.monotonic() + (until - time.time()))
+        engine = sweep._Local(checkpoints, {**options, **here}, len(runs), deadline)
         try:
             records = engine(runs, step)
         except sweep._OutOfTime:
@@ -493,8 +494,8 @@ class _Sweep:
         worker.runs, worker.began, worker.claims = runs, began, claims
         described = {run.hash: run.to_dict() for run in runs}
         checkpoints = self.work / "checkpoints" if worker.shared else None
-        until = time.time() + (self.deadline - now)
-        self._submit(worker, runs[0].key, _work, described, checkpoints, self.options, speed.step(runs[0]), until)
+        left = self.deadline - now
+        self._submit(worker, runs[0].key, _work, described, checkpoints, self.options, speed.step(runs[0]), left)
         return False
 
     def _recorded(self) -> list[dict[str, Any]]:

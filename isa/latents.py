@@ -19,11 +19,10 @@ A portrait is a zip archive of arrays (``.npz``). Loading one unpickles nothing,
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isa._files import write_atomically
 from isa.data import Factor, FactorDataset
 from isa.data._npz import open_archive, read_array, read_shape
 
@@ -208,20 +208,10 @@ class Portrait:
             Where it is.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._header(), allow_nan=False, separators=(",", ":")).encode()
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, header=np.frombuffer(text, np.uint8), **self._arrays())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's own is for one reader
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        held = io.BytesIO()  # in memory first, since a zip archive on a full disk fails more than once
+        np.savez_compressed(held, allow_pickle=False, header=np.frombuffer(text, np.uint8), **self._arrays())
+        write_atomically(path, lambda temporary: Path(temporary).write_bytes(held.getbuffer()))
         return path
 
     @classmethod

@@ -43,7 +43,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +55,7 @@ import torch
 import yaml
 
 from isa import data, latents, training
+from isa._files import remove_leftovers
 from isa.training import CheckpointError, Run
 
 __all__ = ["Records", "RecordsWarning", "Spec", "Status", "read_records", "status", "sweep"]
@@ -322,11 +323,16 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     held = {}
     for name, cell in cells.items():
         held[name] = None if cell == "" else cell if name in _TEXT else json.loads(cell)
-    run = Run.from_dict({name: held.get(name) for name in _RUN_FIELDS if held.get(name) is not None})
+    run = _run(held)
     if run.hash != held["hash"]:
         raise ValueError(f"its fields are those of the run {run.hash}, not of {held['hash']}")
     held |= {f"mig_{name}": gap for name, gap in zip(held["factors"] or (), held.pop("gaps", None) or (), strict=True)}
     return held
+
+
+def _run(record: Mapping[str, Any]) -> Run:
+    """Return the run that a record is of."""
+    return Run.from_dict({name: record.get(name) for name in _RUN_FIELDS if record.get(name) is not None})
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -525,7 +531,7 @@ class Status(NamedTuple):
     recorded: int
     diverged: int
     in_progress: int
-    """Runs that some sweep on this file system trains at the moment."""
+    """Runs that some sweep on this file system trains at the moment; those of one course count once."""
     seconds: float | None
     """What remains takes so long on this device, by the record; None where a kind of run is not recorded on it."""
 
@@ -548,7 +554,7 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
         done = [held[run.hash] for run in runs if run.hash in held]
         missing = [run for run in runs if run.hash not in held]
         times = [speed(run, _steps_done(spec, run)) for run in missing]
-        claimed = sum(_Claim(spec, run).is_held() for run in missing)
+        claimed = sum(_Claim(spec, run).is_held() for run in {run.course: run for run in missing}.values())
         diverged = sum(record["status"] == "diverged" for record in done)
         seconds = None if None in times else sum(times)
         found.append(Status(tier, len(runs), len(done), diverged, claimed, seconds))
@@ -560,10 +566,14 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
 
 
 class _Claim:
-    """A lock that says that a run is being trained; it ends with its process, however that ends."""
+    """A lock that says that a run is being trained; it ends with its process, however that ends.
+
+    It is of the run's whole course: a shorter and a longer run of one course have one checkpoint, which a second
+    process would replace, or remove, under the hands of the first.
+    """
 
     def __init__(self, spec: Spec, run: Run) -> None:
-        self.path = spec.work / "claims" / f"{run.hash}.lock"
+        self.path = spec.work / "claims" / f"{run.course}.lock"
         self.lock = filelock.FileLock(self.path)
 
     def acquire(self) -> bool:
@@ -581,10 +591,13 @@ class _Claim:
         """Whether some process has it."""
         if not self.path.exists():
             return False
-        if self.acquire():
-            self.release()
+        try:
+            if not self.acquire():
+                return True
+        except OSError:  # as on a file system that is mounted for reading alone: from here, that cannot be known
             return False
-        return True
+        self.release()
+        return False
 
 
 class _OutOfTime(Exception):
@@ -710,8 +723,10 @@ class _Local:
         except CheckpointError as error:
             warnings.warn(f"{error}; it is moved away, and the run starts anew", RecordsWarning, stacklevel=2)
             for run in runs:
-                path = training._checkpoint(self.folder, run)
-                if path.exists():
+                try:
+                    training._checkpoint_step(self.folder, run)
+                except CheckpointError:
+                    path = training._checkpoint(self.folder, run)
                     path.replace(path.with_name(f"{path.name}.unreadable"))
             return _train(runs, **options, deadline=self.deadline)
         except torch.OutOfMemoryError:
@@ -775,9 +790,9 @@ def sweep(
         If the specification, its records, an option, or the place of published data is not as it must be; before
         anything is trained.
     OSError
-        If a record cannot be written, as on a full disk. All earlier records stay, and the run goes on from its
-        checkpoint in the next sweep. If the scheduler does not answer, or runs could not be trained on the cluster
-        (:class:`isa.cluster.ClusterError`).
+        If a record, a checkpoint or a portrait cannot be written, as on a full disk. All earlier records stay, and the
+        run goes on from its last checkpoint in the next sweep. If the scheduler does not answer, or runs could not be
+        trained on the cluster (:class:`isa.cluster.ClusterError`).
     """
     if not isinstance(spec, Spec):
         spec = Spec.read(spec)
@@ -788,7 +803,10 @@ def sweep(
     if pack is not None and (isinstance(pack, bool) or not isinstance(pack, int) or pack < 1):
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
     found = _read(spec, runs, command)
-    if not found.missing or budget == 0:
+    if budget == 0:
+        return found
+    _tidy(spec, found)
+    if not found.missing:
         return found
     deadline = math.inf if budget is None else time.monotonic() + budget
     for run in {(run.dataset, run.source): run for run in found.missing}.values():
@@ -868,6 +886,38 @@ def _claimed(spec: Spec, missing: Sequence[Run], size: int, claims: ExitStack) -
     return []
 
 
+def _tidy(spec: Spec, found: Records) -> None:
+    """Remove what sweeps that were killed left and no sweep uses: files half written, checkpoints of recorded runs."""
+    checkpoints = spec.work / "checkpoints"
+    for folder in (spec.record.parent, spec.path.parent / "portraits", checkpoints, *spec.work.glob("models/*")):
+        remove_leftovers(folder)
+    if not any(checkpoints.glob("*.safetensors")):
+        return
+    for record in found:
+        run = _run(record)
+        if not training._checkpoint(checkpoints, run).exists():
+            continue
+        claim = _Claim(spec, run)
+        with suppress(OSError):  # to tidy up is no condition of anything
+            if claim.acquire():
+                try:
+                    _drop_checkpoint(spec, run, found.missing)
+                finally:
+                    claim.release()
+
+
+def _drop_checkpoint(spec: Spec, run: Run, others: Sequence[Run]) -> None:
+    """Remove the checkpoint of a run that is recorded, unless a longer run of its course is or was on its way."""
+    folder = spec.work / "checkpoints"
+    try:
+        if training._checkpoint_step(folder, run) > run.total_steps:
+            return
+    except CheckpointError:
+        return
+    if not any(other.course == run.course and other.total_steps > run.total_steps for other in others):
+        training.remove_checkpoint(run, folder)
+
+
 def record_results(
     spec: Spec, runs: Sequence[Run], added: Sequence[dict[str, Any]], say: Callable[[str], object]
 ) -> None:
@@ -882,10 +932,7 @@ def record_results(
         raise
     by_hash = {run.hash: run for run in runs}
     for record in added:
-        run = by_hash[record["hash"]]
-        longer = any(other.course == run.course and other.total_steps > run.total_steps for other in runs)
-        if not longer:
-            training.remove_checkpoint(run, spec.work / "checkpoints")
+        _drop_checkpoint(spec, by_hash[record["hash"]], runs)
         say(describe(record))
 
 

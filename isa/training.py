@@ -31,6 +31,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ from torch.func import functional_call, vmap
 from tqdm import tqdm
 
 from isa import data, models, objectives
+from isa._files import write_atomically as _write_atomically
 from isa.data import FactorDataset
 from isa.lpnested import LpNested, Node
 from isa.mig import _LOG_VAR_LIMIT, MutualInformationGap, active_units, mutual_information_gap
@@ -999,22 +1001,19 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, or is not of the run that it is named after."""
 
 
-def _write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Let ``write`` make a file beside ``path``, and put it in its place once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(str(temporary))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: object) -> None:
     text = {name: json.dumps(value) for name, value in metadata.items()}
-    _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=text))
+
+    def write(temporary: str) -> None:
+        try:
+            save_file(tensors, temporary, metadata=text)
+        except safetensors.SafetensorError as error:  # no OSError, although a full disk is what it may tell of
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+    _write_atomically(path, write)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -381,7 +381,7 @@ def test_without_workers_a_sweep_waits_for_its_budget(spec, monkeypatch):
 
 def test_what_another_sweep_trains_is_left_to_it(scheduler, spec):
     runs = spec.runs(1)
-    claim = filelock.FileLock(spec.work / "claims" / f"{runs[1].hash}.lock", thread_local=False)
+    claim = filelock.FileLock(sweep._Claim(spec, runs[1]).path, thread_local=False)
     Path(claim.lock_file).parent.mkdir(parents=True)
     claim.acquire()
     done = []

@@ -414,7 +414,7 @@ def test_a_longer_run_takes_over_the_checkpoint_of_a_shorter_one(spec, monkeypat
 
 def test_what_another_sweep_trains_is_left_to_it(spec):
     runs = spec.runs(1)
-    claim = filelock.FileLock(spec.work / "claims" / f"{runs[1].hash}.lock", thread_local=False)
+    claim = filelock.FileLock(sweep._Claim(spec, runs[1]).path, thread_local=False)
     Path(claim.lock_file).parent.mkdir(parents=True)
     claim.acquire()
     assert [row.in_progress for row in status(spec)] == [1, 0]

@@ -1,0 +1,318 @@
+"""Nothing is lost when sweeps are disturbed: the soak at a small scale, and one test for each fault that it found."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import soak
+import torch
+from tiny_sweep import write_spec
+
+from isa import _files, latents, sweep, training
+from isa.sweep import RecordsWarning, Spec, status
+
+ROOT = Path(__file__).resolve().parent.parent
+
+HERE = [fault for fault in soak.FAULTS if fault != "Dask worker killed"]  # which is tests/test_cluster.py's
+LEAST = {"killed at a random moment": 8, "killed at a dangerous instant": 10, "disk full": 3, "cache read-only": 3}
+"""Disturbances at the least, of others one."""
+
+
+@pytest.fixture
+def spec(tmp_path) -> Spec:
+    return Spec.read(write_spec(tmp_path))
+
+
+def _sweep(spec: Spec, **options) -> sweep.Records:
+    return sweep.sweep(spec, **({"device": "cpu", "progress": False} | options))
+
+
+# --- the soak ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def soaked(tmp_path_factory) -> tuple[dict[str, dict[str, str]], str]:
+    """The rows of a small soak by fault, and what it said."""
+    table = tmp_path_factory.mktemp("soak") / "soak.csv"
+    command = [sys.executable, str(ROOT / "tests" / "soak.py"), "--kills", "8", "--runs", "1", "--output", str(table)]
+    command += [part for fault in HERE for part in ("--fault", fault)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert table.exists(), ran.stderr
+    with open(table, newline="", encoding="utf-8") as file:
+        return {row["fault"]: row for row in csv.DictReader(file)}, ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", HERE)
+def test_disturbed_sweeps_record_every_run_once_and_as_undisturbed_ones(fault, soaked):
+    rows, said = soaked
+    row = rows[fault]
+    if row["skipped"]:
+        pytest.skip(row["skipped"])
+    problems = [line for line in said.splitlines() if line.startswith(f"PROBLEM: {fault}")]
+    assert not problems
+    assert int(row["disturbances"]) >= LEAST.get(fault, 1)
+    assert int(row["sweeps"]) >= 1 and int(row["runs"]) == 4 * int(row["sweeps"])
+    assert row["recorded_once"] == row["equal"] == row["runs"] and row["torn"] == "0"
+
+
+def test_the_soak_sees_what_is_lost_doubled_changed_or_torn(tmp_path):
+    bench = object.__new__(soak.Bench)  # without an undisturbed sweep of its own, which would be forked
+    bench.problems, bench.text = [], soak.SPEC.format(seeds=1)
+
+    def swept(name: str) -> soak.Sweep:
+        one = soak.Sweep(tmp_path / name, tmp_path, bench.text)
+        _sweep(one.spec)
+        one.out.write_text("")
+        return one
+
+    bench.reference = swept("whole").results()
+    assert len(bench.reference) == 4
+
+    def judged(name: str, damage) -> soak.Row:
+        one, row = swept(name), soak.Row("a fault")
+        damage(one)
+        bench.judge(row, one)
+        return row
+
+    def rewritten(change):
+        def damage(one: soak.Sweep) -> None:
+            one.spec.record.write_text(change(one.spec.record.read_text()))
+
+        return damage
+
+    def lines(of):
+        return rewritten(lambda text: "".join(of(text.splitlines(True))))
+
+    well = judged("well", lambda one: None)
+    assert well.is_well and (well.recorded_once, well.equal, well.runs) == (4, 4, 4)
+    assert judged("lost", lines(lambda held: held[:-1])).recorded_once == 3
+    assert judged("doubled", lines(lambda held: [*held, held[2]])).recorded_once == 3
+    told = judged("told twice", lambda one: one.out.write_text(f"{one.spec.runs()[0].key}  MIG 0.1\n" * 2))
+    assert told.recorded_once == 3
+    assert judged("changed", rewritten(lambda text: text.replace(",trained,", ",diverged,", 1))).equal == 3
+    assert judged("no portrait", lambda one: one.portraits()[0].unlink()).equal == 3
+    assert judged("torn", lambda one: os.truncate(one.portraits()[0], 999)).torn == 1
+
+
+# --- what the power leaves when it fails ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """What this process does to files that a sweep keeps, in order."""
+    for name in ("fsync", "replace", "unlink"):
+        monkeypatch.setattr(os, name, getattr(os, name))  # to be put back
+    done: list[str] = []
+    soak.watch(lambda what, file: done.append(what))
+    return done
+
+
+def test_files_are_on_the_disk_before_anything_relies_on_them(spec, calls):
+    _sweep(spec.grid(beta=1))
+    # Folders are made: their names come onto the disk before a file in them does.
+    assert calls[0] == "sync of a folder of records" and calls.index("sync of a checkpoint") > 0
+    written = [call for call in calls if call not in ("sync of a None", "sync of a folder of records")]
+    assert [call for call in written if "checkpoint" in call][-1] == "removal of a checkpoint"
+
+    def once(what: str) -> int:
+        (place,) = [place for place, call in enumerate(calls) if call == what]
+        return place
+
+    for kind in ("checkpoint", "portrait", "record"):
+        assert once(f"sync of a {kind}") < once(f"rename of a {kind}"), kind
+        assert calls[once(f"rename of a {kind}") + 1] == f"sync of a folder of {kind}s", kind
+    assert once("rename of a checkpoint") < once("rename of a portrait") < once("rename of a record")
+    assert once("rename of a record") + 2 == once("removal of a checkpoint")
+
+
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop_and_a_failing_disk_is(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    fsync, failing = os.fsync, [errno.EINVAL]
+
+    def refused(file: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{file}"):
+            raise OSError(failing[0], os.strerror(failing[0]))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    _files.write_atomically(path, lambda temporary: Path(temporary).write_text("whole"))
+    assert path.read_text() == "whole"
+    failing[0] = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        _files.write_atomically(path, lambda temporary: Path(temporary).write_text("again"))
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """No file of this process can grow beyond 64 KB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: training._save_tensors(path, {"a": torch.zeros(2**16)}),
+        lambda path: _files.write_atomically(path, lambda temporary: Path(temporary).write_bytes(bytes(2**17))),
+    ],
+    ids=["tensors", "bytes"],
+)
+def test_a_file_that_does_not_fit_is_an_error_that_names_it(write, tmp_path, limited):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(OSError, match="File too large") as caught:
+        write(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_portrait_that_does_not_fit_leaves_the_one_before_it(spec, tmp_path, monkeypatch):
+    _sweep(spec.grid(beta=1))
+    (path,) = (tmp_path / "portraits").iterdir()
+    before = path.read_bytes()
+    portrait = latents.Portrait.load(path)
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space left") as caught:
+        portrait.save(path)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_what_can_only_be_read_has_a_status(spec, monkeypatch):
+    own = spec.grid(beta=1, seeds=2)
+    claim = sweep._Claim(spec, own.runs()[0])
+    assert claim.acquire()
+    claim.release()
+
+    def read_only(self) -> bool:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(sweep._Claim, "acquire", read_only)
+    assert [(row.runs, row.in_progress) for row in status(own)] == [(2, 0)]
+
+
+# --- what killed sweeps leave -----------------------------------------------------------------------------------------
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(spec, tmp_path):
+    _sweep(spec.grid(beta=1), keep_models=True)
+    work = spec.work
+    files = [spec.record, *(tmp_path / "portraits").iterdir(), *(work / "models").glob("*/model.safetensors")]
+    files.append(training._checkpoint(work / "checkpoints", spec.runs()[0]))
+    assert len(files) == 4
+    left = []
+    for path in files:
+
+        def killed(temporary: str, path: Path = path) -> None:
+            Path(temporary).write_text("half")
+            left.append(Path(temporary).rename(f"{temporary}.kept"))  # from what would remove it
+
+        with pytest.raises(FileNotFoundError):
+            _files.write_atomically(path, killed)
+        left[-1] = left[-1].rename(left[-1].with_suffix(""))
+    held = {path.name: path.read_bytes() for path in files[:3]}
+    own = spec.grid(beta=1)
+    for days, kept in ((0, True), (-2, True), (2, False)):  # of another clock, their age may be less than nothing
+        for path in left:
+            then = path.stat().st_ctime - 86_400 * days
+            os.utime(path, (then, then))
+        _sweep(own)
+        assert [path.exists() for path in left] == [kept] * 4
+    assert {path.name: path.read_bytes() for path in files[:3]} == held
+
+
+def _checkpointed(spec: Spec, steps: int, monkeypatch) -> Path:
+    """Train a run of the course, and leave its checkpoint as a kill does that comes before it is removed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "remove_checkpoint", lambda run, folder: None)
+        _sweep(spec.grid(beta=1, steps=steps))
+    (path,) = (spec.work / "checkpoints").iterdir()
+    return path
+
+
+def test_the_checkpoint_of_a_run_that_was_killed_once_it_was_recorded_is_removed(spec, monkeypatch):
+    path = _checkpointed(spec, 6, monkeypatch)
+    assert len(_sweep(spec.grid(beta=1, steps=6), budget=0)) == 1
+    assert path.exists()  # who reads records writes nothing
+    claim = sweep._Claim(spec, spec.grid(beta=1, steps=12).runs()[0])
+    assert claim.acquire()
+    _sweep(spec.grid(beta=1, steps=6))
+    assert path.exists()  # a longer run is being trained
+    claim.release()
+    _sweep(spec.grid(beta=1, steps=6))
+    assert not path.exists()
+
+
+def test_the_checkpoint_of_a_longer_run_outlives_a_shorter_one(spec, monkeypatch):
+    path = _checkpointed(spec, 12, monkeypatch)
+    held = path.read_bytes()
+    assert len(_sweep(spec.grid(beta=1, steps=6))) == 1
+    assert path.read_bytes() == held
+
+
+def test_of_a_pack_only_the_checkpoint_that_cannot_be_read_is_moved_away(spec, monkeypatch):
+    own = spec.grid(beta=[1, 4], steps=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "remove_checkpoint", lambda run, folder: None)
+        _sweep(spec.grid(beta=[1, 4], steps=6))
+    torn, whole = (training._checkpoint(spec.work / "checkpoints", run) for run in own.runs())
+    os.truncate(torn, 99)
+    starts = []
+    original = training._train
+
+    def watched(pack, start, *rest):
+        starts.append((pack.run.beta, start))
+        return original(pack, start, *rest)
+
+    monkeypatch.setattr(training, "_train", watched)
+    with pytest.warns(RecordsWarning, match="starts anew"):
+        assert len(_sweep(own, pack=2)) == 2
+    assert starts == [(1, 0), (4, 6)]
+    assert [path.name for path in torn.parent.iterdir()] == [f"{torn.name}.unreadable"] and not whole.exists()
+
+
+# --- several sweeps, other clocks -------------------------------------------------------------------------------------
+
+
+def test_runs_of_one_course_are_never_in_training_at_once(spec):
+    own = spec.grid(steps=[6, 12], beta=1)
+    short, long = own.runs()
+    assert short.course == long.course and short.hash != long.hash
+    with ExitStack() as first, ExitStack() as second:
+        assert sweep._claimed(spec, [short], 1, first) == [short]
+        assert sweep._claimed(spec, [long], 1, second) == []
+        assert [row.in_progress for row in status(own)] == [1]
+    with ExitStack() as second:
+        assert sweep._claimed(spec, [long], 1, second) == [long]
+
+
+@pytest.mark.parametrize("module", ["sweep", "training", "latents", "cluster"])
+def test_no_clock_of_the_day_is_asked(module):
+    """Clocks of the day are set, and differ between machines: durations and deadlines are of others."""
+    tree = ast.parse((ROOT / "isa" / f"{module}.py").read_text(encoding="utf-8"))
+    asked = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time"
+    }
+    assert asked <= {"time.monotonic", "time.perf_counter", "time.sleep"}
+    imported = {
+        name.name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for name in node.names
+    }
+    assert not imported & {"datetime", "date"}
