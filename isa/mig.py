@@ -59,6 +59,7 @@ _DIRECT_PAIRS = 2**22  # up to here the plain double sum is the cheaper one,
 _DIRECT_MEMBERS = 256  # and for mixtures of so few, of which there are many
 _TILE = 2**16  # elements of a tile of the double sum: 512 KiB of float64, within a core's cache
 _LEAST_EXPONENT = -700.0  # nothing beside any point's own posterior; exp is many times slower where it underflows
+_LEAST_SIGMA = 2.0**-44  # of the greatest |mean| or |z|: narrower posteriors are not for a grid, since z is rounded
 _EDGE_SIGMAS = 8.0  # the grid ends this many sigmas outside every posterior
 _REACH_SIGMAS = 12.0  # exp(-72): a posterior is nothing beyond
 _UPSAMPLING = 4  # cells of the density's table to one of the finest level
@@ -826,6 +827,8 @@ def _octave_window(latent: _Latent, sigmas: float) -> tuple[float, float]:
     octaves, low, high, count = (x.tolist() for x in (octaves, low, high, count))
     best, window = 0, (math.inf, math.inf)
     for a, first in enumerate(octaves):
+        if 2.0**first < _LEAST_SIGMA * latent.largest:
+            continue
         lowest, highest, total = math.inf, -math.inf, 0
         for b in range(a, len(octaves)):
             lowest, highest, total = min(lowest, low[b]), max(highest, high[b]), total + count[b]
@@ -914,7 +917,9 @@ class _Grid:
         mean, sigma = latent.mean, latent.sigma
         self.low, self.length = self._span(mean, sigma)
         least, octaves = latent.sigma_min, math.log2(latent.sigma_max / latent.sigma_min)
-        found = [r for r, most in _RESOLUTIONS if self._elements(r, self.length / least, octaves) * values <= most]
+        found = []
+        if least >= _LEAST_SIGMA * latent.largest:
+            found = [r for r, most in _RESOLUTIONS if self._elements(r, self.length / least, octaves) * values <= most]
         self.resolution = found[0] if found else _RESOLUTIONS[-1][0]
         if not found:
             cells = _RESOLUTIONS[-1][1] // (2 * self.resolution.rows * values)
@@ -1075,6 +1080,8 @@ class _Line:
     stretch: Tensor  # of each posterior
     origin: Tensor  # mean of the first posterior of each stretch
     offset: Tensor  # its cell
+    end: Tensor  # first cell beyond each stretch
+    margin: int  # cells of a stretch before its offset
     cells: int
     spacing: float
     resolution: _Resolution
@@ -1104,7 +1111,9 @@ class _Line:
         stop = torch.empty_like(start).scatter_reduce_(0, stretch, high[chosen], "amax", include_self=False)
         point, of = _ranges(start, stop)
         position = self.offset[of] + ((z[point] - self.origin[of]) + rest[point]) / self.spacing
-        position *= _UPSAMPLING
+        # Where sigma is below z's ulp, points that round to one number may yet lie outside of the stretch.
+        inside = (position >= self.offset[of] - self.margin) & (position < self.end[of])
+        point, position = point[inside], position[inside] * _UPSAMPLING
         cell = position.floor()
         entry = torch.view_as_real(table[cell.long()])
         return point, torch.addcmul(entry[:, 0], entry[:, 1], position - cell)
@@ -1137,6 +1146,8 @@ def _lines(chosen: Tensor, label: Tensor, mean: Tensor, least: float) -> Iterato
             stretch=stretch[inside] - kept[0],
             origin=origin[kept],
             offset=offset[kept] - begin + margin,
+            end=offset[kept] - begin + cells[kept],
+            margin=margin,
             cells=length,
             spacing=spacing,
             resolution=resolution,

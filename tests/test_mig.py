@@ -76,6 +76,8 @@ def hard_posteriors() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "clusters over decades": (np.exp(30 * v - 20), 2 * u - 12),
         "far from 0": (1e5 + g, usual),
         "tiny, half in a cluster": (np.where(u < 0.5, 1e-7 * g, g), np.full(N, -30.0)),
+        "far from 0, below an ulp beside wide ones": (1e18 * g.clip(-1, 1), 20 * (2 * u - 1)),
+        "one mean, far from 0": (1e18 + 0 * g, 0 * u),
         "out of all proportion": (1e50 * g, 400 * (2 * u - 1)),
     }
 
