@@ -44,6 +44,8 @@ _RESAMPLES = 9_999
 _PERMUTATIONS = 19_999  # all of them for up to eight runs a side, of which there are 12,870
 _CURVE_RESAMPLES = 1_999
 _DIP_SAMPLES = 1_999
+_ROUNDING = 1e-13
+"""Values that differ by no more than this share of the greatest are equal, and differ by how they were rounded."""
 
 
 class Interval(NamedTuple):
@@ -170,7 +172,7 @@ def _bounds(samples: tuple[np.ndarray, ...], level: float, seed: int) -> tuple[f
         return math.nan, math.nan
     estimate = float(_difference(*samples))
     variances = np.array([np.var(sample) for sample in samples])
-    if all(np.ptp(sample) == 0 for sample in samples):
+    if all(np.ptp(sample) <= _ROUNDING * np.abs(sample).max() for sample in samples):
         return estimate, estimate
     shares = variances / (sizes - 1)
     error = math.sqrt(shares.sum())
@@ -219,7 +221,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Inte
     -------
     Interval
         With bounds that are NaN for fewer than three values, of which no interval is worth drawing, and a mean that is
-        NaN for none. Equal values give an interval without width.
+        NaN for none. Values that are equal, up to rounding, give an interval without width.
 
     Raises
     ------

@@ -63,6 +63,19 @@ def test_equal_values_have_an_interval_without_width(n):
     assert mean_interval([0.25] * n) == (0.25, 0.25, 0.25, n)
 
 
+@pytest.mark.parametrize("n", [3, 7, 40])
+@pytest.mark.parametrize("value", [0.1 + 0.2, -2839.123456, 1e-9])
+def test_values_that_differ_by_their_rounding_are_equal(value, n):
+    values = np.full(n, value)
+    values[::2] = np.nextafter(value, 1)
+    assert np.ptp(values) > 0
+    found = mean_interval(values)
+    assert found == (found.estimate, found.estimate, found.estimate, n)
+    assert compare(values, values[::-1])[:3] == pytest.approx((0, 0, 0), abs=1e-12)
+    apart = mean_interval(np.append(values, value * (1 + 1e-9)))
+    assert apart.high > apart.low
+
+
 def test_student_s_t_takes_over_where_a_bootstrap_could_not_cover():
     """Between n values the mean of a symmetric distribution lies with probability 1 - 2^(1 - n)."""
     rng = np.random.default_rng(0)
