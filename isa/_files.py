@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _STALE_SECONDS = 86_400.0
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
+"""Names of files that are being written: hidden, with the writer's process and a random number."""
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 """What file systems, and folders that may be written and not read, answer where a folder cannot be synced."""
 
@@ -45,7 +48,9 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove from a folder what writers that were killed left there a day ago or earlier."""
-    for leftover in folder.glob(".*.*-????????"):
+    for leftover in folder.glob(".*"):
+        if not _TEMPORARY.fullmatch(leftover.name):
+            continue
         with suppress(OSError):  # what is gone is gone, and what may not be removed does no harm
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                 leftover.unlink()

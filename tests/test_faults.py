@@ -226,7 +226,10 @@ def test_what_killed_writers_left_is_removed_after_a_day(spec, tmp_path):
         with pytest.raises(FileNotFoundError):
             _files.write_atomically(path, killed)
         left[-1] = left[-1].rename(left[-1].with_suffix(""))
-    held = {path.name: path.read_bytes() for path in files[:3]}
+    own_notes = tmp_path / ".notes.backup-20240101"  # of somebody, and old
+    own_notes.write_text("of somebody")
+    os.utime(own_notes, (0, 0))
+    held = {path.name: path.read_bytes() for path in (*files[:3], own_notes)}
     own = spec.grid(beta=1)
     for days, kept in ((0, True), (-2, True), (2, False)):  # of another clock, their age may be less than nothing
         for path in left:
@@ -234,7 +237,7 @@ def test_what_killed_writers_left_is_removed_after_a_day(spec, tmp_path):
             os.utime(path, (then, then))
         _sweep(own)
         assert [path.exists() for path in left] == [kept] * 4
-    assert {path.name: path.read_bytes() for path in files[:3]} == held
+    assert {path.name: path.read_bytes() for path in (*files[:3], own_notes)} == held
 
 
 def _checkpointed(spec: Spec, steps: int, monkeypatch) -> Path:
