@@ -515,9 +515,7 @@ def no_space(bench: Bench, row: Row, fill: Callable[[Path, int], Callable[[], ob
             continue
         row.disturbances += 1
         told = disturbed.err.read_text().count("isa: error: ") - told
-        bench.expect(
-            row, (status, told) == (1, 1), f"without space for a {kind}, it ended with {status}, {told} errors"
-        )
+        bench.expect(row, (status, told) == (1, 1), f"without space for a {kind}: status {status}, {told} errors")
         bench.expect(row, [line[0] for line in disturbed.lines][: len(held)] == held, "earlier records are gone")
         bench.look(row, disturbed)
     bench.expect(row, disturbed.finish() == 0, "a sweep does not go on when there is space again")
