@@ -324,10 +324,10 @@ def _run_train(arguments: argparse.Namespace) -> int:
 
 def _train_options(arguments: argparse.Namespace) -> str | None:
     """Check what is no part of the run; returns the device's name."""
-    for name in ("checkpoint_every", "mig_samples"):
+    for name, least in (("checkpoint_every", 1), ("mig_samples", 2)):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise ValueError(f"--output must be a folder, got the file {arguments.output}")
     if arguments.source is not None and not Path(arguments.source).expanduser().exists():

@@ -111,8 +111,8 @@ def _images(name: str, decoded: Tensor, x: Tensor) -> None:
 
 def _weight(name: str, value: float | Tensor) -> None:
     # A tensor's value is left unread: reading it would stall an accelerator at every step.
-    if not isinstance(value, Tensor) and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number, got {value}")
+    if not isinstance(value, Tensor) and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
 
 def _log_prior(prior: Distribution, z: Tensor) -> Tensor:
@@ -176,7 +176,8 @@ def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> T
         If the shapes differ or ``scale`` is not a positive number.
     """
     _images("decoded", decoded, x)
-    _weight("scale", scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive number, got {scale}")
     (decoded,) = _full_precision(decoded)
     squares = ((x.to(decoded.dtype) - decoded) / scale).square().sum((-3, -2, -1))
     return -0.5 * squares - math.prod(x.shape[-3:]) * (math.log(scale) + 0.5 * _LOG_2PI)
@@ -280,7 +281,9 @@ def kl_closed_form(mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor
             f"prior {type(prior).__name__} has no registered closed-form divergence from a Gaussian; "
             "use the Monte-Carlo estimate"
         )
-    return kl_divergence(Independent(Normal(mean, torch.exp(0.5 * log_var)), 1), prior)
+    # Unvalidated: posteriors that have diverged give no finite number, and must not raise in the midst of a pack.
+    posterior = Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
+    return kl_divergence(Independent(posterior, 1, validate_args=False), prior)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -906,7 +909,7 @@ def beta_vae(
     prior
         Distribution of event shape ``(D,)``.
     beta
-        Weight of the divergence, positive; a tensor of shape ``(...)`` gives each of several models its own.
+        Weight of the divergence, at least 0; a tensor of shape ``(...)`` gives each of several models its own.
     kl
         ``"monte_carlo"``: one sample, as the authors train every model. ``"closed_form"``: exact, where registered.
 
@@ -918,7 +921,7 @@ def beta_vae(
     Raises
     ------
     ValueError
-        If shapes do not agree, ``beta`` is not positive, or ``kl`` is unknown or unavailable for the prior.
+        If shapes do not agree, ``beta`` is negative or not finite, or ``kl`` is unknown or unavailable for the prior.
     """
     _weight("beta", beta)
     fit = _log_likelihood(log_likelihood, z)
@@ -956,7 +959,7 @@ def beta_tcvae(
     prior
         Distribution of event shape ``(D,)``.
     beta
-        Weight of the total correlation, positive; a tensor of shape ``(...)`` gives each of several models its own.
+        Weight of the total correlation, at least 0; a tensor of shape ``(...)`` gives each of several models its own.
     dataset_size
         Number of images N in the data set.
     sampling
@@ -970,7 +973,7 @@ def beta_tcvae(
     Raises
     ------
     ValueError
-        If shapes do not agree, ``beta`` is not positive, or N or ``sampling`` is out of range.
+        If shapes do not agree, ``beta`` is negative or not finite, or N or ``sampling`` is out of range.
     """
     _weight("beta", beta)
     fit = _log_likelihood(log_likelihood, z)
@@ -1010,7 +1013,7 @@ def factor_vae(
     prior
         Distribution of event shape ``(D,)``.
     gamma
-        Weight of the total correlation, positive; a tensor of shape ``(...)`` gives each of several models its own.
+        Weight of the total correlation, at least 0; a tensor of shape ``(...)`` gives each of several models its own.
     discriminator_logits
         The discriminator's outputs for ``z``, not detached, shape ``(..., B, 2)``.
     kl
@@ -1024,7 +1027,7 @@ def factor_vae(
     Raises
     ------
     ValueError
-        If shapes do not agree, ``gamma`` is not positive, or ``kl`` is unknown or unavailable for the prior.
+        If shapes do not agree, ``gamma`` is negative or not finite, or ``kl`` is unknown or unavailable for the prior.
     """
     _weight("gamma", gamma)
     if discriminator_logits.shape != (*z.shape[:-1], 2):

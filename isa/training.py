@@ -117,6 +117,10 @@ OBJECTIVES: dict[str, str] = {
 _FORMAT = 1
 """Part of every run's hash: to be raised by one where a change here changes what a run results in."""
 
+_MOST_LATENTS = models.IMAGE_SIZE**2
+_MOST_STEPS = 100_000_000
+_FLOAT32 = torch.finfo(torch.float32)
+
 _P0 = 2.1
 _DISCRIMINATOR_RATE, _DISCRIMINATOR_BETAS = 1e-4, (0.5, 0.9)  # Kim and Mnih (2018)
 
@@ -140,7 +144,18 @@ def _positive(name: str, value: object) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive finite number, got {value}")
+    if not _FLOAT32.tiny <= value <= _FLOAT32.max:  # it would be computed with as 0 or infinity
+        raise ValueError(f"{name} must be from {_FLOAT32.tiny:.2g} to {_FLOAT32.max:.2g}, got {value}")
     return float(value)
+
+
+def _weight(name: str, value: object) -> float:
+    """Check a number that may be 0 as well."""
+    if isinstance(value, Real) and not isinstance(value, bool) and value == 0:
+        return 0.0  # also of -0.0, so that it has one hash
+    if isinstance(value, Real) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+    return _positive(name, value)
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,8 @@ class Run:
     objective
         ``"beta-vae"`` (Eq. 2), ``"isa-vae"`` (Eq. 12), ``"beta-tcvae"`` (Eq. 3), ``"isa-tcvae"`` or ``"factor-vae"``.
     beta
-        Weight of the divergence (beta-vae, isa-vae) or of the total correlation (the others; FactorVAE's gamma).
+        Weight of the divergence (beta-vae, isa-vae) or of the total correlation (the others; FactorVAE's gamma). At 0
+        beta-vae and isa-vae train an autoencoder with noise, whose divergence is only reported.
     seed
         Seed of initial parameters, of the images' order and of all noise.
     prior
@@ -175,11 +191,13 @@ class Run:
     model
         ``"mlp"`` or ``"conv"``.
     latent_dim
-        Number of latents; by default what the subspaces or the tree add up to, where one of them is given.
+        Number of latents; by default what the subspaces or the tree add up to, where one of them is given. At most
+        4,096, as many as an image has pixels, beyond which there is nothing to compress.
     epochs
         Number of passes over the data. An incomplete last batch of an epoch is left out, so that all have one shape.
     steps
-        Number of steps instead; it wins over ``epochs``.
+        Number of steps instead; it wins over ``epochs``. At most 100,000,000, by either: a thousand times the paper's
+        longest training, since every term of every step is kept in memory.
     batch_size
         Images a step.
     learning_rate, exponent_learning_rate
@@ -237,7 +255,7 @@ class Run:
             self._set(source=os.fspath(self.source))
         _choice("objective", self.objective, tuple(OBJECTIVES))
         self._set(
-            beta=_positive("beta", self.beta),
+            beta=_weight("beta", self.beta),
             seed=_count("seed", self.seed, 0, 2**63 - 1),
             model=defaults.model if self.model is None else self.model,
             learning_rate=_positive("learning_rate", self.learning_rate),
@@ -254,7 +272,12 @@ class Run:
         if self.steps is not None:
             self._set(steps=_count("steps", self.steps, 1))
         self._set(epochs=float(defaults.epochs) if self.epochs is None else _positive("epochs", self.epochs))
+        if self.total_steps > _MOST_STEPS:
+            name = "epochs" if self.steps is None else "steps"
+            raise ValueError(f"{name} must make at most {_MOST_STEPS:,} steps, got {getattr(self, name)}")
         self._set_prior(defaults)
+        if self.latent_dim > _MOST_LATENTS:
+            raise ValueError(f"latent_dim must be at most {_MOST_LATENTS:,}, got {self.latent_dim}")
         if self.kl == "closed_form" and (self.prior != "normal" or self.base == "beta-tcvae"):
             raise ValueError(
                 "kl must be monte_carlo with an ISA prior and with the TCVAE objectives, got 'closed_form' "
@@ -292,6 +315,8 @@ class Run:
             if isinstance(subspaces, str) or not isinstance(subspaces, Sequence) or not subspaces:
                 raise TypeError(f"subspaces must be a sequence of sizes, got {subspaces!r}")
             subspaces = tuple(_count("subspaces", size, 1) for size in subspaces)
+            if sum(subspaces) > _MOST_LATENTS:
+                raise ValueError(f"subspaces must add up to at most {_MOST_LATENTS:,} latents, got {sum(subspaces)}")
             p0 = _positive("p0", _P0 if self.p0 is None else self.p0)
             p1 = self.p1 if self.p1 is not None else 2.0 if self.learn_exponents else defaults.p1
             if isinstance(p1, Sequence) and not isinstance(p1, str):
@@ -303,9 +328,13 @@ class Run:
             self._set(subspaces=subspaces, p0=p0, p1=p1)
         else:
             try:
-                Node.parse(prior)
+                tree = Node.parse(prior)
             except ValueError as error:
                 raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
+            if tree.n_leaves > _MOST_LATENTS:
+                raise ValueError(f"prior must be a tree of at most {_MOST_LATENTS:,} leaves, got {tree.n_leaves}")
+            for exponent in tree.exponents:
+                _positive("an exponent of prior", exponent)
         self._set(prior=prior)
 
         scale = 1.0 if self.scale is None else self.scale
@@ -557,7 +586,7 @@ class _StackedPrior:
         return self._distribution(torch.cat([self.root, self.exponents(raw)], 1))
 
 
-def _final_prior(run: Run, learned: Tensor | None) -> Distribution:
+def _final_prior(run: Run, learned: Sequence[float] | None) -> Distribution:
     """Return the prior of one run on the CPU, with its learned exponents where it has some."""
     if run.tree is None:
         return objectives.standard_normal(run.latent_dim)
@@ -736,8 +765,14 @@ _WARM_STEPS = 3
 _CHECK_EVERY = 25
 """Steps between two looks at the losses, each of which makes the host wait for the device."""
 
-_DIVERGED = 100.0
-"""A run has diverged when its loss exceeds this many times that of a model that knows nothing, log 2 a pixel."""
+_DIVERGED, _MOST_LOSS = 100.0, 1e15
+"""A loss is out of bounds beyond so many times the run's first one, or that of a model that knows nothing (log 2 a
+pixel), whichever is greater, and in any case beyond the other number: the squares of gradients that Adam keeps are then
+about to leave float32."""
+
+_PATIENCE = 25
+"""A run has diverged when its loss is out of bounds for so many steps in a row. One batch alone may be: with beta = 100
+and an exponent of 10, a single sample far out weighs more than all images."""
 
 
 class _Pack:
@@ -838,6 +873,15 @@ class _Pack:
                 second[number].copy_(held[f"exp_avg_sq.{name}"])
             self.curve[:step, :, number].copy_(held["curve"])
         self.adam.restore(step)
+
+    def is_finite(self, number: int) -> bool:
+        """Whether parameters, moments and statistics of one run are finite, and its exponents also positive."""
+        values = [value[number] for value in self.buffers.values()]
+        for tensor in self.tensors().values():
+            values += [one[number] for one in (tensor, *self.adam.moments(tensor))]
+        if self.prior.raw is not None:
+            values.append(self.prior.exponents(self.prior.raw)[number].log())
+        return all(bool(value.isfinite().all()) for value in values)
 
     def networks(self, number: int) -> tuple[models.VAE, models.Discriminator | None]:
         """Return one run's networks as modules on the CPU, for evaluation."""
@@ -1116,7 +1160,8 @@ def evaluate(
     Raises
     ------
     DivergedError
-        If posteriors or reconstructions are not finite, or log-variances beyond ±500 (also a ``ValueError``).
+        If posteriors, reconstructions or what is measured of them are not finite numbers, or log-variances beyond ±500
+        (also a ``ValueError``).
     """
     device = torch.device(device)
     dataset = dataset.to(device)
@@ -1127,6 +1172,7 @@ def evaluate(
     held = {f"vae.{name}": value for name, value in model.state_dict().items()}
     state = {name: value.to(dtype) if name in products else value for name, value in held.items()}
     log_likelihood = objectives.LIKELIHOODS[run.likelihood]
+    ill = f"{run.key} cannot be measured: its posteriors or reconstructions are out of bounds"
     generator = _generator(device, run.seed, _EVALUATION)
     # Made beforehand: small results kept between large ones that are freed would leave the memory in pieces.
     fit, kl = torch.empty(2, len(dataset), device=device)
@@ -1136,14 +1182,15 @@ def evaluate(
             x = dataset.images(index, dtype=dtype if dataset.packed else torch.float32)
             noise = torch.randn(len(index), run.latent_dim, generator=generator, device=device)
             logits, z, *posterior = functional_call(sampler, state, (x, noise))
+            if not _finite(z):  # which a prior may refuse in words of its own
+                raise DivergedError(ill)
             here = slice(int(index[0]), int(index[-1]) + 1)
             fit[here] = log_likelihood(logits, x)
             kl[here] = objectives.gaussian_log_density(z, *posterior) - _log_prior(prior, z)
             mean[here], log_var[here] = posterior
             bar.update(len(index))
-    finite = all(bool(torch.isfinite(values).all()) for values in (fit, kl, mean, log_var))
-    if not finite or bool(log_var.abs().max() > _LOG_VAR_LIMIT):
-        raise DivergedError(f"{run.key} cannot be measured: its posteriors or reconstructions are out of bounds")
+    if not _finite(fit, kl, mean, log_var) or bool(log_var.abs().max() > _LOG_VAR_LIMIT):
+        raise DivergedError(ill)
     mig = mutual_information_gap(
         mean,
         log_var,
@@ -1152,8 +1199,15 @@ def evaluate(
         n_samples=n_samples,
         generator=_generator(device, run.seed, _MIG),
     )
+    of_mig = (mig.score, mig.standard_error, mig.error_bound, mig.mutual_information, mig.conditional_entropy)
+    if not _finite(*of_mig):
+        raise DivergedError(ill)
     active = active_units(mean)
     return Evaluation(fit.cpu(), kl.cpu(), mean.cpu(), log_var.cpu(), active.cpu(), mig)
+
+
+def _finite(*values: Tensor | float) -> bool:
+    return all(bool(torch.isfinite(torch.as_tensor(one)).all()) for one in values)
 
 
 def _log_prior(prior: Distribution, z: Tensor) -> Tensor:
@@ -1178,8 +1232,9 @@ class Result:
     curve: dict[str, np.ndarray]
     """Every term of the objective at every step, and every learned exponent, each (steps,)."""
     diverged_at: int | None
-    """Step, counted from 0, whose loss was not finite or out of bounds; the number of steps where only the measurement
-    showed it; None for a run that went well."""
+    """Step, counted from 0, at which a term was not a finite number, or from which on the loss was out of bounds; the
+    number of steps where only the parameters after the last one, or the measurement, showed it; None for a run that
+    went well. The curve ends there."""
     record: dict[str, Any] = field(repr=False)
     """All that is reported of the run, as JSON holds it."""
     evaluation: Evaluation | None = field(repr=False, default=None)
@@ -1382,6 +1437,8 @@ def train_pack(
     if len({run.hash for run in runs}) < len(runs):
         raise ValueError("runs must all be different, got one of them twice")
     checkpoint_every = _count("checkpoint_every", checkpoint_every, 1)
+    if n_samples is not None:  # of a single one there is no standard error
+        n_samples = _count("n_samples", n_samples, 2)
     first = runs[0]
     if dataset is not None and dataset.name != first.dataset:
         raise ValueError(f"dataset must be the runs' own, {first.dataset!r}, got {dataset.name!r}")
@@ -1395,6 +1452,8 @@ def train_pack(
         dataset = data.load(first.dataset, first.source, cache_dir=cache_dir, progress=_shown(progress))
     if first.batch_size > len(dataset):
         raise ValueError(f"batch_size must be at most the data set's {len(dataset)} images, got {first.batch_size}")
+    if n_samples is not None and n_samples > len(dataset):
+        raise ValueError(f"n_samples must be at most the data set's {len(dataset)} images, got {n_samples}")
     dataset = dataset.to(device)
     if compile is None:
         compile = first.total_steps >= _COMPILE_FROM
@@ -1425,24 +1484,22 @@ def _train(
             pack.restore(number, load_file(path), start)
             pack.seconds = max(pack.seconds, _read_metadata(path)["seconds"])
     total = pack.run.total_steps
-    limit = _DIVERGED * math.log(2) * math.prod(pack.dataset.image_shape)
-    died: dict[int, int] = {}
-    seen = 0  # a checkpoint may hold a run that had diverged
+    watch = _Watch(pack)
     name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
     with _bar(total, "steps", name, progress, start) as bar:
         while True:
-            _find_diverged(pack, seen, limit, died)
+            new = pack.step > watch.seen
+            watch.look()
             bar.update(pack.step - bar.n)
-            if pack.step > seen:
+            if new:
                 _show(bar, pack)
                 if callback is not None:
                     latest = pack.curve[pack.step - 1].cpu().numpy()
                     callback(pack.step, dict(zip(pack.names, latest, strict=True)))
-            seen = pack.step
-            if seen == total or len(died) == len(pack.runs):
-                return died
+            if pack.step == total or len(watch.died) == len(pack.runs):
+                return watch.died
             began = time.perf_counter()
-            for _ in range(_stretch(seen, total, checkpoint_every)):
+            for _ in range(_stretch(pack.step, total, checkpoint_every)):
                 pack.advance()
             if pack.device.type == "cuda":
                 torch.cuda.synchronize(pack.device)
@@ -1458,14 +1515,55 @@ def _stretch(step: int, total: int, checkpoint_every: int) -> int:
     return min(every - step % every for every in (_CHECK_EVERY, checkpoint_every, total))
 
 
-def _find_diverged(pack: _Pack, seen: int, limit: float, died: dict[int, int]) -> None:
-    """Add to ``died`` the runs whose loss, since ``seen``, was not finite or beyond the limit, with the step."""
-    losses = pack.curve[seen : pack.step, pack.names.index("loss")].cpu()
-    bad = ~(losses.abs() <= limit)  # NaN is bad
-    for number in torch.nonzero(bad.any(0)).flatten().tolist():
-        if number not in died:
-            died[number] = seen + int(bad[:, number].int().argmax())
-            _logger.warning("%s diverged at step %d", pack.runs[number].key, died[number])
+class _Watch:
+    """Finds which runs of a pack diverge, and at which step: the same step, however often it looks.
+
+    A resumed pack is looked at from its first step on, since a checkpoint may hold a run that had diverged.
+    """
+
+    def __init__(self, pack: _Pack) -> None:
+        self.pack = pack
+        self.seen = 0
+        self.died: dict[int, int] = {}
+        self._limit: Tensor | None = None
+        self._since: dict[int, int] = {}  # the step from which on a run's loss has been out of bounds
+
+    def look(self) -> None:
+        """Take in the terms of the steps since the last look."""
+        pack = self.pack
+        if pack.step == self.seen:
+            return
+        terms = pack.curve[self.seen : pack.step].cpu()  # (steps, terms, P)
+        losses = terms[:, pack.names.index("loss")].abs()
+        if self._limit is None:
+            blank = math.log(2) * math.prod(pack.dataset.image_shape)
+            self._limit = (_DIVERGED * losses[0].clamp(min=blank)).clamp(max=_MOST_LOSS)
+        beyond = ~(losses <= self._limit)  # NaN is beyond any bound
+        broken = ~terms.isfinite().all(1)
+        for number in range(len(pack.runs)):
+            if number not in self.died:
+                self._follow(number, beyond[:, number].tolist(), broken[:, number].tolist())
+        self.seen = pack.step
+        if pack.step == pack.run.total_steps:
+            for number in range(len(pack.runs)):
+                if number not in self.died and not pack.is_finite(number):
+                    self._found(number, pack.step)
+
+    def _follow(self, number: int, beyond: list[bool], broken: list[bool]) -> None:
+        patience = min(_PATIENCE, self.pack.run.total_steps)
+        for step, (far, ill) in enumerate(zip(beyond, broken, strict=True), self.seen):
+            if far:
+                self._since.setdefault(number, step)
+            else:
+                self._since.pop(number, None)
+            began = self._since.get(number, step)
+            if ill or (far and step + 1 - began >= patience):
+                self._found(number, began)
+                return
+
+    def _found(self, number: int, step: int) -> None:
+        self.died[number] = step
+        _logger.warning("%s diverged at step %d", self.pack.runs[number].key, step)
 
 
 def _bar(total: int, unit: str, description: str, progress: bool | None, start: int = 0) -> tqdm:
@@ -1485,15 +1583,26 @@ def _show(bar: tqdm, pack: _Pack) -> None:
         bar.set_postfix({name: f"{value:.4g}" for name, value in zip(pack.names, latest, strict=True)}, refresh=False)
 
 
+def _exponents(pack: _Pack, number: int, steps: int | None) -> list[float] | None:
+    """Return one run's learned exponents; where it diverged, the last in its ``steps`` that a prior can have."""
+    raw = pack.prior.raw
+    if raw is None:
+        return None
+    if steps is None:
+        return pack.prior.exponents(raw)[number].tolist()
+    held = pack.curve[:steps, -raw.shape[1] :, number].cpu()  # as _term_names has them: last
+    good = torch.nonzero(held.log().isfinite().all(1)).flatten()
+    return held[good[-1]].tolist() if len(good) else None
+
+
 def _result(
     pack: _Pack, number: int, diverged_at: int | None, evaluated: bool, n_samples: int | None, progress: bool | None
 ) -> Result:
     """Measure one run of a pack that has been trained, and make its record."""
     run, dataset = pack.runs[number], pack.dataset
     vae, critic = pack.networks(number)
-    raw = pack.prior.raw
-    prior = _final_prior(run, None if raw is None else pack.prior.exponents(raw)[number].tolist())
-    steps = pack.step if diverged_at is None else diverged_at + 1
+    steps = pack.step if diverged_at is None else min(diverged_at + 1, pack.step)
+    prior = _final_prior(run, _exponents(pack, number, None if diverged_at is None else steps))
     values = pack.curve[:steps, :, number].cpu().numpy()
     curve = {name: values[:, column].copy() for column, name in enumerate(pack.names)}
     record = {

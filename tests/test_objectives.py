@@ -738,8 +738,11 @@ FIT = torch.zeros(6)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: objectives.beta_vae(FIT, *GOOD, NORMAL, 0.0), "beta must be a positive number, got 0.0"),
-        (lambda: objectives.beta_vae(FIT, *GOOD, NORMAL, math.nan), "beta must be a positive number, got nan"),
+        (lambda: objectives.beta_vae(FIT, *GOOD, NORMAL, -0.1), "beta must be a finite number of at least 0, got -0.1"),
+        (
+            lambda: objectives.beta_vae(FIT, *GOOD, NORMAL, math.nan),
+            "beta must be a finite number of at least 0, got nan",
+        ),
         (lambda: objectives.beta_vae(FIT, *GOOD, NORMAL, kl="exact"), "kl must be 'monte_carlo' or 'closed_form', got"),
         (lambda: objectives.beta_vae(FIT[:5], *GOOD, NORMAL), r"log_likelihood must have shape \(6,\)"),
         (lambda: objectives.beta_vae(FIT, *GOOD, objectives.standard_normal(3)), r"event_shape \(4,\), one entry a"),
@@ -769,7 +772,7 @@ FIT = torch.zeros(6)
         ),
         (
             lambda: objectives.factor_vae(FIT, *GOOD, NORMAL, -1.0, discriminator_logits=torch.zeros(6, 2)),
-            "gamma must be a positive number, got -1.0",
+            "gamma must be a finite number of at least 0, got -1.0",
         ),
         (lambda: objectives.density_ratio(torch.zeros(6, 3)), r"last dimension of 2, got shape \(6, 3\)"),
         (

@@ -14,49 +14,22 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from tiny_sweep import DATASET, SIZES, small_discriminator
 
 from isa import LearnableISAPrior, LpNested, Node, cli, data, isa_prior, models, training
-from isa.data import Factor, FactorDataset, Provenance
+from isa.data import FactorDataset
 from isa.training import CheckpointError, Run, evaluate, load_model, train, train_pack
-
-SIZES = (2, 5, 7)
-
-
-def _small(latent_dim: int, channels: int) -> models.VAE:
-    """The perceptrons of A.4, a hundredth as wide."""
-    pixels = channels * models.IMAGE_SIZE**2
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 12), nn.ReLU(), nn.Linear(12, 2 * latent_dim))
-    decoder = nn.Sequential(nn.Linear(latent_dim, 12), nn.Tanh(), nn.Linear(12, pixels))
-    return models.VAE(models.Encoder(encoder, latent_dim), models.Decoder(decoder, channels))
-
-
-def _small_discriminator(latent_dim: int, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
 
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "small", _small)
-    monkeypatch.setattr(models, "build_discriminator", _small_discriminator)
+    monkeypatch.setattr(models, "build_discriminator", small_discriminator)
 
 
-def _dataset(packed: bool = True) -> FactorDataset:
-    """A square of three sizes on a grid of positions."""
-    images = np.zeros((*SIZES, 64, 64), np.uint8)
-    for size, x, y in np.ndindex(SIZES):
-        images[size, x, y, 8 * y : 8 * y + 6 + 4 * size, 10 * x : 10 * x + 6 + 4 * size] = 255 if packed else 200
-    factors = [Factor(name, range(count)) for name, count in zip(("size", "x", "y"), SIZES, strict=True)]
-    provenance = Provenance("drawn", "none", "none", "squares", True)
-    if not packed:
-        return FactorDataset.from_array("cars3d", "grey squares", factors, images, provenance)
-    rows = torch.from_numpy(np.packbits(images.reshape(-1, 4096) > 0, axis=1))
-    return FactorDataset("cars3d", "squares", factors, rows, provenance, image_shape=(1, 64, 64), packed=True)
-
-
-DATASET = _dataset()
+def _grey() -> FactorDataset:
+    """The same squares in a grey that bfloat16 does not hold."""
+    images = (DATASET.images(torch.arange(len(DATASET))) * 200).to(torch.uint8).numpy().reshape(*SIZES, 64, 64)
+    return FactorDataset.from_array("cars3d", "grey squares", DATASET.factors_info, images, DATASET.provenance)
 
 
 def _run(**changes) -> Run:
@@ -182,13 +155,20 @@ def test_fields_survive_json(objective, beta, seed, steps, subspaces):
 BAD = [
     ({"dataset": "mnist"}, "dataset must be one of dsprites, faces3d, cars3d, got 'mnist'"),
     ({"objective": "vae"}, "objective must be one of .*, got 'vae'"),
-    ({"beta": -1.0}, r"beta must be a positive finite number, got -1\.0"),
-    ({"beta": math.nan}, "beta must be a positive finite number, got nan"),
+    ({"beta": -1.0}, r"beta must be a finite number of at least 0, got -1\.0"),
+    ({"beta": math.nan}, "beta must be a finite number of at least 0, got nan"),
+    ({"beta": math.inf}, "beta must be a finite number of at least 0, got inf"),
+    ({"beta": 1e-300}, r"beta must be from 1\.2e-38 to 3\.4e\+38, got 1e-300"),
+    ({"beta": False}, "beta must be a number, got False"),
     ({"beta": "1"}, "beta must be a number, got '1'"),
     ({"seed": -1}, "seed must be between 0 and .*, got -1"),
     ({"seed": 1.5}, r"seed must be an integer, got 1\.5"),
     ({"model": "resnet"}, "model must be one of mlp, conv.*, got 'resnet'"),
     ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+    ({"latent_dim": 10**9}, "latent_dim must be at most 4,096, got 1000000000"),
+    ({"epochs": 1e30}, r"epochs must make at most 100,000,000 steps, got 1e\+30"),
+    ({"epochs": 1e300}, r"epochs must be from 1\.2e-38 to 3\.4e\+38, got 1e\+300"),
+    ({"steps": 10**12}, "steps must make at most 100,000,000 steps, got 1000000000000"),
     ({"epochs": 0}, "epochs must be a positive finite number, got 0"),
     ({"steps": 0}, "steps must be at least 1, got 0"),
     ({"batch_size": 737_281}, "batch_size must be between 1 and 737280, got 737281"),
@@ -211,6 +191,11 @@ BAD = [
     ({"objective": "isa-vae", "prior": "2[20]", "p1": 2.0}, "p1 is for prior 'isa' alone"),
     ({"objective": "isa-vae", "subspaces": ()}, r"subspaces must be a sequence of sizes, got \(\)"),
     ({"objective": "isa-vae", "subspaces": (4, 0)}, "subspaces must be at least 1, got 0"),
+    ({"objective": "isa-vae", "subspaces": (4, 10**9)}, "subspaces must add up to at most 4,096 .*, got 1000000004"),
+    ({"objective": "isa-vae", "prior": "2[5*2[999]]"}, "prior must be a tree of at most 4,096 leaves, got 4995"),
+    ({"objective": "isa-vae", "prior": "2[1e-60[20]]"}, r"an exponent of prior must be from .*, got 1e-60"),
+    ({"objective": "isa-vae", "p0": 10**400}, "p0 must be from .*, got 1000"),
+    ({"objective": "isa-vae", "scale": 1e300}, r"scale must be from .*, got 1e\+300"),
     ({"objective": "isa-vae", "p0": -2.0}, r"p0 must be a positive finite number, got -2\.0"),
     ({"objective": "isa-vae", "p1": (2.0, 2.0)}, "p1 must be one number or 5, one a subspace, got 2"),
     ({"objective": "isa-vae", "latent_dim": 10}, r"latent_dim must be 20, the number of leaves of .*, got 10"),
@@ -394,7 +379,7 @@ def test_the_convolutional_pair_trains_in_bf16_alone_and_in_a_pack(objective):
     runs = [_run(objective=objective, model="conv", precision="bf16", steps=2, seed=seed) for seed in (0, 1)]
     for alone, result in zip(
         [_train(run, evaluation=False) for run in runs],
-        train_pack(runs, dataset=_dataset(packed=False), device="cpu", evaluation=False),
+        train_pack(runs, dataset=_grey(), device="cpu", evaluation=False),
         strict=True,
     ):
         assert alone.diverged_at is None and result.diverged_at is None
@@ -404,7 +389,7 @@ def test_the_convolutional_pair_trains_in_bf16_alone_and_in_a_pack(objective):
 
 
 def test_grey_levels_stay_exact_in_bf16():
-    pack = training._Pack([_run(precision="bf16")], _dataset(packed=False), torch.device("cpu"), False)
+    pack = training._Pack([_run(precision="bf16")], _grey(), torch.device("cpu"), False)
     assert set(pack._inputs().x.unique().tolist()) == {0.0, np.float32(200) / np.float32(255)}
 
 
@@ -543,8 +528,8 @@ def test_a_run_that_diverges_stops_and_says_where():
     taken = []
     result = _train(run, callback=lambda step, terms: taken.append(step))
     assert 0 < result.diverged_at < taken[-1] <= result.diverged_at + training._CHECK_EVERY
-    limit = training._DIVERGED * math.log(2) * 4096
     *before, last = result.curve["loss"].tolist()
+    limit = training._DIVERGED * max(math.log(2) * 4096, before[0])
     assert not abs(last) <= limit and all(abs(loss) <= limit for loss in before)
     json.dumps(result.record, allow_nan=False)
 
@@ -700,6 +685,10 @@ def test_options_are_checked_before_anything_is_loaded(monkeypatch):
         train_pack([])
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
         train(run, checkpoint_every=0)
+    with pytest.raises(ValueError, match="n_samples must be at least 2, got 1"):
+        train(run, n_samples=1)
+    with pytest.raises(ValueError, match="n_samples must be at most the data set's 70 images, got 71"):
+        train(run, dataset=DATASET, n_samples=71)
     with pytest.raises(ValueError, match="dataset must be the runs' own, 'dsprites', got 'cars3d'"):
         train(Run(), dataset=DATASET)
     with pytest.raises(ValueError, match="batch_size must be at most the data set's 70 images, got 71"):
@@ -724,12 +713,12 @@ def _isa(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--beta", "-1"], "beta must be a positive finite number, got -1.0"),
+        (["--beta", "-1"], "beta must be a finite number of at least 0, got -1.0"),
         (["--objective", "gan"], "objective must be one of beta-vae, isa-vae, beta-tcvae, isa-tcvae, factor-vae"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--objective", "isa-vae", "--prior", "2.1[4"], "expected ',' or ']' at position 5"),
         (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
-        (["--mig-samples", "0"], "--mig-samples must be at least 1, got 0"),
+        (["--mig-samples", "1"], "--mig-samples must be at least 2, got 1"),
         (["--source", "/no/such/folder"], "--source must exist, got /no/such/folder"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
         (["--device", "cuda:77"], "--device must be one of this machine's, got 'cuda:77'"),
