@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import numpy as np
 
 from isa.data.base import SourceError, SourceMissingError
 
-__all__ = ["open_archive", "read_array", "read_blocks", "read_shape"]
+__all__ = ["open_archive", "read_array", "read_blocks", "read_header", "read_member", "read_shape"]
 
 # Deflate cannot shrink anything further than this; what claims more holds less than it says.
 _DEFLATE_LIMIT = 1032
 _BLOCK_BYTES = 1 << 22
+# Of a file, at once from it, and of the header of an array: more than any data set here has.
+_MOST_FILE, _MOST_READ, _MOST_HEADER = 1 << 32, 1 << 26, 10_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class _File(io.BufferedReader):
+    """A file of which no more is read at once than any array here needs, whatever the file claims of itself."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _MOST_READ:
+            raise zipfile.BadZipFile(f"it claims a part of {size:,} bytes")
+        return super().read(size)
 
 
 @contextmanager
@@ -30,15 +44,65 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise SourceMissingError(f"{path} does not exist")
     if not path.is_file():
         raise SourceError(f"{path} is not a file")
+    if path.stat().st_size > _MOST_FILE:
+        raise SourceError(f"{path} must have at most {_MOST_FILE:,} bytes, it has {path.stat().st_size:,}")
+    broken = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError, struct.error)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _File(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+            archive.filename = str(path)
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
+    except SourceError:
+        raise
+    except (*broken, UnicodeDecodeError) as error:
         raise SourceError(f"{path} is not a readable zip archive, or is truncated: {error}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a directory that points to before the file's start
             raise
         raise SourceError(f"{path} is not a readable zip archive, or is truncated: {error}") from error
+
+
+def read_member(archive: zipfile.ZipFile, member: str, most: int) -> bytes:
+    """Content of a member that has at most so many bytes.
+
+    Raises
+    ------
+    SourceError
+        Where it is missing or longer.
+    """
+    with _open(archive, member, member) as stream:
+        held = stream.read(most + 1)
+    if len(held) > most:
+        raise SourceError(f"{member!r} in {archive.filename} must have at most {most:,} bytes")
+    return held
+
+
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Read the header of an array in numpy's format: its shape, its type, and whether it is in Fortran order.
+
+    Raises
+    ------
+    ValueError
+        Where it is none, or longer than any header here; no more than that is read.
+    """
+
+    def read(size: int) -> bytes:
+        if size > _MOST_HEADER:
+            raise ValueError(f"it claims {size:,} bytes")
+        return stream.read(size)
+
+    bounded = SimpleNamespace(read=read)
+    try:
+        version = np.lib.format.read_magic(bounded)
+        if version not in _HEADERS:
+            raise ValueError(f"version {version} of the npy format is not read here")
+        shape, fortran, dtype = _HEADERS[version](bounded)
+    except (zipfile.BadZipFile, zlib.error):
+        raise
+    except Exception as error:  # numpy tokenises and evaluates the header as a literal, which fails in many ways
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"its shape is {str(shape)[:100]}")
+    return shape, dtype, fortran
 
 
 def read_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
@@ -85,7 +149,7 @@ def read_blocks(
         claimed = stream.tell() + shape[0] * row_bytes
         if info.file_size != claimed or claimed > _DEFLATE_LIMIT * (info.compress_size + 1):
             raise SourceError(f"{what} does not hold the bytes that its header claims")
-        rows = max(1, _BLOCK_BYTES // row_bytes)
+        rows = max(1, _BLOCK_BYTES // max(row_bytes, 1))
         for low in range(0, shape[0], rows):
             count = min(rows, shape[0] - low)
             data = stream.read(count * row_bytes)
@@ -112,26 +176,27 @@ def _describe(archive: zipfile.ZipFile, member: str) -> str:
     return f"{member.removesuffix('.npy')!r} in {archive.filename}"
 
 
+def _open(archive: zipfile.ZipFile, member: str, name: str) -> IO[bytes]:
+    """Stream of a member that is stored or deflated: of other methods a few bytes may give gigabytes at once."""
+    if member not in archive.namelist():
+        raise SourceError(f"{archive.filename} has no {name}")
+    if archive.getinfo(member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise SourceError(f"{archive.filename} must be stored or deflated, and its {name} is compressed otherwise")
+    return archive.open(member)
+
+
 def _open_array(archive: zipfile.ZipFile, member: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype, bool]:
     """Stream of a member behind its header, with the header's shape, type and Fortran flag."""
-    what = _describe(archive, member)
-    if member not in archive.namelist():
-        raise SourceError(f"{archive.filename} has no array {member.removesuffix('.npy')!r}")
-    stream = archive.open(member)
+    stream = _open(archive, member, f"array {member.removesuffix('.npy')!r}")
     try:
-        version = np.lib.format.read_magic(stream)
-        reader = _HEADERS.get(version)
-        if reader is None:
-            raise ValueError(f"version {version} of the npy format is not read here")
-        shape, fortran, dtype = reader(stream)
-    except (zipfile.BadZipFile, zlib.error):
+        shape, dtype, fortran = read_header(stream)
+    except ValueError as error:
+        stream.close()
+        raise SourceError(f"{_describe(archive, member)} has no valid npy header: {error}") from error
+    except BaseException:
         stream.close()
         raise
-    except Exception as error:
-        # numpy tokenises and evaluates the header as a literal, which fails in many ways.
-        stream.close()
-        raise SourceError(f"{what} has no valid npy header: {' '.join(str(error).split())[:200]}") from error
     if dtype.hasobject:
         stream.close()
-        raise SourceError(f"{what} holds pickled objects, which are never loaded")
+        raise SourceError(f"{_describe(archive, member)} holds pickled objects, which are never loaded")
     return stream, shape, dtype, fortran

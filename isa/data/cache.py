@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import io
 import json
+import math
 import os
 import time
 import uuid
@@ -27,7 +28,7 @@ import filelock
 import numpy as np
 from PIL import Image
 
-from isa.data._npz import open_archive, read_array
+from isa.data._npz import open_archive, read_array, read_member
 from isa.data.base import DataError, SourceError
 
 __all__ = ["CacheWarning", "cached_array", "directory", "key_of"]
@@ -35,6 +36,7 @@ __all__ = ["CacheWarning", "cached_array", "directory", "key_of"]
 _FORMAT = 1
 _LOCK_SECONDS = 900.0
 _STALE_SECONDS = 86400.0
+_MOST_META = 10_000
 
 
 class CacheWarning(UserWarning):
@@ -197,8 +199,8 @@ def _read(path: Path, key: str, shape: tuple[int, ...], codec: str) -> np.ndarra
             return None
         with open_archive(path) as archive:
             try:
-                meta = json.loads(archive.read("meta.json"))
-            except (KeyError, ValueError):
+                meta = json.loads(read_member(archive, "meta.json", _MOST_META))
+            except (ValueError, RecursionError):
                 raise SourceError(f"{path} is not a file of this cache") from None
             if meta != _meta(key, shape, codec):
                 raise SourceError(f"{path} holds another array than its name says")
@@ -271,16 +273,18 @@ def _read_webp(archive: zipfile.ZipFile, shape: tuple[int, ...]) -> np.ndarray:
     array = np.empty(shape, np.uint8)
 
     def decode(number: int) -> None:
-        with Image.open(io.BytesIO(sheets[number]), formats=["WEBP"]) as image:
-            if image.size != (columns * width, rows * height):
-                raise SourceError(f"{archive.filename} holds a sheet of another size, {image.size}")
+        held = sheets[number]
+        # Lossless pictures have their size here: it is compared before anything is allocated for another.
+        bits = int.from_bytes(held[21:25], "little")
+        size = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        if held[8:16] != b"WEBPVP8L" or size != (columns * width, rows * height):
+            raise SourceError(f"{archive.filename} holds a sheet of another kind or size")
+        with Image.open(io.BytesIO(held), formats=["WEBP"]) as image:
             sheet = np.asarray(image.convert("RGB"))
         array[number] = sheet.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
 
-    try:
-        sheets = [archive.read(f"sheet-{number:04d}.webp") for number in range(groups)]
-    except KeyError as error:
-        raise SourceError(f"{archive.filename} lacks a sheet: {error.args[0]}") from None
+    most = 2 * math.prod(shape[1:]) + 1000  # which a lossless picture stays below
+    sheets = [read_member(archive, f"sheet-{number:04d}.webp", most) for number in range(groups)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(decode, range(groups)))
     return array

@@ -21,19 +21,23 @@ ambient light. Highlights follow Blinn and Phong.
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
-import pickle
+import pickletools
+import re
 import sys
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from isa.data import _head, _render
-from isa.data._npz import open_archive, read_array
+from isa.data import _head, _mat, _render
+from isa.data._npz import open_archive, read_array, read_header, read_member
 from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError
 from isa.data.cache import cached_array, key_of
 
@@ -252,15 +256,61 @@ def _check(path: Path, shape: tuple[int, ...], dtype: object, expected: tuple[in
         raise SourceError(f"{path} must hold uint8 of shape {tuple(expected)}, found {dtype} of shape {tuple(shape)}")
 
 
+def _check_pickles(stream: IO[bytes], count: int, most: int) -> None:
+    """Go through pickles one after the other without executing them, the last of which describe a tensor.
+
+    torch executes of a pickle only what it knows to be harmless; but that can still ask for any amount of memory.
+
+    Raises
+    ------
+    ValueError
+        Where a pickle is damaged, or names or builds anything but one tensor with at most so many values.
+    """
+    storages = 0
+    for number in range(count):
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name not in _OPERATIONS:
+                raise _ObjectsError(f"it has the operation {operation.name}")
+            if operation.name == "GLOBAL" and not _NAMED.fullmatch(argument):
+                raise _ObjectsError(f"it names {argument}")
+            storages += operation.name == "BINPERSID"
+            is_magic = number == 0 and count > 1
+            if storages > 1 or (isinstance(argument, int) and not (0 <= argument <= most or is_magic)):
+                raise ValueError("it describes more than one tensor of the right size")
+
+
+def _check_torch(path: Path, most: int) -> None:
+    """Check what a torch file would make torch do; most is the number of bytes of its tensor."""
+    if path.stat().st_size > most + _MOST_BESIDE:
+        raise SourceError(f"{path} must have at most {most + _MOST_BESIDE:,} bytes, it has {path.stat().st_size:,}")
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                file.seek(0)
+                _check_pickles(io.BytesIO(file.read(_MOST_BESIDE)), 5, max(most, 65_535))
+                return
+        with open_archive(path) as archive:
+            if any(one.compress_type or one.compress_size != one.file_size for one in archive.infolist()):
+                raise SourceError(f"{path} is compressed, which no torch file is")
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    _check_pickles(io.BytesIO(read_member(archive, name, _MOST_BESIDE)), 1, most)
+    except _ObjectsError as error:
+        raise SourceError(
+            f"{path} is no torch file of a plain tensor: it holds objects, which are never unpickled ({error})"
+        ) from error
+    except SourceError:
+        raise
+    except ValueError as error:
+        raise SourceError(f"{path} is not a readable torch file, or is truncated: {_first_line(error)}") from error
+
+
 def _read_torch(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    _check_torch(path, math.prod(shape))
     try:
         with warnings.catch_warnings():  # torch warns of foreign pickles before it refuses them
             warnings.simplefilter("ignore", UserWarning)
             tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SourceError(
-            f"{path} is no torch file of a plain tensor: it is damaged or holds objects, which are never unpickled"
-        ) from error
     except Exception as error:  # torch's reader raises many kinds on a damaged file
         raise SourceError(f"{path} is not a readable torch file, or is truncated: {_first_line(error)}") from error
     if not isinstance(tensor, torch.Tensor):
@@ -270,17 +320,20 @@ def _read_torch(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise SourceError(
-            f"{path} is not a readable npy file, is truncated, or holds pickled objects: {_first_line(error)}"
-        ) from error
-    if not isinstance(mapped, np.ndarray):
-        mapped.close()
-        raise SourceError(f"{path} is a zip archive and no npy file: name it .npz")
-    _check(path, mapped.shape, mapped.dtype, shape)
-    return np.array(mapped, order="C")
+    with path.open("rb") as file:
+        if file.peek(2)[:2] == b"PK":
+            raise SourceError(f"{path} is a zip archive and no npy file: name it .npz")
+        try:
+            found, dtype, fortran = read_header(file)
+        except ValueError as error:
+            raise SourceError(f"{path} is not a readable npy file, or is truncated: {error}") from error
+        if dtype.hasobject:
+            raise SourceError(f"{path} holds pickled objects, which are never loaded")
+        _check(path, found, dtype, shape)
+        images = np.fromfile(file, np.uint8, math.prod(shape))
+    if images.size != math.prod(shape):
+        raise SourceError(f"{path} is not a readable npy file, or is truncated: it has {images.size:,} bytes of images")
+    return np.ascontiguousarray(images.reshape(shape, order="F" if fortran else "C"))
 
 
 def _read_npz(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -294,24 +347,24 @@ def _read_npz(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _read_mat(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    from scipy.io import loadmat, whosmat
+    arrays = _mat.read_declared(path)
+    wanted = [one for one in arrays if one.shape == shape and one.kind == "uint8"]
+    if len(wanted) != 1:
+        listed = ", ".join(f"{one.name} ({one.kind}, {one.shape})" for one in arrays[:8]) or "nothing"
+        raise SourceError(f"{path} must hold exactly one uint8 array of shape {shape}, found {listed}")
+    return np.ascontiguousarray(_mat.read_array(path, wanted[0]))
 
-    try:
-        found = {name: (size, kind) for name, size, kind in whosmat(path)}
-        wanted = [name for name, (size, kind) in found.items() if tuple(size) == tuple(shape) and kind == "uint8"]
-        if len(wanted) != 1:
-            listed = ", ".join(f"{name} ({kind}, {tuple(size)})" for name, (size, kind) in found.items()) or "nothing"
-            raise SourceError(f"{path} must hold exactly one uint8 array of shape {tuple(shape)}, found {listed}")
-        return np.ascontiguousarray(loadmat(path, variable_names=wanted)[wanted[0]])
-    except NotImplementedError as error:
-        raise SourceError(
-            f"{path} is a MATLAB file of version 7.3, which is not read here: save it with -v7"
-        ) from error
-    except SourceError:
-        raise
-    except Exception as error:  # scipy's reader raises many kinds on a damaged file
-        raise SourceError(f"{path} is not a readable MATLAB file, or is truncated: {_first_line(error)}") from error
 
+class _ObjectsError(ValueError):
+    """A pickle would do something else than describe a tensor."""
+
+
+_MOST_BESIDE = 1 << 20  # bytes of a torch file beside its tensor's
+_NAMED = re.compile(r"torch\._utils _rebuild_tensor(_v2)?|torch [A-Z][A-Za-z0-9]+Storage|collections OrderedDict")
+_OPERATIONS = {"PROTO", "STOP", "GLOBAL", "REDUCE", "BINPERSID", "MARK", "NONE", "NEWTRUE", "NEWFALSE"}
+_OPERATIONS |= {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST"}
+_OPERATIONS |= {"APPEND", "APPENDS", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BININT", "BININT1", "BININT2"}
+_OPERATIONS |= {"LONG1", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING"}
 
 _READERS = {".pth": _read_torch, ".pt": _read_torch, ".npy": _read_npy, ".npz": _read_npz, ".mat": _read_mat}
 
