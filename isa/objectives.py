@@ -439,9 +439,10 @@ class _Block:
             return self.compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, ImportError, OSError, UnicodeError) as error:  # the last three of reading its own files
             self.compiles = False
-            _logger.warning("the aggregate posterior runs uncompiled: %s", str(error).strip().splitlines()[0])
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            _logger.warning("the aggregate posterior runs uncompiled: %s", reason)
             return self.function(*arguments)
 
 

@@ -15,6 +15,10 @@ seed and by what they are drawn for, so that a run is the same, whatever ran bef
 too, and one set of kernels serves all. No operation mixes runs, so that each is trained as if alone up to rounding, and
 one that diverges spoils no other.
 
+**Divergence.** A run has diverged where a term of its objective is no finite number, or its loss stays out of bounds; and
+where its parameters after the last step, or what is measured of it, are not finite. Its record says so and at which
+step, and has no measurements. Whatever is recorded is a finite number.
+
 **Precision.** With ``precision="bf16"`` linear and convolutional layers compute in bfloat16, as under autocast;
 parameters, Adam's moments, normalisation, posterior, sample, prior and every term of the objective are float32.
 
@@ -26,6 +30,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -969,7 +974,7 @@ class _Pack:
             # Only what compiles at its first call may fall back: later on, or uncompiled, an error is an error.
             if not self.compiled or self._terms is not None:
                 raise
-            _logger.warning("the step runs uncompiled: %s", str(error).strip().splitlines()[0])
+            _logger.warning("the step runs uncompiled: %s", _first_line(error))
             self.compiled, self._loss = False, self._losses
             self.adam.uncompile()
             return self._differentiate_and_step(inputs)
@@ -1457,6 +1462,7 @@ def train_pack(
     dataset = dataset.to(device)
     if compile is None:
         compile = first.total_steps >= _COMPILE_FROM
+    compile = compile and _compiles()
 
     results: dict[str, Result] = {}
     for step in sorted(set(steps)):
@@ -1467,6 +1473,20 @@ def train_pack(
         for number, run in enumerate(together):
             results[run.hash] = _result(pack, number, died.get(number), evaluation, n_samples, progress)
     return [results[run.hash] for run in runs]
+
+
+def _compiles() -> bool:
+    """Whether there is anything to compile with; what the compiler itself lacks shows at the first step."""
+    try:
+        importlib.import_module("torch._inductor.compile_fx")
+    except Exception as error:  # of many kinds: it reads files of its own, in the encoding of the locale
+        _logger.warning("the step runs uncompiled: %s", _first_line(error))
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _train(

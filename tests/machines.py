@@ -143,6 +143,8 @@ def check_import(condition: Condition) -> None:
 
 def check_compile(condition: Condition) -> None:
     """The sweep's long run was compiled, or said once that it is not; without a compiler it must be the latter."""
+    import tiny_sweep  # noqa: F401 - puts in the networks that the records name
+
     from isa.sweep import read_records
 
     home = Path.home()
