@@ -33,7 +33,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "runs" / "reproducibility.csv"
-COLUMNS = ("what", "condition", "equal", "difference", "compared", "platform", "torch", "commit")
+COLUMNS = ("what", "condition", "equal", "difference", "compared", "steps", "platform", "torch", "commit")
 PAGES = ("book/fig1.ipynb", "book/prior/functions.ipynb", "book/prior/sampling.ipynb")
 STEPS = 30
 
@@ -248,7 +248,8 @@ def rows_of(condition: str, compared: Iterable[tuple[str, bool, float | None, st
     for what, same, apart, count in compared:
         shown = "" if apart is None else f"{apart:.2g}"
         row = {"what": what, "condition": condition, "equal": "yes" if same else "no", "difference": shown}
-        rows.append(row | {"compared": count} | circumstances())
+        steps = STEPS if what.endswith(("fp32", "bf16")) else ""
+        rows.append(row | {"compared": count, "steps": steps} | circumstances())
         print(f"{condition}: {what}: {'equal' if same else f'differs by {shown}' if shown else 'differs'}", flush=True)
     return rows
 

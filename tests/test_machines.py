@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import machines
 import pytest
@@ -66,9 +67,7 @@ def test_streams_are_terminals_or_not(tmp_path, name, expected):
     assert run(NAMES[name], tmp_path, TERMINALS) == expected
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity"), reason="this system does not say on which cores a process runs"
-)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no choice of cores on this system")
 def test_one_core_is_one_core(tmp_path):
     cores = "import os; print(len(os.sched_getaffinity(0)))"
     assert run(NAMES["one core"], tmp_path, cores) == "1"
