@@ -262,6 +262,7 @@ ADDRESSES = (
     "mybinder.org",
     "creativecommons.org/",
     "example.org/",
+    "w3.org/",  # names of what an SVG is written in
 )
 FORBIDDEN = re.compile(
     r"(?:https?|ftp|git|ssh)://(?P<address>[^\s)>\]\"'`}]+)"
