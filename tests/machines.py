@@ -371,7 +371,8 @@ def versions(python: str) -> tuple[str, str]:
 
 def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None) -> dict[str, object]:
     """Try a condition and return its row."""
-    row = {"condition": condition.name, "python": condition.python, "torch": condition.torch, "ran": "", "note": ""}
+    wanted = condition.torch.removeprefix("torch").removeprefix("==")
+    row = {"condition": condition.name, "python": condition.python, "torch": wanted, "ran": "", "note": ""}
     row |= {"passed": "yes", "platform": f"{platform.system()} {platform.machine()}", "commit": commit()}
     checks = {**CHECKS, **({} if condition.writable else CACHE), **(BOOK if book else {})}
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as folder:
