@@ -15,8 +15,8 @@ seed and by what they are drawn for, so that a run is the same, whatever ran bef
 too, and one set of kernels serves all. No operation mixes runs, so that each is trained as if alone up to rounding, and
 one that diverges spoils no other.
 
-**Divergence.** A run has diverged where a term of its objective is no finite number, or its loss stays out of bounds; and
-where its parameters after the last step, or what is measured of it, are not finite. Its record says so and at which
+**Divergence.** A run has diverged where a term of its objective is no finite number or its loss stays out of bounds,
+and where its parameters after the last step, or what is measured of it, are not finite. Its record says so and at which
 step, and has no measurements. Whatever is recorded is a finite number.
 
 **Precision.** With ``precision="bf16"`` linear and convolutional layers compute in bfloat16, as under autocast;
@@ -50,7 +50,7 @@ import numpy as np
 import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.func import functional_call, vmap
@@ -73,6 +73,7 @@ __all__ = [
     "Run",
     "evaluate",
     "load_model",
+    "read_record",
     "remove_checkpoint",
     "train",
     "train_pack",
@@ -124,6 +125,7 @@ _FORMAT = 1
 
 _MOST_LATENTS = models.IMAGE_SIZE**2
 _MOST_STEPS = 100_000_000
+_MOST_RECORD_BYTES = 10_000_000
 _FLOAT32 = torch.finfo(torch.float32)
 
 _P0 = 2.1
@@ -865,18 +867,20 @@ class _Pack:
         held["curve"] = self.curve[: self.step, :, number]
         return {name: value.detach().cpu().contiguous().clone() for name, value in held.items()}
 
-    def restore(self, number: int, held: Mapping[str, Tensor], step: int) -> None:
-        """Put the state of one run back."""
+    def restore(self, number: int, path: Path, step: int) -> None:
+        """Put the state of one run back, from a checkpoint after so many steps."""
+        places = {f"buffer.{name}": value[number] for name, value in self.buffers.items()}
+        for name, tensor in self.tensors().items():
+            first, second = self.adam.moments(tensor)
+            places[f"parameter.{name}"] = tensor[number]
+            places[f"exp_avg.{name}"] = first[number]
+            places[f"exp_avg_sq.{name}"] = second[number]
+        places["curve"] = self.curve[:step, :, number]
+        held = _read_tensors(path, places)
         self.step = step
         with torch.no_grad():
-            for name, value in self.buffers.items():
-                value[number].copy_(held[f"buffer.{name}"])
-            for name, tensor in self.tensors().items():
-                first, second = self.adam.moments(tensor)
-                tensor[number].copy_(held[f"parameter.{name}"])
-                first[number].copy_(held[f"exp_avg.{name}"])
-                second[number].copy_(held[f"exp_avg_sq.{name}"])
-            self.curve[:step, :, number].copy_(held["curve"])
+            for name, place in places.items():
+                place.copy_(held[name])
         self.adam.restore(step)
 
     def is_finite(self, number: int) -> bool:
@@ -1067,10 +1071,33 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: object) ->
 
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
         with safetensors.safe_open(path, "pt") as file:
             return {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _read_tensors(path: Path, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the tensors of a file that has those of ``places``, of their shapes and types; others are left out."""
+    found = {}
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            missing = sorted(set(places) - set(file.keys()))
+            if missing:
+                raise CheckpointError(f"{path} lacks the tensor {missing[0]}")
+            for name, place in places.items():
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(place.shape):  # before anything of it is read
+                    raise CheckpointError(f"{name} in {path} must have shape {tuple(place.shape)}, it has {shape}")
+                found[name] = file.get_tensor(name)
+                if found[name].dtype != place.dtype:
+                    raise CheckpointError(f"{name} in {path} must be {place.dtype}, it is {found[name].dtype}")
+    except (OSError, KeyError, AttributeError, TypeError, safetensors.SafetensorError) as error:
+        # types that a tensor cannot have are met with errors of several kinds
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return found
 
 
 def _checkpoint(folder: Path, run: Run) -> Path:
@@ -1087,7 +1114,12 @@ def _checkpoint_step(folder: Path | None, run: Run) -> int:
         raise CheckpointError(
             f"{path} is of the course {held.get('course')}, not of {run.course}: move it away to start anew"
         )
-    return int(held["step"])
+    step, seconds = held.get("step"), held.get("seconds")
+    if type(step) is not int or not 0 <= step <= _MOST_STEPS:
+        raise CheckpointError(f"{path} must say its step, a whole number from 0 on, got {str(step)[:60]!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        raise CheckpointError(f"{path} must say its seconds, a number from 0 on, got {str(seconds)[:60]!r}")
+    return step
 
 
 def remove_checkpoint(run: Run, folder: str | os.PathLike[str]) -> None:
@@ -1286,20 +1318,49 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
     Raises
     ------
     CheckpointError
-        If the file is not such a model (also a ``ValueError``).
+        If the file is not such a model (also a ``ValueError``). Nothing in it is taken on trust.
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
     held = _read_metadata(path)
-    if "run" not in held:
+    if not isinstance(held.get("run"), dict):
         raise CheckpointError(f"{path} is no model of this package: it names no run")
-    run = Run.from_dict(held["run"])
-    tensors = load_file(path)
-    state = {name.removeprefix("vae."): value for name, value in tensors.items() if name.startswith("vae.")}
-    vae = models.build(run.model, run.latent_dim, held["channels"])
-    vae.load_state_dict(state)
-    exponents = held["exponents"]
-    return run, vae.eval(), _final_prior(run, None if exponents is None else exponents[1:])
+    channels, exponents = held.get("channels"), held.get("exponents")
+    if type(channels) is not int or not 1 <= channels <= 4:
+        raise CheckpointError(f"{path} must be a model of images of 1 to 4 channels, got {str(channels)[:60]!r}")
+    if exponents is not None and not isinstance(exponents, list):
+        raise CheckpointError(f"{path} must have a list of exponents, or none, got {str(exponents)[:60]!r}")
+    try:
+        run = Run.from_dict(held["run"])
+        prior = _final_prior(run, None if exponents is None else exponents[1:])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path} is no model of this package: {error}") from None
+    vae = models.build(run.model, run.latent_dim, channels)
+    tensors = _read_tensors(path, {f"vae.{name}": value for name, value in vae.state_dict().items()})
+    vae.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items()})
+    return run, vae.eval(), prior
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read back the ``record.json`` that :meth:`Result.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no record. Only its hash is looked at: that the rest is there is for its reader to find.
+    OSError
+        If it cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _MOST_RECORD_BYTES):
+            raise ValueError(f"it must be a file of at most {_MOST_RECORD_BYTES:,} bytes")
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(held, dict) or not isinstance(held.get("hash"), str):
+            raise ValueError("it names no run")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no record: {error}") from None
+    return held
 
 
 def _versions() -> dict[str, str]:
@@ -1501,7 +1562,7 @@ def _train(
     if start:
         for number, run in enumerate(pack.runs):
             path = _checkpoint(folder, run)
-            pack.restore(number, load_file(path), start)
+            pack.restore(number, path, start)
             pack.seconds = max(pack.seconds, _read_metadata(path)["seconds"])
     total = pack.run.total_steps
     watch = _Watch(pack)
