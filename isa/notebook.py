@@ -125,7 +125,8 @@ def show(figure: Figure, dpi: int = 200) -> None:
     bundle = {}
     for mime_type, suffix, text in (("image/svg+xml", "svg", True), ("image/png", "png", False)):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
+        with plt.rc_context({"svg.hashsalt": "isa"}):  # without it, names inside of an SVG are drawn anew every time
+            figure.savefig(buffer, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
         data = buffer.getvalue()
         bundle[mime_type] = compact(data.decode()) if text else base64.b64encode(data).decode()
     width, height = figure.get_size_inches()
