@@ -7,7 +7,6 @@ status; :data:`COMMANDS` lists them. Bad input ends in one line on stderr and a 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from isa import data
+from isa.data.base import expand
 
 __all__ = ["COMMANDS", "main"]
 
@@ -58,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    line = " ".join(text.split()) or type(error).__name__
+    # What a file or a name brings in must not steer the terminal.
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -119,7 +121,7 @@ def _run_data(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--contact-sheet must name a .png, .svg or .pdf file, got {sheet}")
         if not sheet.parent.is_dir():
             raise ValueError(f"--contact-sheet names a file in {sheet.parent}, which is no directory")
-    if arguments.compare is not None and not Path(arguments.compare).expanduser().is_file():
+    if arguments.compare is not None and not expand(arguments.compare).is_file():
         raise ValueError(f"--compare must name a file, and {arguments.compare} is none")
 
     progress = sys.stderr.isatty()
@@ -300,10 +302,14 @@ def _run_train(arguments: argparse.Namespace) -> int:
     folder = arguments.output or Path("trained") / run.key
     record = folder / "record.json"
     if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if found.get("hash") != run.hash:
+        found = training.read_record(record)
+        if found["hash"] != run.hash:
             raise ValueError(f"--output must be another folder: {folder} holds the run {found.get('key')}")
-        print("\n".join(_describe_training(found, folder)))
+        try:
+            lines = _describe_training({**found, **run.to_dict(), "key": run.key}, folder)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{record} is not the record of a training: {_one_line(error)}") from None
+        print("\n".join(lines))
         return 0 if found["status"] == "trained" else 1
     if run.reduced:
         print(f"REDUCED SCALE: {run.total_steps:,} steps of {run.batch_size:,} images, fewer than the paper's")
@@ -330,7 +336,7 @@ def _train_options(arguments: argparse.Namespace) -> str | None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise ValueError(f"--output must be a folder, got the file {arguments.output}")
-    if arguments.source is not None and not Path(arguments.source).expanduser().exists():
+    if arguments.source is not None and not expand(arguments.source).exists():
         raise ValueError(f"--source must exist, got {arguments.source}")
     _check_device(arguments.device)
     return arguments.device
@@ -351,7 +357,7 @@ def _check_device(name: str | None, here: bool = True) -> None:
 
 def _describe_training(record: dict, folder: Path) -> list[str]:
     """A record, line by line."""
-    lines = [f"run             {record['key']}", f"images          {record['images_title']}"]
+    lines = [f"run             {record['key']}", f"images          {_one_line(record['images_title'])}"]
     scale = f"{record['total_steps']:,} steps of {record['batch_size']:,} images"
     lines.append(f"scale           {scale}{', REDUCED: the paper takes more' if record['reduced'] else ''}")
     if record["status"] == "diverged":
@@ -367,7 +373,7 @@ def _describe_training(record: dict, folder: Path) -> list[str]:
         ]
         if record["learn_exponents"]:
             lines.append(f"exponents       {', '.join(f'{p:.3f}' for p in record['exponents'])}")
-    lines.append(f"time            {record['train_seconds']:.0f} s of training on {record['device']}")
+    lines.append(f"time            {record['train_seconds']:.0f} s of training on {_one_line(record['device'])}")
     lines.append(f"saved in        {folder}")
     return lines
 

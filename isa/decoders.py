@@ -227,6 +227,8 @@ class CompressedDecoder:
             If it cannot be read.
         """
         path = Path(path)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is no decoder: it is not a file")
         with open(path, "rb") as file:
             held = file.read(MOST_BYTES + 1)
         try:
@@ -606,10 +608,12 @@ def export(
         If it cannot be read.
     """
     folder = Path(folder)
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    record = training.read_record(folder / "record.json")
     run, model, _ = training.load_model(folder)
-    if record.get("hash") != run.hash or record.get("mig") is None:
+    if record["hash"] != run.hash or record.get("mig") is None:
         raise ValueError(f"{folder} must hold a model with its record, and the run must have been measured")
+    record |= {**run.to_dict(), "key": run.key}  # a file is named after it
+    _check_measured(record, folder / "record.json")
     dataset = data.load(run.dataset, run.source) if dataset is None else dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     fitted = min(fitted, len(dataset) // 2)
@@ -625,6 +629,23 @@ def export(
         "error": _error(compressed, model, dataset, index[fitted:], held_out),
     }
     return replace(compressed, about=about)
+
+
+def _check_measured(record: Mapping[str, Any], path: Path) -> None:
+    """Check that a record has what is kept of it, and information of every latent about every factor."""
+    missing = [name for name in _RUN if name not in record]
+    if missing:
+        raise ValueError(f"{path} must have {', '.join(_RUN)}, and lacks {', '.join(missing)}")
+    factors = record.get("factors")
+    if not isinstance(factors, list) or not factors or not all(isinstance(name, str) for name in factors):
+        raise ValueError(f"factors in {path} must be a list of names, got {str(factors)[:60]!r}")
+    try:
+        information = np.array(record.get("mutual_information"), float)
+    except (TypeError, ValueError, OverflowError):
+        information = np.array(math.nan)
+    expected = (len(factors), record["latent_dim"])
+    if information.shape != expected or not np.isfinite(information).all():
+        raise ValueError(f"mutual_information in {path} must be numbers of shape {expected}")
 
 
 def _sliders(mean: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:

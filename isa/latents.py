@@ -43,6 +43,7 @@ _MOST_BYTES = 16 * 2**20
 _MOST_HEADER = 64 * 2**10
 _MOST_SIZE = 4096
 _MOST_VALUES = 2**25
+_MOST_WORD = 200
 _DECODED = 256
 
 _KEPT = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "scale", "learn_exponents", "likelihood")
@@ -287,6 +288,8 @@ def _checked_header(header: object) -> dict[str, Any]:
         values = one["values"]
         if not isinstance(values, list) or not isinstance(one["unit"], str):
             raise ValueError("the values of a factor must be a list, and its unit a word")
+        if any(isinstance(word, str) and len(word) > _MOST_WORD for word in (one["name"], one["unit"], *values)):
+            raise ValueError(f"a factor's words must have at most {_MOST_WORD} characters each")
         if not all(isinstance(value, str) for value in values) and not all(map(_is_number, values)):
             raise ValueError(f"the values of the factor {str(one['name'])[:60]!r} must be all numbers, or all words")
     named = [one["name"] for one in header["factors"]]

@@ -55,7 +55,8 @@ class Node:
     Parameters
     ----------
     p : float or torch.Tensor
-        The exponent, positive and finite. A tensor may require a gradient, and may have a batch shape.
+        The exponent, positive and finite, from 1e-300 to 1e300. A tensor may require a gradient, and may have a batch
+        shape.
     children : int or sequence of (int or Node)
         An int k stands for k leaves. Eq. 6 of the paper is ``Node(p0, [1, Node(p1, [2])])``.
 
@@ -89,9 +90,13 @@ class Node:
             if not p.is_floating_point():
                 raise TypeError(f"p has dtype {p.dtype}; a tensor exponent must be floating-point")
         elif isinstance(p, Real) and not isinstance(p, bool):
-            p = float(p)
+            p = _float(p)
             if not (p > 0 and math.isfinite(p)):
                 raise ValueError(f"p = {p}; an exponent must be positive and finite")
+            if not 1e-300 <= p <= 1e300:
+                raise ValueError(
+                    f"p = {p}; an exponent must be from 1e-300 to 1e300, or Eq. 8 leaves the numbers there are"
+                )
         else:
             raise TypeError(f"p = {p!r}; an exponent must be a number or a torch.Tensor")
         if isinstance(children, (Integral, Node)):
@@ -239,6 +244,14 @@ class Node:
     def norm(self, z: Tensor) -> Tensor:
         """The Lp-nested function f(z) (Eq. 6, 9); z has shape ``(..., n)``, the result ``(...)``."""
         return LpNested(self, validate_args=False).norm(z)
+
+
+def _float(value: Real) -> float:
+    """The number as a float, infinite where it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _exponent_text(p: float | Tensor) -> str:
@@ -833,7 +846,7 @@ class LpNested(Distribution):
         elif isinstance(scale, Tensor):
             if not scale.is_floating_point():
                 raise TypeError(f"scale has dtype {scale.dtype}; a tensor must be floating-point")
-        elif not 0 < scale < math.inf:
+        elif not 0 < _float(scale) < math.inf:
             raise ValueError(f"scale = {scale}; it must be positive and finite")
         if radial is not None:
             _check_radial(radial)

@@ -65,8 +65,10 @@ _logger = logging.getLogger(__name__)
 _RUN_FIELDS = tuple(one.name for one in fields(Run))
 _SEQUENCES = ("subspaces", "p1")
 """Fields of which a list of numbers is one value."""
-_MOST_BYTES, _MOST_RUNS = 1_000_000, 100_000
-"""Bounds on a specification, far beyond any that is meant."""
+_MOST_BYTES, _MOST_SCALAR, _MOST_RUNS, _MOST_LATENTS = 100_000, 1000, 10_000, 1_000_000
+"""Bounds on a specification and on its runs together, far beyond any that is meant."""
+_MOST_TABLE_BYTES = 1 << 28
+"""Of a table of records; one of the runs of a specification has at most a tenth."""
 
 
 class RecordsWarning(UserWarning):
@@ -78,20 +80,27 @@ class RecordsWarning(UserWarning):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values: no alias, and no key twice."""
+    """YAML of plain values: no alias, no tag, and no key twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases such as *{self.peek_event().anchor} are not allowed")
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases such as *{event.anchor} are not allowed")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(f"tags such as {event.tag} are not allowed")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MOST_SCALAR:
+            raise yaml.YAMLError(f"a value must have at most {_MOST_SCALAR:,} characters, got {event.value[:20]}...")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
+        names = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
             if not isinstance(name, (str, int)):
                 raise yaml.YAMLError(f"keys must be names, got {name!r}")
-            if names.count(name) > 1:
+            if name in names:
                 raise yaml.YAMLError(f"{name!r} is given twice")
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -117,7 +126,22 @@ def _choices(name: str, value: object) -> list:
     return [tuple(one) if isinstance(one, list) else one for one in choices]
 
 
-def _grid(every: Mapping[str, object], grid: object) -> tuple[Run, ...]:
+class _Room:
+    """Keeps what a specification names within bounds, as it is read."""
+
+    def __init__(self) -> None:
+        self.runs, self.latents = _MOST_RUNS, _MOST_LATENTS
+
+    def take(self, runs: int = 0, latents: int = 0) -> None:
+        self.runs -= runs
+        self.latents -= latents
+        if self.runs < 0:
+            raise ValueError(f"there must be at most {_MOST_RUNS:,} runs in all")
+        if self.latents < 0:
+            raise ValueError(f"there must be at most {_MOST_LATENTS:,} latents in all runs together")
+
+
+def _grid(every: Mapping[str, object], grid: object, room: _Room) -> tuple[Run, ...]:
     """Return every run of a grid, the last field named varying fastest, and seeds slowest: so comparisons stay even."""
     _check_keys(grid, (*_RUN_FIELDS, "seeds"), "a grid")
     named = {**every, **grid}
@@ -129,14 +153,13 @@ def _grid(every: Mapping[str, object], grid: object) -> tuple[Run, ...]:
             raise ValueError(f"seeds must be a number of seeds from 1 to {_MOST_RUNS:,}, got {count!r}")
         named["seed"] = list(range(count))
     choices = {name: _choices(name, value) for name, value in named.items()}
-    if math.prod(map(len, choices.values())) > _MOST_RUNS:
-        raise ValueError(f"a grid must have at most {_MOST_RUNS:,} runs")
-    seeds = choices.pop("seed", [0])
-    return tuple(
-        Run(**dict(zip(choices, values, strict=True)), seed=seed)
-        for seed in seeds
-        for values in itertools.product(*choices.values())
-    )
+    room.take(runs=math.prod(map(len, choices.values())))
+    runs = []
+    for seed in choices.pop("seed", [0]):
+        for values in itertools.product(*choices.values()):
+            runs.append(Run(**dict(zip(choices, values, strict=True)), seed=seed))
+            room.take(latents=runs[-1].latent_dim)
+    return tuple(runs)
 
 
 def _once(runs: Sequence[Run]) -> tuple[Run, ...]:
@@ -188,6 +211,8 @@ class Spec:
         if path.suffix != ".yaml":
             raise ValueError(f"a specification must be a .yaml file, got {path}")
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ValueError("it must be a file")
             with open(path, "rb") as file:
                 held = file.read(_MOST_BYTES + 1)
             if len(held) > _MOST_BYTES:
@@ -202,7 +227,7 @@ class Spec:
     def _of(cls, path: Path, held: object) -> Spec:
         _check_keys(held, ("title", "every", "tiers"), "a specification")
         title, every = held.get("title"), held.get("every", {})
-        if not isinstance(title, str) or not title.strip():
+        if not isinstance(title, str) or not title.strip().isprintable() or not title.strip():
             raise ValueError(f"title must be a line of text, got {title!r}")
         _check_keys(every, _RUN_FIELDS, "every")
         tiers = held.get("tiers")
@@ -213,6 +238,7 @@ class Spec:
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"a tier must have a number from 1 on, got {number!r}")
         seen: set[str] = set()
+        room = _Room()
         for number in sorted(tiers):
             grids = tiers[number]
             if not isinstance(grids, list) or not grids:
@@ -220,7 +246,7 @@ class Spec:
             runs: list[Run] = []
             for place, grid in enumerate(grids, 1):
                 try:
-                    runs += _grid(every, grid)
+                    runs += _grid(every, grid, room)
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"tier {number}, grid {place}: {error}") from None
             named[number] = tuple(run for run in _once(runs) if run.hash not in seen)
@@ -268,7 +294,7 @@ class Spec:
             As the file's grids.
         """
         every = {name: value for name, value in self.every.items() if name not in values}
-        return replace(self, tiers={1: _once(_grid(every, values))})
+        return replace(self, tiers={1: _once(_grid(every, values, _Room()))})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,6 +311,19 @@ _CIRCUMSTANCES = ("total_steps", "reduced", "train_seconds", "evaluation_seconds
 _CIRCUMSTANCES += ("versions", "commit", "images", "images_title", "images_checksum", "procedural")
 COLUMNS = ("hash", "key", "status", "diverged_at", *_RUN_FIELDS, *_MEASURED, *_CIRCUMSTANCES)
 """Columns of a table of records, in order."""
+
+_NUMBERS = ("mig", "mig_standard_error", "mig_error_bound", "log_likelihood", "log_likelihood_first_10000", "elbo")
+_NUMBERS += ("divergence", "train_seconds", "evaluation_seconds")
+_COUNTS = {"diverged_at": 0, "active_units": 0, "total_steps": 1, "pack_size": 1}
+"""Whole numbers, with the least that each can be."""
+_LISTS = ("gaps", "exponents", "factors", "mutual_information", "entropy", "conditional_entropy")
+_SECONDS = ("total_steps", "pack_size", "train_seconds", "evaluation_seconds", "device")
+_ALWAYS = {
+    "trained": ("mig", "gaps", "log_likelihood", "factors", *_SECONDS),
+    "diverged": ("diverged_at", *_SECONDS[:2], "device"),
+}
+"""What a record of each status has beside its run."""
+_NEEDED = {"hash", "dataset", "objective", "status", *_ALWAYS["trained"], *_ALWAYS["diverged"]}
 
 _DIGITS = 9
 """Significant digits of a number in a table."""
@@ -322,12 +361,50 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     """Return the record that a row's cells hold."""
     held = {}
     for name, cell in cells.items():
-        held[name] = None if cell == "" else cell if name in _TEXT else json.loads(cell)
+        held[name] = None if cell == "" else cell if name in _TEXT else _value(cell)
     run = _run(held)
     if run.hash != held["hash"]:
         raise ValueError(f"its fields are those of the run {run.hash}, not of {held['hash']}")
+    _check_record(held)
+    # What files are named after is never taken from the table.
+    held |= {**run.to_dict(), "key": run.key}
     held |= {f"mig_{name}": gap for name, gap in zip(held["factors"] or (), held.pop("gaps", None) or (), strict=True)}
     return held
+
+
+def _value(cell: str) -> Any:
+    """Return the JSON of a cell, whose numbers are finite."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"it has the number {text}")
+        return value
+
+    return json.loads(cell, parse_constant=number, parse_float=number)
+
+
+def _check_record(held: Mapping[str, Any]) -> None:
+    """Check the kinds of what was measured, and that a record has what is always there."""
+    status = held["status"]
+    if status not in _ALWAYS:
+        raise ValueError(f"status must be one of {', '.join(_ALWAYS)}, got {status!r}")
+    for name, value in held.items():
+        if value is None:
+            if name in _ALWAYS[status]:
+                raise ValueError(f"{name} must be there where status is {status}")
+        elif name in _NUMBERS and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name} must be a number, got {str(value)[:60]!r}")
+        elif name in _COUNTS and (type(value) is not int or not _COUNTS[name] <= value < 2**63):
+            raise ValueError(f"{name} must be a whole number from {_COUNTS[name]} on, got {str(value)[:60]!r}")
+        elif name in _LISTS and not isinstance(value, list):
+            raise ValueError(f"{name} must be a list, got {str(value)[:60]!r}")
+    for name in held["factors"] or ():
+        if not isinstance(name, str) or f"mig_{name}" in COLUMNS:
+            raise ValueError(f"factors must be names of factors, got {str(name)[:60]!r}")
+    for gap in held["gaps"] or ():
+        if gap is not None and (isinstance(gap, bool) or not isinstance(gap, (int, float))):
+            raise ValueError(f"gaps must be numbers, got {str(gap)[:60]!r}")
 
 
 def _run(record: Mapping[str, Any]) -> Run:
@@ -363,27 +440,31 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """Return the records of a table, and whether its last line is cut off."""
+    if not path.exists():
+        return [], False
     try:
+        if not (path.is_file() or path.is_dir()) or path.stat().st_size > _MOST_TABLE_BYTES:
+            raise ValueError(f"it must be a file of at most {_MOST_TABLE_BYTES:,} bytes")
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         return [], False
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no table of records: {error}") from None
     *lines, torn = text.split("\n")
     records: dict[str, dict[str, Any]] = {}
     header: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
-            (cells,) = csv.reader([line], strict=True)
+            cells = next(csv.reader([line], strict=True), [])
             if not header:
                 header = cells
-                if len(set(header)) < len(header) or not {"hash", "factors", "dataset", "objective"} <= set(header):
+                if len(set(header)) < len(header) or not set(header) >= _NEEDED:
                     raise ValueError("its columns are not those of records")
                 continue
             if len(cells) != len(header):
                 raise ValueError(f"it has {len(cells)} cells, and the table has {len(header)} columns")
             record = _record(dict(zip(header, cells, strict=True)))
-        except (ValueError, TypeError, KeyError, csv.Error, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, csv.Error, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no record: {' '.join(str(error).split())}") from None
         records.setdefault(record["hash"], record)
     return list(records.values()), bool(torn)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -26,6 +28,7 @@ __all__ = [
     "SourceError",
     "SourceMissingError",
     "UnknownFactorError",
+    "expand",
 ]
 
 _UNPACKED_ROWS = 32
@@ -55,6 +58,20 @@ class UnknownFactorError(DataError, KeyError):
 
 class ImageIndexError(DataError, IndexError):
     """An index lies outside the data set, or outside a factor's values."""
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path with a home directory at its start put in.
+
+    Raises
+    ------
+    SourceError
+        If that is the home directory of nobody.
+    """
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):
+        raise SourceError(f"{path} begins with the home directory of nobody that there is") from None
 
 
 @dataclass(frozen=True)

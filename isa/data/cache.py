@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from isa.data._npz import open_archive, read_array, read_member
-from isa.data.base import DataError, SourceError
+from isa.data.base import DataError, SourceError, expand
 
 __all__ = ["CacheWarning", "cached_array", "directory", "key_of"]
 
@@ -54,7 +54,7 @@ def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """
     chosen = cache_dir or os.environ.get("ISA_CACHE_DIR")
     if chosen:
-        return Path(chosen).expanduser()
+        return expand(chosen)
     import platformdirs  # not needed, and on a compute node perhaps not there, where a directory is named
 
     return Path(platformdirs.user_cache_dir("isa", appauthor=False))

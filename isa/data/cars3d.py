@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from isa.data import _car, _render
 from isa.data._mat import read_array, read_declared
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
 from isa.data.cache import cached_array, key_of
 
 __all__ = [
@@ -77,7 +77,7 @@ def load(
     """cars3d: read from a folder of the published files, or drawn; see :func:`isa.data.load`."""
     if source is None:
         return _procedural(cache_dir, progress)
-    folder = Path(source).expanduser()
+    folder = expand(source)
     paths = _list_folder(folder, CARS)
     checksum = source_checksum(paths)
     images = cached_array(

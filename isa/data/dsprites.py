@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from isa.data._npz import open_archive, read_array, read_blocks, read_shape
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, expand
 
 __all__ = [
     "CHECKSUM",
@@ -201,7 +201,7 @@ def load(
         )
         title = "dSprites (re-rendered)"
     else:
-        path = Path(source).expanduser()
+        path = expand(source)
         packed = read_packed(path, progress=progress)
         provenance = Provenance(
             source=str(path),
@@ -333,7 +333,7 @@ def compare(path: str | os.PathLike[str], packed: np.ndarray, *, progress: bool 
     SourceError
         Where the file is missing, truncated or in another format.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     with open_archive(path) as archive:
         shape = read_shape(archive, "latents_classes.npy")
         if len(shape) != 2 or shape[1] != 6:

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from isa.data import _head, _mat, _render
 from isa.data._npz import open_archive, read_array, read_header, read_member
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
 from isa.data.cache import cached_array, key_of
 
 __all__ = [
@@ -392,8 +392,9 @@ def load(
         Show a progress bar while heads are drawn.
     """
     if source is not None:
+        source = expand(source)
         images = read_faces(source, SHAPE)
-        with Path(source).open("rb") as file:
+        with source.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         provenance = Provenance(
             source=str(source),
