@@ -869,18 +869,17 @@ class _Pack:
 
     def restore(self, number: int, path: Path, step: int) -> None:
         """Put the state of one run back, from a checkpoint after so many steps."""
-        places = {f"buffer.{name}": value[number] for name, value in self.buffers.items()}
-        for name, tensor in self.tensors().items():
-            first, second = self.adam.moments(tensor)
-            places[f"parameter.{name}"] = tensor[number]
-            places[f"exp_avg.{name}"] = first[number]
-            places[f"exp_avg_sq.{name}"] = second[number]
-        places["curve"] = self.curve[:step, :, number]
-        held = _read_tensors(path, places)
-        self.step = step
         with torch.no_grad():
-            for name, place in places.items():
-                place.copy_(held[name])
+            places = {f"buffer.{name}": value[number] for name, value in self.buffers.items()}
+            for name, tensor in self.tensors().items():
+                first, second = self.adam.moments(tensor)
+                places[f"parameter.{name}"] = tensor[number]
+                places[f"exp_avg.{name}"] = first[number]
+                places[f"exp_avg_sq.{name}"] = second[number]
+            places["curve"] = self.curve[:step, :, number]
+            for name, value in _read_tensors(path, places).items():
+                places[name].copy_(value)
+        self.step = step
         self.adam.restore(step)
 
     def is_finite(self, number: int) -> bool:
