@@ -8,7 +8,8 @@ Each comparison is a row of ``runs/reproducibility.csv``.
 ``python tests/reproduce.py --books A B`` compares two built books instead, clones that were built at different times.
 
 A difference is the largest between two numbers, relative to the largest number of its kind: of all parameters, of a
-column of a figure's table.
+column of a figure's table. Of parameters there is the median too: Adam divides a gradient by its size, so that one of
+nothing but rounding, as at a pixel that is never lit, moves its parameter as far as any other does.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy._core._multiarray_umath import __cpu_dispatch__
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "runs" / "reproducibility.csv"
-COLUMNS = ("what", "condition", "equal", "difference", "compared", "steps", "platform", "torch", "commit")
+COLUMNS = ("what", "condition", "equal", "difference", "median", "compared", "steps", "platform", "torch", "commit")
 PAGES = ("book/fig1.ipynb", "book/prior/functions.ipynb", "book/prior/sampling.ipynb")
 STEPS = 30
 
@@ -60,7 +63,7 @@ OTHER_KERNELS = {
     "PyTorch's kernels without vector instructions": {"ATEN_CPU_CAPABILITY": "default"},
 }
 OLDER = {name: value for settings in OTHER_KERNELS.values() for name, value in settings.items()}
-OLDER["NPY_DISABLE_CPU_FEATURES"] = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX2 FMA3"
+OLDER["NPY_DISABLE_CPU_FEATURES"] = " ".join(__cpu_dispatch__)
 
 FIRST = Condition("the first clone")
 CONDITIONS = (
@@ -70,7 +73,7 @@ CONDITIONS = (
     Condition("a compiled step", options=("--compile",)),
     Condition("in a pack of two runs", options=("--pack",)),
     *(Condition(name, settings) for name, settings in OTHER_KERNELS.items()),
-    Condition("an older processor, by all of these and NumPy without AVX", OLDER, pages=True),
+    Condition("an older processor, by all three and the least that NumPy runs on", OLDER, pages=True),
     Condition("another seed, for comparison", options=("--seed", "1")),
 )
 
@@ -111,18 +114,33 @@ def measure(target: Path, *, compile: bool, pack: bool, seed: int) -> None:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def difference(first: np.ndarray, other: np.ndarray) -> float:
-    """Return the largest difference of two arrays, relative to the largest number in them; infinite for two shapes."""
+class Comparison(NamedTuple):
+    """What was compared, and what came of it."""
+
+    what: str
+    equal: bool
+    """To the bit."""
+    difference: float | None
+    compared: str
+    median: float | None = None
+
+
+def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the differences of two arrays, relative to the largest number in them; one infinite one for two shapes."""
     if first.shape != other.shape:
-        return math.inf
+        return np.array([math.inf])
     first, other = first.astype(np.float64), other.astype(np.float64)
     if np.array_equal(first, other, equal_nan=True):
-        return 0.0
+        return np.zeros(1)
     if not np.array_equal(np.isfinite(first), np.isfinite(other)):
-        return math.inf
+        return np.array([math.inf])
     good = np.isfinite(first)
-    size = max(np.abs(first[good]).max(initial=0.0), np.abs(other[good]).max(initial=0.0))
-    return float(np.abs(first - other)[good].max(initial=0.0) / size)
+    return np.abs(first - other)[good] / max(np.abs(first[good]).max(), np.abs(other[good]).max())
+
+
+def difference(first: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest of the differences."""
+    return float(differences(first, other).max())
 
 
 def table_difference(first: str, other: str) -> float:
@@ -153,8 +171,8 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def compare_numbers(first: Path, other: Path) -> Iterable[tuple[str, bool, float | None, str]]:
-    """Yield what is compared, whether its bits are equal, the largest difference, and how many numbers these are."""
+def compare_numbers(first: Path, other: Path) -> Iterable[Comparison]:
+    """Yield the comparison of each array in two files."""
     with np.load(first) as one, np.load(other) as two:
         digests = [json.loads(str(held["digests"])) for held in (one, two)]
         for name in one.files:
@@ -162,13 +180,13 @@ def compare_numbers(first: Path, other: Path) -> Iterable[tuple[str, bool, float
                 continue
             same = one[name].tobytes() == two[name].tobytes() and digests[0].get(name) == digests[1].get(name)
             size = one[name].size
-            yield name, same, difference(one[name], two[name]), f"{size:,} number{'s' * (size != 1)}"
+            apart = differences(one[name], two[name])
+            median = float(np.median(apart)) if name.startswith("parameters") else None
+            yield Comparison(name, same, float(apart.max()), f"{size:,} number{'s' * (size != 1)}", median)
 
 
-def compare_figures(
-    first: Mapping[str, bytes], other: Mapping[str, bytes]
-) -> Iterable[tuple[str, bool, float | None, str]]:
-    """Yield the same of figures, by their files: the numbers as a whole, then both kinds of picture."""
+def compare_figures(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> Iterable[Comparison]:
+    """Yield the comparisons of figures by their files: the numbers of all, then both kinds of picture."""
     for suffix, what in (("csv", "numbers of figures"), ("svg", "figures as SVG"), ("png", "figures as PNG")):
         names = sorted(name for name in first.keys() | other.keys() if name.endswith(f".{suffix}"))
         same = [first.get(name) == other.get(name) for name in names]
@@ -180,7 +198,7 @@ def compare_figures(
                 else math.inf
                 for name in names
             )
-        yield what, all(same), apart, f"{sum(same)} of {len(names)} equal"
+        yield Comparison(what, all(same), apart, f"{sum(same)} of {len(names)} equal")
 
 
 def figures_of_book(root: Path) -> dict[str, bytes]:
@@ -242,15 +260,17 @@ def circumstances() -> dict[str, str]:
     return {"platform": where, "torch": torch.__version__, "commit": asked.stdout.strip()}
 
 
-def rows_of(condition: str, compared: Iterable[tuple[str, bool, float | None, str]]) -> list[dict[str, object]]:
+def rows_of(condition: str, compared: Iterable[Comparison]) -> list[dict[str, object]]:
     """Return rows, and print them."""
     rows = []
-    for what, same, apart, count in compared:
-        shown = "" if apart is None else f"{apart:.2g}"
-        row = {"what": what, "condition": condition, "equal": "yes" if same else "no", "difference": shown}
-        steps = STEPS if what.endswith(("fp32", "bf16")) else ""
-        rows.append(row | {"compared": count, "steps": steps} | circumstances())
-        print(f"{condition}: {what}: {'equal' if same else f'differs by {shown}' if shown else 'differs'}", flush=True)
+    for one in compared:
+        numbers = {name: getattr(one, name) for name in ("difference", "median")}
+        row = {name: "" if value is None else f"{value:.2g}" for name, value in numbers.items()}
+        row |= {"what": one.what, "condition": condition, "equal": "yes" if one.equal else "no"}
+        steps = STEPS if one.what.endswith(("fp32", "bf16")) else ""
+        rows.append(row | {"compared": one.compared, "steps": steps} | circumstances())
+        apart = "equal" if one.equal else f"differs {row['difference'] and 'by ' + row['difference']}".strip()
+        print(f"{condition}: {one.what}: {apart}", flush=True)
     return rows
 
 
@@ -320,8 +340,8 @@ def measure_all(work: Path) -> None:
         write(rows_of(condition.name, compare_numbers(numbers, found)))
         if condition.second:
             again = sweep_of(place, condition, work / f"{number} sweep")
-            row = "records of a sweep", again == records, None, f"{len(records)} runs"
-            write(rows_of(condition.name, [row]))
+            swept = Comparison("records of a sweep", again == records, None, f"{len(records)} runs")
+            write(rows_of(condition.name, [swept]))
         if condition.pages:
             shown = pages_of(place, condition, work / f"{number} pages")
             write(rows_of(condition.name, compare_figures(figures, shown)))

@@ -56,17 +56,17 @@ def test_tables_with_other_columns_are_infinitely_far():
 
 
 def test_numbers_are_compared_bit_by_bit(tmp_path):
-    held = {"a": np.array([0.0, 1.0]), "b": np.array([2.0]), "images": np.array([1], np.uint8)}
+    held = {"a": np.array([0.0, 1.0]), "parameters": np.array([4.0, 0, 0, 0]), "images": np.array([1], np.uint8)}
     np.savez(tmp_path / "one.npz", digests=json.dumps({"images": "x"}), **held)
-    changed = held | {"a": np.array([-0.0, 1.0]), "b": np.array([2.5])}
+    changed = held | {"a": np.array([-0.0, 1.0]), "parameters": np.array([4.0, 1, 0, 2])}
     np.savez(tmp_path / "two.npz", digests=json.dumps({"images": "y"}), **changed)
-    found = {name: rest for name, *rest in compare_numbers(tmp_path / "one.npz", tmp_path / "two.npz")}
-    assert found == {
-        "a": [False, 0, "2 numbers"],  # the sign of a zero is a bit too
-        "b": [False, 0.2, "1 number"],
-        "images": [False, 0, "1 number"],  # the same where it was looked at, not as a whole
-    }
-    assert all(same for _, same, *_ in compare_numbers(tmp_path / "one.npz", tmp_path / "one.npz"))
+    found = list(compare_numbers(tmp_path / "one.npz", tmp_path / "two.npz"))
+    assert found == [
+        ("a", False, 0, "2 numbers", None),  # the sign of a zero is a bit too
+        ("parameters", False, 0.5, "4 numbers", 0.125),
+        ("images", False, 0, "1 number", None),  # the same where it was looked at, not as a whole
+    ]
+    assert all(one.equal for one in compare_numbers(tmp_path / "one.npz", tmp_path / "one.npz"))
 
 
 def figure(y: float) -> dict[str, bytes]:
@@ -76,11 +76,11 @@ def figure(y: float) -> dict[str, bytes]:
 def test_figures_are_compared_by_numbers_and_by_picture():
     found = list(compare_figures(figure(1), figure(2) | {"fig-b.png": b"more"}))
     assert found == [
-        ("numbers of figures", False, 0.5, "0 of 1 equal"),
-        ("figures as SVG", True, None, "1 of 1 equal"),
-        ("figures as PNG", False, None, "1 of 2 equal"),
+        ("numbers of figures", False, 0.5, "0 of 1 equal", None),
+        ("figures as SVG", True, None, "1 of 1 equal", None),
+        ("figures as PNG", False, None, "1 of 2 equal", None),
     ]
-    assert next(iter(compare_figures(figure(1), {})))[2] == math.inf
+    assert next(iter(compare_figures(figure(1), {}))).difference == math.inf
 
 
 def test_figures_are_found_in_notebooks_and_in_built_books(tmp_path):
