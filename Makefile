@@ -12,7 +12,7 @@ LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 
-.PHONY: help book pdf test lint bench audit machines reproduce soak clean
+.PHONY: help book pdf test lint bench audit machines reproduce soak fuzz clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
@@ -23,6 +23,7 @@ help:
 	@echo "make machines   try other machines, each as a fresh environment: runs/machines.csv"
 	@echo "make reproduce  measure what is the same every time: runs/reproducibility.csv"
 	@echo "make soak   disturb sweeps in many ways, and see that nothing is lost: runs/soak.csv"
+	@echo "make fuzz   feed every reader with hostile input, 100,000 inputs in all: runs/fuzz.csv"
 	@echo "make clean  remove the built book (make clean-all: the environment too)"
 
 $(READY): pyproject.toml constraints.txt
@@ -67,6 +68,9 @@ reproduce: $(READY)
 
 soak: $(READY)
 	@$(BIN)/python tests/soak.py
+
+fuzz: $(READY)
+	@$(BIN)/python tests/fuzz.py --output runs/fuzz.csv
 
 .PHONY: clean-all
 clean:

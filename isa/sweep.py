@@ -373,15 +373,21 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(cell: str) -> Any:
-    """Return the JSON of a cell, whose numbers are finite."""
+    """Return the JSON of a cell, whose numbers are finite, and whole ones of at most 64 bits."""
 
-    def number(text: str) -> float:
+    def real(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
             raise ValueError(f"it has the number {text}")
         return value
 
-    return json.loads(cell, parse_constant=number, parse_float=number)
+    def whole(text: str) -> int:
+        value = int(text)
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"it has the number {text[:60]}")
+        return value
+
+    return json.loads(cell, parse_constant=real, parse_float=real, parse_int=whole)
 
 
 def _check_record(held: Mapping[str, Any]) -> None:

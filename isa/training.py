@@ -1116,7 +1116,7 @@ def _checkpoint_step(folder: Path | None, run: Run) -> int:
     step, seconds = held.get("step"), held.get("seconds")
     if type(step) is not int or not 0 <= step <= _MOST_STEPS:
         raise CheckpointError(f"{path} must say its step, a whole number from 0 on, got {str(step)[:60]!r}")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 2**63:
         raise CheckpointError(f"{path} must say its seconds, a number from 0 on, got {str(seconds)[:60]!r}")
     return step
 
