@@ -209,8 +209,8 @@ def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
 
-def prepare(condition: Condition, work: Path) -> Path:
-    """Clone the committed tree and install the pinned set; returns the clone."""
+def prepare(condition: Condition, work: Path, commit: str) -> Path:
+    """Clone the tree of a commit and install the pinned set; returns the clone."""
     python = sys.executable
     if condition.python:
         found = interpreters(condition.python)
@@ -221,7 +221,8 @@ def prepare(condition: Condition, work: Path) -> Path:
     pinned = next(line for line in lines if line.startswith("torch=="))
     version = build_of_torch(python, condition.torch or pinned, work)
     clone = work / condition.folder
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, clone], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=clone, check=True)
     if condition.torch:
         kept = [line for line in lines if not re.match(r"torch==|triton==|nvidia-|cuda-", line)]
         text = "\n".join([*kept, f"torch=={version}"]) + "\n"
@@ -373,14 +374,14 @@ def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None)
     """Try a condition and return its row."""
     wanted = condition.torch.removeprefix("torch").removeprefix("==")
     row = {"condition": condition.name, "python": condition.python, "torch": wanted, "ran": "", "note": ""}
-    row |= {"passed": "yes", "platform": f"{platform.system()} {platform.machine()}", "commit": commit()}
+    row |= {"passed": "yes", "platform": f"{platform.system()} {platform.machine()}", "commit": last_commit()}
     checks = {**CHECKS, **({} if condition.writable else CACHE), **(BOOK if book else {})}
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as folder:
         work = Path(folder).resolve() / "work"
         work.mkdir()
         home = work / ("home" if condition.folder == "clone" else condition.folder + " home")
         try:
-            clone = ROOT if here else prepare(condition, work)
+            clone = ROOT if here else prepare(condition, work, row["commit"])
             python = sys.executable if here else str(clone / ".venv" / "bin" / "python")
             row["python"], row["torch"] = versions(python)
             ran, row["note"] = check(condition, checks, clone=clone, python=python, home=home)
@@ -392,8 +393,8 @@ def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None)
     return row
 
 
-def commit() -> str:
-    """Return the commit that is cloned."""
+def last_commit() -> str:
+    """Return the commit that is tried."""
     command = ["git", "rev-parse", "HEAD"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 

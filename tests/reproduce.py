@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -250,14 +251,20 @@ def write(rows: Iterable[Mapping[str, object]]) -> None:
     os.replace(temporary, TABLE)
 
 
+@cache
+def commit() -> str:
+    """Return the commit that is cloned: the one at which this was started, whatever is committed meanwhile."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
 def circumstances() -> dict[str, str]:
     """Return what a row says of where it was measured."""
     import torch
 
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     capability = torch.backends.cpu.get_cpu_capability()
     where = f"{platform.system()} {platform.machine()}, {capability}"
-    return {"platform": where, "torch": torch.__version__, "commit": asked.stdout.strip()}
+    return {"platform": where, "torch": torch.__version__, "commit": commit()}
 
 
 def rows_of(condition: str, compared: Iterable[Comparison]) -> list[dict[str, object]]:
@@ -280,7 +287,8 @@ def rows_of(condition: str, compared: Iterable[Comparison]) -> list[dict[str, ob
 def clone(work: Path, name: str) -> Path:
     """Return a fresh clone of the committed tree, which its programs import in the place of this one."""
     path = work / name
-    subprocess.run(["git", "clone", "--quiet", ROOT, path], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, path], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--detach", commit()], cwd=path, check=True)
     return path
 
 
@@ -329,6 +337,7 @@ def pages_of(place: Path, condition: Condition, target: Path) -> dict[str, bytes
 
 def measure_all(work: Path) -> None:
     """Fill the table."""
+    commit()  # which is remembered
     first = clone(work, "first")
     numbers = numbers_of(first, FIRST, work / "first.npz")
     records = sweep_of(first, FIRST, work / "first sweep")
