@@ -306,6 +306,8 @@ def _run_train(arguments: argparse.Namespace) -> int:
         if found["hash"] != run.hash:
             raise ValueError(f"--output must be another folder: {folder} holds the run {found.get('key')}")
         try:
+            if found["status"] not in ("trained", "diverged"):
+                raise ValueError(f"its status is {str(found['status'])[:60]!r}")
             lines = _describe_training({**found, **run.to_dict(), "key": run.key}, folder)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{record} is not the record of a training: {_one_line(error)}") from None
