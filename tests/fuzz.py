@@ -172,21 +172,15 @@ def spec(held: bytes) -> None:
 
 
 def _table_seeds() -> list[bytes]:
-    whole = (ROOT / "runs/dsprites-reduced.csv").read_bytes()
-    header, *rows = whole.splitlines(keepends=True)
-    diverged = [record for record in sweep.read_records(ROOT / "runs/dsprites-reduced.csv")][:1]
-    for record in diverged:
-        record.update(dict.fromkeys((*sweep._MEASURED, "gaps"), None), status="diverged", diverged_at=3)
+    header, *rows = (ROOT / "runs/dsprites-reduced.csv").read_bytes().splitlines(keepends=True)
+    path = _file("seed.csv", header + rows[0])
+    (diverged,) = sweep.read_records(path)
+    diverged |= dict.fromkeys(sweep._MEASURED) | {"status": "diverged", "diverged_at": 3}
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, sweep.COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(sweep._row, diverged))
-    return [header + rows[0], whole, buffer.getvalue().encode()]
-
-
-@cache
-def _recorded_spec() -> sweep.Spec:
-    return sweep.Spec.read(ROOT / "runs/dsprites-reduced.yaml")
+    writer.writerow(sweep._row(diverged))
+    return [path.read_bytes(), header + rows[0] + rows[1], buffer.getvalue().encode()]
 
 
 @target(ValueError, seeds=_table_seeds, mutate=hostile.mutate_table, share=12)
@@ -987,30 +981,26 @@ def _row_of(name: str, engine: str, inputs: int, seed: int, failures: Path) -> d
     ]
     command += ["--failures", str(failures), "--result", str(result)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ISA_CACHE_DIR": str(failures / "cache")}
+    environment["TMPDIR"] = str(failures)  # so that nothing is left elsewhere of a process that ends
     began = time.monotonic()
     done = subprocess.run(command, env=environment, check=False)
+    for folder in failures.glob("isa-fuzz-*"):
+        shutil.rmtree(folder, ignore_errors=True)
     current = failures / f"{name}.current"
-    if current.exists():
+    ended = current.exists()
+    if ended:
         current.rename(failures / f"{name}-ended.bin")
         print(
             f"{name}: the process ended with {done.returncode}; kept as {failures / f'{name}-ended.bin'}",
             file=sys.stderr,
         )
-    if result.exists() and not current.exists():
+    if result.exists() and not ended:
         row = json.loads(result.read_text())
         result.unlink()
         return row
-    counts = {"inputs": inputs, "accepted": 0, "refused": 0, "failures": 1}
+    row = {"target": name, "engine": engine, "inputs": inputs, "accepted": 0, "refused": 0, "failures": 1, "peak_mb": 0}
     seconds = round(time.monotonic() - began, 1)
-    return {
-        "target": name,
-        "engine": engine,
-        **counts,
-        "peak_mb": 0,
-        "seconds": seconds,
-        "commit": commit(),
-        "python": "",
-    }
+    return {**row, "seconds": seconds, "commit": commit(), "python": platform.python_version()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1038,6 +1028,8 @@ def main(argv: list[str] | None = None) -> int:
         _child(arguments)
         return 0
     if arguments.replay is not None:
+        if len(arguments.targets) != 1:
+            parser.error("--replay takes one TARGET")
         resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
         held = arguments.replay.read_bytes()
         with working_directory():

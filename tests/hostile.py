@@ -37,50 +37,13 @@ PICKLES = [pickle.dumps(Payload(), protocol) for protocol in range(5)]
 INTEGERS = (0, 1, 2, 7, 127, 128, 255, 256, 4096, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**60)
 INTEGERS += (2**63 - 1, 2**63, 2**64 - 1, 10**30, 10**400, -1, -2, -(2**31), -(2**63), -(10**400))
 FLOATS = (0.0, -0.0, 0.5, 1e-320, 1e-30, 1e30, 1e300, 1.7976931348623157e308, float("nan"), float("inf"), -float("inf"))
+# fmt: off
 TEXTS = (
-    "",
-    " ",
-    "a",
-    "normal",
-    "isa",
-    "unit",
-    "2.1[5*2.2[4]]",
-    "2[1000000]",
-    "cars3d",
-    "\0",
-    "a\0b",
-    "\ud800",
-    "\x1b[2J",
+    "", " ", "a", "normal", "isa", "unit", "2.1[5*2.2[4]]", "2[1000000]", "cars3d", "\0", "a\0b", "\ud800", "\x1b[2J",
+    "é" * 50, "\n", "\u2028", "../../etc/passwd", "~no-such-user/x", "$HOME", "${UNSET}", "/dev/zero", "%s%n", "<b>",
+    "x" * 5000, "nan", "1e999", "0x10", "١٢", "[" * 500, "{" * 500, "None", "true", "-1", "=1+1", '"', "'", ",", "\\",
 )
-TEXTS += (
-    "é" * 50,
-    "\n",
-    "\u2028",
-    "../../etc/passwd",
-    "~no-such-user/x",
-    "$HOME",
-    "${UNSET}",
-    "/dev/zero",
-    "%s%n",
-    "<b>",
-)
-TEXTS += (
-    "x" * 5000,
-    "nan",
-    "1e999",
-    "0x10",
-    "١٢",
-    "[" * 500,
-    "{" * 500,
-    "None",
-    "true",
-    "-1",
-    "=1+1",
-    '"',
-    "'",
-    ",",
-    "\\",
-)
+# fmt: on
 VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -142,81 +105,18 @@ def mutate_bytes(rng: Random, held: bytes, most: int = 4) -> bytes:
     return bytes(found)
 
 
+# fmt: off
 YAML = (
-    "!!int ''",
-    "!!float ''",
-    "!!timestamp x",
-    "!!bool x",
-    "!!binary '?'",
-    "!!set {a}",
-    "!!omap [a: 1]",
-    "!!str [a]",
-)
-YAML += (
-    "!!python/object/apply:builtins.open [isa-fuzz-was-executed, w]",
-    "!!python/name:os.system",
-    "!!null x",
-    "!x y",
-)
-YAML += (
-    "*a",
-    "&a 1",
-    "&a [*a, *a]",
-    "<<: {a: 1}",
-    "? [1]\n: 2",
-    "? {a: 1}\n: 2",
-    ".nan",
-    "-.inf",
-    ".inf",
-    "1e400",
-    "=",
-)
-YAML += (
-    "0x" + "f" * 400,
-    "0b" + "1" * 2000,
-    "1" + "0" * 5000,
-    "1:2:3",
-    "1" + ":59" * 60,
-    "2001-02-30",
-    "2001-01-01",
-    "~",
-)
-YAML += (
-    '"\\ud800"',
-    '"\\0"',
-    '"\\x1b[2J"',
-    '"\\U0010ffff"',
-    "|\n  a\n  b",
-    ">-\n  a",
-    "---",
-    "...",
-    "%YAML 9.9",
-    "\t",
-    "@",
-    "`",
-)
-YAML += (
-    "[" * 2000,
-    "{a: " * 900,
-    "- " * 2000,
-    "'" + "x" * 3000 + "'",
-    "[1, [2, 3]]",
-    "[[4, 4], [2]]",
-    "{a: 1}",
-    "[]",
-    "{}",
-)
-YAML += (
-    "isa-vae",
-    "beta-tcvae",
-    "factor-vae",
-    "closed_form",
-    "stratified",
-    "2.1[2*2.2[4], 1]",
-    "unit",
-    "true",
+    "!!int ''", "!!float ''", "!!timestamp x", "!!bool x", "!!binary '?'", "!!set {a}", "!!omap [a: 1]", "!!str [a]",
+    "!!python/object/apply:builtins.open [isa-fuzz-was-executed, w]", "!!python/name:os.system", "!!null x", "!x y",
+    "*a", "&a 1", "&a [*a, *a]", "<<: {a: 1}", "? [1]\n: 2", "? {a: 1}\n: 2", ".nan", "-.inf", ".inf", "1e400", "=",
+    "0x" + "f" * 400, "0b" + "1" * 2000, "1" + "0" * 5000, "1:2:3", "1" + ":59" * 60, "2001-02-30", "2001-01-01", "~",
+    '"\\ud800"', '"\\0"', '"\\x1b[2J"', '"\\U0010ffff"', "|\n  a\n  b", ">-\n  a", "---", "...", "%YAML 9.9", "\t", "@",
+    "`", "[" * 2000, "{a: " * 900, "- " * 2000, "'" + "x" * 3000 + "'", "[1, [2, 3]]", "[[4, 4], [2]]", "{a: 1}", "[]",
+    "{}", "isa-vae", "beta-tcvae", "factor-vae", "closed_form", "stratified", "2.1[2*2.2[4], 1]", "unit", "true",
     "100000",
 )
+# fmt: on
 
 
 def mutate_text(rng: Random, held: bytes, words: tuple[str, ...] = YAML) -> bytes:
