@@ -42,9 +42,13 @@ def in_the_room():
 
 @contextlib.contextmanager
 def little_memory(more: int = 1 << 29):
-    """Let this process have that much more memory than it has."""
+    """Let this process have that much more memory than it has, where the system tells how much that is."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    told = Path("/proc/self/statm")
+    if not told.exists():
+        yield
+        return
+    pages = int(told.read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
     try:
         yield
@@ -556,7 +560,7 @@ def test_no_file_steers_the_terminal(capsys):
     assert cli.main(["status", str(path)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.strip().isprintable()
-    folder = fuzz._file("a\x1b[2J\udc80/record.json", b"{}").parent if os.name != "nt" else Path("a")
+    folder = fuzz._file("a\x1b[2J\u202e/record.json", b"{}").parent
     assert cli.main(["train", f"--output={folder}"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.strip().isprintable() and said.encode()
