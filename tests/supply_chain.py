@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "locks"
 LICENCES = ROOT / "runs" / "licences.csv"
 COLUMNS = ("package", "version", "licence", "for")
-OLDEST_PYTHON = "3.11.5"
+OLDEST_PYTHON = "3.11"
 
 CPU_BUILDS = {
     # of the wheel that this edition was tested with
