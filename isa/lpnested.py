@@ -140,10 +140,21 @@ class Node:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Node):
             return NotImplemented
-        return self.structure == other.structure and all(
-            a.p is b.p if isinstance(a.p, Tensor) or isinstance(b.p, Tensor) else a.p == b.p
-            for a, b in zip(self.nodes(), other.nodes(), strict=True)
-        )
+        return self.structure == other.structure and self._equals(other)
+
+    def _equals(self, other: Node) -> bool:
+        """Whether all exponents are equal, in a tree of the same structure."""
+        of_tensors = isinstance(self.p, Tensor) or isinstance(other.p, Tensor)
+        if not (self.p is other.p if of_tensors else self.p == other.p):
+            return False
+        last = None
+        for pair in zip(self.children, other.children, strict=True):
+            # a child that is counted, as in 5*2.2[4], is one object many times
+            if isinstance(pair[0], Node) and not (last and pair[0] is last[0] and pair[1] is last[1]):
+                if not pair[0]._equals(pair[1]):
+                    return False
+                last = pair
+        return True
 
     def __hash__(self) -> int:
         return hash((self.structure, self.exponents))
@@ -155,8 +166,10 @@ class Node:
     def __str__(self) -> str:
         """The compact text form that :meth:`parse` reads; equal neighbours are counted, as in ``2.1[5*2.2[4]]``."""
         items: list[tuple[int, str]] = []
+        last, text = None, ""
         for child in self.children:
-            text = str(child)
+            if child is not last:  # a child that is counted is one object many times
+                last, text = child, str(child)
             if isinstance(child, Node) and items and items[-1][1] == text:
                 items[-1] = (items[-1][0] + 1, text)
             else:

@@ -256,6 +256,16 @@ def test_exponents_and_scales_beyond_floats():
             isa_prior(scale=number)
 
 
+def test_a_million_equal_children_are_looked_at_once(monkeypatch):
+    text = "2[1000000*2[2[2[2[1]]]]]"
+    seen = []
+    before = Node.__str__
+    monkeypatch.setattr(Node, "__str__", lambda node: seen.append(node) or before(node))
+    found = Node.parse(text)
+    assert str(found) == text and len(seen) == 6
+    assert Node.parse(text) == found != Node.parse("2[1000000*2[2[2[2.5[1]]]]]")
+
+
 # --- archives ---------------------------------------------------------------------------------------------------------
 
 
