@@ -42,6 +42,9 @@ from torch.distributions import Distribution, Gamma, Independent, Normal, Transf
 __all__ = ["Fit", "LearnableISAPrior", "LpNested", "NestedRadialFactorization", "Node", "isa_prior", "kl_monte_carlo"]
 
 
+_MOST_LEAVES = 1_000_000  # far beyond any use
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # trees
 
@@ -58,7 +61,8 @@ class Node:
         The exponent, positive and finite, from 1e-300 to 1e300. A tensor may require a gradient, and may have a batch
         shape.
     children : int or sequence of (int or Node)
-        An int k stands for k leaves. Eq. 6 of the paper is ``Node(p0, [1, Node(p1, [2])])``.
+        An int k stands for k leaves, of which a tree has at most 1,000,000. Eq. 6 of the paper is
+        ``Node(p0, [1, Node(p1, [2])])``.
 
     Raises
     ------
@@ -126,6 +130,8 @@ class Node:
         set_(self, "p", p)
         set_(self, "children", tuple(merged))
         set_(self, "n_leaves", sum(child if isinstance(child, int) else child.n_leaves for child in merged))
+        if self.n_leaves > _MOST_LEAVES:
+            raise ValueError(f"children = {str(children)[:60]}; a tree has at most {_MOST_LEAVES:,} leaves")
         set_(self, "structure", tuple(child if isinstance(child, int) else child.structure for child in merged))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -277,10 +283,7 @@ def _exponent_text(p: float | Tensor) -> str:
 class _Parser:
     """Recursive descent over the compact text form of a tree."""
 
-    DEPTH, LEAVES = (
-        64,
-        1_000_000,
-    )  # far beyond any use; they keep a hostile text from exhausting the stack or the memory
+    DEPTH, LEAVES = 64, _MOST_LEAVES  # they keep a hostile text from exhausting the stack or the memory
     NUMBER = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)", re.ASCII)
 
     def __init__(self, text: str) -> None:

@@ -254,6 +254,9 @@ def test_exponents_and_scales_beyond_floats():
             Node(number, 2)
         with pytest.raises(ValueError, match="it must be positive and finite"):
             isa_prior(scale=number)
+    for leaves in (1_000_001, 2**63, 10**400):
+        with pytest.raises(ValueError, match="a tree has at most 1,000,000 leaves"):
+            Node(2.0, [1, leaves])
 
 
 def test_a_million_equal_children_are_looked_at_once(monkeypatch):
@@ -262,7 +265,7 @@ def test_a_million_equal_children_are_looked_at_once(monkeypatch):
     before = Node.__str__
     monkeypatch.setattr(Node, "__str__", lambda node: seen.append(node) or before(node))
     found = Node.parse(text)
-    assert str(found) == text and len(seen) == 6
+    assert str(found) == text and len(seen) == 5
     assert Node.parse(text) == found != Node.parse("2[1000000*2[2[2[2.5[1]]]]]")
 
 
