@@ -28,18 +28,22 @@ def environment(root: Path) -> None:
 
 
 def make(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """``make`` in ``root``, with both of its streams in one text."""
+    """``make`` in ``root``, with both of its streams in one text.
+
+    On one thread: the tests run in as many processes as there may be cores, and threads that wait for each other on
+    cores that others hold take many times as long.
+    """
     own = ("MAKE", "MFLAGS", "PYTEST", "PYTHON", "VENV")  # of the outer make and of the tests
     clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return subprocess.run(
         ["make", *arguments],
         cwd=root,
-        env=clean | variables,
+        env=clean | {"OMP_NUM_THREADS": "1"} | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=3000,
     )
 
 
