@@ -51,6 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from isa import data, latents, models, objectives, training
+from isa.cli import _one_line
 from isa.data import FactorDataset
 from isa.mig import active_units
 
@@ -764,7 +765,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"log-likelihood {error['log_likelihood']:.3f} in place of {error['original_log_likelihood']:.3f} nats"
             )
     except (ValueError, TypeError, KeyError, OSError) as error:
-        print(f"isa.decoders: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"isa.decoders: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
