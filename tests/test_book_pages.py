@@ -114,7 +114,8 @@ def parsed(html) -> dict[str, Document]:
 
 # --- the files --------------------------------------------------------------------------------------------------------
 
-_PICTURED = re.compile(r"data:image/png;base64,[^\"]*")
+# pixels, and names that are made of them
+_PICTURED = re.compile(r"data:image/png;base64,[^\"]*|(?<=[\"#])(image|m|p)[0-9a-f]{10}")
 _NUMBER = re.compile(r"-?\d+\.\d+")
 
 

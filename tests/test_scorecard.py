@@ -73,6 +73,7 @@ def row(mig: float = 0.1, log_likelihood: float = -30.0, procedural: bool = Fals
         "active_units": 6,
         "exponents": None if tree is None else list(tree.exponents),
         "factors": ["x"],
+        **{"pack_size": 1, "train_seconds": 60.0, "evaluation_seconds": 5.0, "device": "made up"},
     }
 
 
