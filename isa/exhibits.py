@@ -19,7 +19,7 @@ from isa.figures import style
 from isa.figures.results import METHODS, prior, scale
 from isa.latents import Portrait
 
-__all__ = ["PLAIN", "Exhibit", "choose", "latents", "measured", "method", "standing", "title", "trade_off"]
+__all__ = ["PLAIN", "Exhibit", "choose", "curves", "latents", "measured", "method", "standing", "title", "trade_off"]
 
 PLAIN = {"beta-tcvae": "beta-vae", "isa-tcvae": "isa-vae"}
 """What two objectives are at beta = 1, and recorded as."""
@@ -144,6 +144,24 @@ def _short(commit: str | None) -> str:
     return "none" if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
+def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, analysis.Curve]:
+    """Means over seeds at each beta, as Fig. 5b, 5c and 6 show them, of the methods that have runs.
+
+    Parameters
+    ----------
+    trained
+        The trained runs of each method. That of an objective with a total correlation begins at beta = 1 with those of
+        the plain one (:data:`PLAIN`), unless it has runs of its own there.
+    """
+    return {name: _curve(runs, trained.get(PLAIN.get(name), ())) for name, runs in trained.items() if len(runs)}
+
+
+def _curve(runs: Sequence[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]]) -> analysis.Curve:
+    own = {row["beta"] for row in runs}
+    members = [*runs, *(row for row in plain if row["beta"] == 1 and 1 not in own)]
+    return analysis.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig")))
+
+
 def _means(
     rows: Sequence[Mapping[str, Any]], titles: Sequence[str], names: Sequence[str], priors: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -153,11 +171,8 @@ def _means(
     means = []
     for line, (trained, name, kind) in enumerate(groups):
         wanted = [(trained, name, kind), (trained, PLAIN.get(name), kind)]
-        members = [row for row in rows if (title(row), method(row), prior(row)) == wanted[0]]
-        plain = [row for row in rows if (title(row), method(row), prior(row)) == wanted[1] and row["beta"] == 1]
-        members += plain if all(row["beta"] != 1 for row in members) else []
-        curve = analysis.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig")))
-        for beta, fit, mig, fit_error, mig_error, n in zip(*curve[:6], strict=True):
+        members, plain = ([row for row in rows if (title(row), method(row), prior(row)) == one] for one in wanted)
+        for beta, fit, mig, fit_error, mig_error, n in zip(*_curve(members, plain)[:6], strict=True):
             means.append(
                 {
                     "line": line,
