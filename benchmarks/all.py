@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from isa import training
+from isa._files import write_table
 
 FOLDER = Path(__file__).resolve().parent
 COLUMNS = ("benchmark", "quantity", "value", "unit", "device", "torch")
@@ -68,13 +68,7 @@ def main() -> None:
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
             taken = [row for row in csv.DictReader(file) if row["device"] != device] + taken
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(taken)
-    part = table.with_suffix(".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(table)
+    write_table(table, COLUMNS, taken)
     print(f"\n{table}: {len(taken)} figures")
 
 

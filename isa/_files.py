@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +46,26 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
         with suppress(OSError):  # which would hide why the file cannot be written
             temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a table of comma-separated values whole or not at all, with a header and lines that end alike everywhere.
+
+    Raises
+    ------
+    OSError
+        As :func:`write_atomically`.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8", newline=""))
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is there and neither a file nor a folder, as a pipe is, whose reader would wait for ever."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,7 +7,6 @@ status; :data:`COMMANDS` lists them. Bad input ends in one line on stderr and a 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from isa import data
+from isa._files import write_atomically
 from isa.data.base import expand
 
 __all__ = ["COMMANDS", "main"]
@@ -170,12 +170,7 @@ def _draw_contact_sheet(dataset: data.FactorDataset, path: Path) -> None:
         column = dataset.factor_names.index(factor.name)
         rows.append((factor, dataset.factors(index)[:, column].numpy(), dataset.images(index).numpy()))
     figure = figures.traversals(rows, title=dataset.title)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower()))
 
 
 def _compare(dataset: data.FactorDataset, path: str, progress: bool) -> None:

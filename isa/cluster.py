@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from isa import sweep, training
+from isa._files import write_atomically
 from isa.training import Run
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ class _Sweep:
         """Return the content of the folder's file of identity, which is made where there is none."""
         path = self.work / _IDENTITY
         if not path.exists():
-            training._write_atomically(path, lambda temporary: Path(temporary).write_text(uuid.uuid4().hex, "utf-8"))
+            write_atomically(path, lambda temporary: Path(temporary).write_text(uuid.uuid4().hex, "utf-8"))
         return path.read_text(encoding="utf-8")
 
     def __call__(self) -> None:
@@ -426,7 +427,7 @@ class _Sweep:
             if run.hash in done.portraits:
                 held = done.portraits[run.hash]
                 path = self.portraits / f"{run.key}.npz"
-                training._write_atomically(path, lambda temporary, held=held: Path(temporary).write_bytes(held))
+                write_atomically(path, lambda temporary, held=held: Path(temporary).write_bytes(held))
         return done.records
 
     def _refuse(self, worker: _Worker, why: str) -> None:

@@ -51,6 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from isa import data, latents, models, objectives, training
+from isa._files import is_special, write_atomically
 from isa.cli import _one_line
 from isa.data import FactorDataset
 from isa.mig import active_units
@@ -213,7 +214,7 @@ class CompressedDecoder:
         path, held = Path(path), self.to_bytes()
         if _in_a_page(len(held)) > MOST_BYTES:
             raise ValueError(f"a decoder must have at most {_most_in_a_file():,} bytes, this one has {len(held):,}")
-        training._write_atomically(path, lambda temporary: Path(temporary).write_bytes(held))
+        write_atomically(path, lambda temporary: Path(temporary).write_bytes(held))
         return path
 
     @classmethod
@@ -228,7 +229,7 @@ class CompressedDecoder:
             If it cannot be read.
         """
         path = Path(path)
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_special(path):
             raise ValueError(f"{path} is no decoder: it is not a file")
         with open(path, "rb") as file:
             held = file.read(MOST_BYTES + 1)

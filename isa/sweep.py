@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import itertools
 import json
 import logging
@@ -55,7 +54,7 @@ import torch
 import yaml
 
 from isa import data, latents, training
-from isa._files import remove_leftovers
+from isa._files import is_special, remove_leftovers, write_table
 from isa.training import CheckpointError, Run
 
 __all__ = ["Records", "RecordsWarning", "Spec", "Status", "read_records", "status", "sweep"]
@@ -211,7 +210,7 @@ class Spec:
         if path.suffix != ".yaml":
             raise ValueError(f"a specification must be a .yaml file, got {path}")
         try:
-            if path.exists() and not (path.is_file() or path.is_dir()):
+            if is_special(path):
                 raise ValueError("it must be a file")
             with open(path, "rb") as file:
                 held = file.read(_MOST_BYTES + 1)
@@ -449,7 +448,7 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], bool]:
     if not path.exists():
         return [], False
     try:
-        if not (path.is_file() or path.is_dir()) or path.stat().st_size > _MOST_TABLE_BYTES:
+        if is_special(path) or path.stat().st_size > _MOST_TABLE_BYTES:
             raise ValueError(f"it must be a file of at most {_MOST_TABLE_BYTES:,} bytes")
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -482,12 +481,7 @@ def _append(path: Path, added: Sequence[Mapping[str, object]]) -> None:
         records = {record["hash"]: record for record in _parse(path)[0]}
         for record in added:
             records.setdefault(record["hash"], record)
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(_row, records.values()))
-        held = buffer.getvalue()
-        training._write_atomically(path, lambda temporary: Path(temporary).write_text(held, "utf-8", newline=""))
+        write_table(path, COLUMNS, map(_row, records.values()))
 
 
 class Records(Sequence[dict]):

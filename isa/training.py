@@ -57,7 +57,7 @@ from torch.func import functional_call, vmap
 from tqdm import tqdm
 
 from isa import data, models, objectives
-from isa._files import write_atomically as _write_atomically
+from isa._files import write_atomically
 from isa.data import FactorDataset
 from isa.lpnested import LpNested, Node
 from isa.mig import _LOG_VAR_LIMIT, MutualInformationGap, active_units, mutual_information_gap
@@ -1065,7 +1065,7 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: object) ->
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
-    _write_atomically(path, write)
+    write_atomically(path, write)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -1302,7 +1302,7 @@ class Result:
         curve = {name: torch.from_numpy(values) for name, values in self.curve.items()}
         _save_tensors(folder / "curve.safetensors", curve, hash=self.run.hash)
         text = json.dumps(self.record, indent=2, allow_nan=False) + "\n"
-        _write_atomically(folder / "record.json", lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+        write_atomically(folder / "record.json", lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
         return folder
 
 

@@ -60,6 +60,7 @@ def _instrumented() -> Any:
 
 
 with _instrumented():
+    import checkout
     import hostile
     import numpy as np
     import scipy.io
@@ -67,6 +68,7 @@ with _instrumented():
     import torch
 
     from isa import Node, cli, cluster, data, decoders, isa_prior, latents, sweep, training
+    from isa._files import write_table
     from isa.data import cache as data_cache
     from isa.data import cars3d, dsprites, faces3d
     from isa.training import CheckpointError, Run
@@ -136,6 +138,17 @@ def one_line(error: BaseException) -> None:
     assert text and "\n" not in text and text.encode("utf-8"), f"a refusal that cannot be shown: {text!r}"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let a file be read, and hold a refusal to naming it on one line."""
+    try:
+        yield
+    except ValueError as error:
+        assert str(path) in str(error), f"the file is not named: {error}"
+        one_line(error)
+        raise
+
+
 def _arguments(rng: Random, _: bytes) -> bytes:
     """Input of a target that makes arguments of its input's bytes."""
     return rng.randbytes(8)
@@ -160,12 +173,8 @@ def _spec_seeds() -> list[bytes]:
 def spec(held: bytes) -> None:
     """A specification is refused by a ``ValueError`` on one line that names the file, or every run of it is whole."""
     path = _file("any.yaml", held)
-    try:
+    with naming(path):
         found = sweep.Spec.read(path)
-    except ValueError as error:
-        assert str(path) in str(error), f"the file is not named: {error}"
-        one_line(error)
-        raise
     found.title.encode("utf-8")
     for run in found.runs()[:3]:
         json.dumps([run.key, run.to_dict(), run.total_steps], allow_nan=False).encode("utf-8")
@@ -188,12 +197,8 @@ def _table_seeds() -> list[bytes]:
 def records(held: bytes) -> None:
     """A table is refused by a ``ValueError`` on one line, or its records can be used, written, and read again."""
     path = _file("any.csv", held)
-    try:
+    with naming(path):
         found = sweep.read_records(path)
-    except ValueError as error:
-        assert str(path) in str(error), f"the file is not named: {error}"
-        one_line(error)
-        raise
     sweep._Speed(found, "cpu")
     for record in found:
         sweep.describe(record).encode("utf-8")
@@ -538,12 +543,8 @@ def _mutate_portrait(rng: Random, held: bytes) -> bytes:
 def portrait(held: bytes) -> None:
     """A portrait is refused by a ``ValueError`` that names the file, or is the same when it is saved and read again."""
     path = _file("any-portrait.npz", held)
-    try:
+    with naming(path):
         found = latents.Portrait.load(path)
-    except ValueError as error:
-        assert str(path) in str(error), f"the file is not named: {error}"
-        one_line(error)
-        raise
     again = latents.Portrait.load(found.save(path))
     assert found._header() == again._header() and found.informative == again.informative
     assert len(found.bases) == found.originals.shape[0]
@@ -574,12 +575,8 @@ def _mutate_decoder(rng: Random, held: bytes) -> bytes:
 def decoder(held: bytes) -> None:
     """A decoder's file is refused by a ``ValueError`` that names it, or decodes, and is the same when it is saved."""
     path = _file("any.bin", held)
-    try:
+    with naming(path):
         found = decoders.CompressedDecoder.load(path)
-    except ValueError as error:
-        assert str(path) in str(error), f"the file is not named: {error}"
-        one_line(error)
-        raise
     assert found.decode(torch.zeros(1, found.latents)).shape == (1, *found.image)
     if found.about:
         found.traversals("", 2)
@@ -618,12 +615,8 @@ def _mutate_tensors(rng: Random, held: bytes) -> bytes:
 def model(held: bytes) -> None:
     """A model is refused by a ``CheckpointError``, or its networks decode."""
     path = _file("any.safetensors", held)
-    try:
+    with naming(path):
         found, vae, _ = training.load_model(path)
-    except CheckpointError as error:
-        assert str(path) in str(error), f"the file is not named: {error}"
-        one_line(error)
-        raise
     assert vae.decode(torch.zeros(1, found.latent_dim)).shape[0] == 1
 
 
@@ -880,11 +873,9 @@ class Count:
 @cache
 def commit() -> str:
     """The commit of the package's files, with a plus where these were changed since."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    files = ("isa", "tests/fuzz.py", "tests/hostile.py", "tests/tiny_sweep.py")
-    changed = subprocess.run([*git, "status", "--porcelain", "--", *files], capture_output=True, text=True, check=True)
-    return head + "+" * bool(changed.stdout)
+    command = ["git", "status", "--porcelain", "--", "isa", "tests/fuzz.py", "tests/hostile.py", "tests/tiny_sweep.py"]
+    changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return checkout.last_commit() + "+" * bool(changed.stdout)
 
 
 class _Limit:
@@ -1066,10 +1057,7 @@ def _write(path: Path, rows: list[dict[str, object]]) -> None:
         with open(path, newline="", encoding="utf-8") as file:
             held = {(row["target"], row["engine"]): row for row in csv.DictReader(file)}
     held |= {(row["target"], row["engine"]): row for row in rows}
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(held.values())
+    write_table(path, COLUMNS, held.values())
 
 
 if __name__ == "__main__":

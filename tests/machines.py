@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import os
 import platform
@@ -27,6 +26,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "runs" / "machines.csv"
@@ -221,8 +222,7 @@ def prepare(condition: Condition, work: Path, commit: str) -> Path:
     pinned = next(line for line in lines if line.startswith("torch=="))
     version = build_of_torch(python, condition.torch or pinned, work)
     clone = work / condition.folder
-    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, clone], check=True)
-    subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=clone, check=True)
+    checkout.clone(clone, commit)
     if condition.torch:
         kept = [line for line in lines if not re.match(r"torch==|triton==|nvidia-|cuda-", line)]
         text = "\n".join([*kept, f"torch=={version}"]) + "\n"
@@ -353,13 +353,9 @@ def write(row: Mapping[str, object]) -> None:
     """Put a row into the table, in the order of the conditions."""
     held = read() | {str(row["condition"]): {name: str(row[name]) for name in COLUMNS}}
     order = {condition.name: number for number, condition in enumerate(CONDITIONS)}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(held.values(), key=lambda one: order.get(one["condition"], len(order))))
-    temporary = TABLE.with_name(f".{TABLE.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, TABLE)
+    from isa._files import write_table
+
+    write_table(TABLE, COLUMNS, sorted(held.values(), key=lambda one: order.get(one["condition"], len(order))))
 
 
 def versions(python: str) -> tuple[str, str]:
@@ -374,7 +370,7 @@ def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None)
     """Try a condition and return its row."""
     wanted = condition.torch.removeprefix("torch").removeprefix("==")
     row = {"condition": condition.name, "python": condition.python, "torch": wanted, "ran": "", "note": ""}
-    row |= {"passed": "yes", "platform": f"{platform.system()} {platform.machine()}", "commit": last_commit()}
+    row |= {"passed": "yes", "platform": f"{platform.system()} {platform.machine()}", "commit": checkout.last_commit()}
     checks = {**CHECKS, **({} if condition.writable else CACHE), **(BOOK if book else {})}
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as folder:
         work = Path(folder).resolve() / "work"
@@ -391,12 +387,6 @@ def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None)
         except Failed as reason:
             row |= {"passed": "no", "note": str(reason)}
     return row
-
-
-def last_commit() -> str:
-    """Return the commit that is tried."""
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import checkout
 import numpy as np
 from numpy._core._multiarray_umath import __cpu_dispatch__
 
@@ -242,20 +243,15 @@ def write(rows: Iterable[Mapping[str, object]]) -> None:
         with TABLE.open(encoding="utf-8", newline="") as file:
             held = {(row["what"], row["condition"]): row for row in csv.DictReader(file)}
     held |= {(str(row["what"]), str(row["condition"])): row for row in rows}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(held.values())
-    temporary = TABLE.with_name(f".{TABLE.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, TABLE)
+    from isa._files import write_table
+
+    write_table(TABLE, COLUMNS, held.values())
 
 
 @cache
 def commit() -> str:
     """Return the commit that is cloned: the one at which this was started, whatever is committed meanwhile."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return asked.stdout.strip()
+    return checkout.last_commit()
 
 
 def circumstances() -> dict[str, str]:
@@ -287,8 +283,7 @@ def rows_of(condition: str, compared: Iterable[Comparison]) -> list[dict[str, ob
 def clone(work: Path, name: str) -> Path:
     """Return a fresh clone of the committed tree, which its programs import in the place of this one."""
     path = work / name
-    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, path], check=True)
-    subprocess.run(["git", "checkout", "--quiet", "--detach", commit()], cwd=path, check=True)
+    checkout.clone(path, commit())
     return path
 
 

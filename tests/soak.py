@@ -49,6 +49,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from isa import cli, cluster, latents, sweep, training
+from isa._files import write_atomically, write_table
 from isa.data import FactorDataset
 from isa.data.cache import cached_array
 
@@ -611,7 +612,7 @@ def worker_killed(bench: Bench, row: Row) -> None:
     def scheduler() -> None:
         async def serve() -> None:
             async with distributed.Scheduler(port=0, dashboard_address="127.0.0.1:0", **quiet) as served:
-                training._write_atomically(address, lambda temporary: Path(temporary).write_text(served.address))
+                write_atomically(address, lambda temporary: Path(temporary).write_text(served.address))
                 await served.finished()
 
         into_log()
@@ -699,11 +700,7 @@ def soak(bench: Bench, faults: Sequence[str]) -> list[Row]:
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write the table, whole or not at all."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [one.name for one in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, rows))
-    training._write_atomically(path, lambda temporary: Path(temporary).write_text(buffer.getvalue(), "utf-8"))
+    write_table(path, [one.name for one in fields(Row)], map(asdict, rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

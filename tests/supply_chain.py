@@ -11,11 +11,8 @@ A package belongs to one of two lists: ``locks/torch.txt`` holds PyTorch and wha
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
-import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -260,14 +257,11 @@ def licences() -> None:
     for name, (requirement, _) in sorted(locked.items()):
         texts = here[name][1] if here[name] else ()
         version = str(requirement.specifier).removeprefix("==")
-        rows.append((name, version, licence(found[name], texts), purpose[name]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    temporary = LICENCES.with_name(f".{LICENCES.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, LICENCES)
+        cells = (name, version, licence(found[name], texts), purpose[name])
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    from isa._files import write_table
+
+    write_table(LICENCES, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import soak
 import torch
-from tiny_sweep import write_spec
+from tiny_sweep import watch_starts, write_spec
 
 from isa import _files, latents, sweep, training
 from isa.sweep import RecordsWarning, Spec, status
@@ -276,14 +276,7 @@ def test_of_a_pack_only_the_checkpoint_that_cannot_be_read_is_moved_away(spec, m
         _sweep(spec.grid(beta=[1, 4], steps=6))
     torn, whole = (training._checkpoint(spec.work / "checkpoints", run) for run in own.runs())
     os.truncate(torn, 99)
-    starts = []
-    original = training._train
-
-    def watched(pack, start, *rest):
-        starts.append((pack.run.beta, start))
-        return original(pack, start, *rest)
-
-    monkeypatch.setattr(training, "_train", watched)
+    starts = watch_starts(monkeypatch, "beta")
     with pytest.warns(RecordsWarning, match="starts anew"):
         assert len(_sweep(own, pack=2)) == 2
     assert starts == [(1, 0), (4, 6)]

@@ -20,9 +20,9 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_sweep import DATASET, SPEC, without_times, write_spec
+from tiny_sweep import DATASET, SPEC, watch_starts, without_times, write_spec
 
-from isa import cli, isa_prior, sweep, training
+from isa import _files, cli, isa_prior, sweep, training
 from isa.latents import Portrait
 from isa.sweep import COLUMNS, Records, RecordsWarning, Spec, read_records, status
 from isa.training import Run, train
@@ -404,14 +404,7 @@ def test_a_checkpoint_that_cannot_be_read_is_moved_away(spec):
 
 def test_a_longer_run_takes_over_the_checkpoint_of_a_shorter_one(spec, monkeypatch):
     own = spec.grid(steps=[6, 12], beta=1)
-    starts = []
-    original = training._train
-
-    def watched(pack, start, *rest):
-        starts.append((pack.run.total_steps, start))
-        return original(pack, start, *rest)
-
-    monkeypatch.setattr(training, "_train", watched)
+    starts = watch_starts(monkeypatch, "total_steps")
     _sweep(own)
     assert starts == [(6, 0), (12, 6)]
     assert not list((spec.work / "checkpoints").iterdir())
@@ -537,14 +530,14 @@ def test_published_data_must_be_where_they_are_said_to_be(tmp_path, monkeypatch,
 def test_a_full_disk_is_told_and_loses_nothing(spec, monkeypatch, capsys):
     _sweep(spec, tier=1)
     held = spec.record.read_bytes()
-    original = training._write_atomically
+    original = _files.write_atomically
 
     def full(path, write):
         if path == spec.record:
             raise OSError(28, "No space left on device")
         original(path, write)
 
-    monkeypatch.setattr(training, "_write_atomically", full)
+    monkeypatch.setattr(_files, "write_atomically", full)
     assert cli.main(["sweep", str(spec.path), "--device", "cpu"]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "no space left to record in" in printed

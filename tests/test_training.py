@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from tiny_sweep import DATASET, SIZES, small_discriminator
 
 from isa import LearnableISAPrior, LpNested, Node, cli, data, isa_prior, models, training
+from isa._files import write_atomically
 from isa.data import FactorDataset
 from isa.training import CheckpointError, Run, evaluate, load_model, train, train_pack
 
@@ -496,16 +498,39 @@ def test_a_checkpoint_that_is_torn_or_foreign_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_last_file(tmp_path):
     path = tmp_path / "folder" / "file"
-    training._write_atomically(path, lambda name: Path(name).write_text("whole"))
+    write_atomically(path, lambda name: Path(name).write_text("whole"))
 
     def fail(name):
         Path(name).write_text("to")
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        training._write_atomically(path, fail)
+        write_atomically(path, fail)
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_commit_is_marked_where_code_differs_from_it_and_not_where_records_do(tmp_path, monkeypatch):
+    def git(*arguments):
+        named = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+        command = ["git", *named, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    module, table = tmp_path / "isa" / "training.py", tmp_path / "runs" / "tiny.csv"
+    monkeypatch.setattr(training, "__file__", str(module))
+    for path in (module, table):
+        path.parent.mkdir()
+        path.write_text("a")
+    assert training._commit() is None
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a")
+    commit = git("rev-parse", "HEAD")
+    assert training._commit() == commit
+    table.write_text("b")
+    assert training._commit() == commit
+    module.write_text("b")
+    assert training._commit() == f"{commit}-dirty"
 
 
 # --- divergence ------------------------------------------------------------------------------------------------------

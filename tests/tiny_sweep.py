@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isa import cli, models, sweep
+from isa import cli, models, sweep, training
 from isa.data import Factor, FactorDataset, Provenance
 
 SIZES = (2, 5, 7)
@@ -68,6 +68,19 @@ def write_spec(folder: Path, text: str = SPEC) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def watch_starts(monkeypatch, field: str) -> list[tuple]:
+    """Return a list that is to have of every pack the first run's value of a field, and the first step."""
+    starts = []
+    original = training._train
+
+    def watched(pack, start, *rest):
+        starts.append((getattr(pack.run, field), start))
+        return original(pack, start, *rest)
+
+    monkeypatch.setattr(training, "_train", watched)
+    return starts
 
 
 def _slow_dataset(name: str, source: str | None, cache_dir: str | None) -> FactorDataset:
