@@ -1,12 +1,28 @@
-"""The Lp-nested distributions that the general tests run over."""
+"""What tests of several files share: a browser, and the Lp-nested distributions that the general tests run over."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
+from browser import Page, find_chromium
 from torch.distributions import HalfNormal, LogNormal, Uniform, Weibull
 
 from isa import LpNested, Node, isa_prior
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Page]:
+    """Headless Chromium."""
+    executable = find_chromium()
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium was found, which the pages are read with")
+        pytest.skip("no Chromium was found, which the pages are read with")
+    with Page(executable) as page:
+        yield page
 
 
 def _wide(values) -> torch.Tensor:

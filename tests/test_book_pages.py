@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import yaml
-from browser import Page, find_chromium
+from browser import Page
 from tiny_book import ROOT, environment, make
 
 SOURCES = ("Makefile", "_config.yml", "_toc.yml", "pyproject.toml", "constraints.txt", "book", "isa", "runs")
@@ -86,17 +84,6 @@ def html(tmp_path_factory) -> Path:
     if built.returncode:
         pytest.fail(f"the book does not build:\n{built.stdout[-6000:]}", pytrace=False)
     return root / "_build" / "html"
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Page]:
-    executable = find_chromium()
-    if executable is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium was found, with which the pages are read")
-        pytest.skip("no Chromium was found, with which the pages are read")
-    with Page(executable) as page:
-        yield page
 
 
 def documents(html: Path) -> dict[str, Document]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
-from browser import BrowserError, Page, find_chromium
+from browser import BrowserError, Page
 from tiny_book import ROOT, TinyBook, code
 
 from isa import LpNested, Node
@@ -75,17 +73,6 @@ def page_of(folder: Path, *names: str, theme: str = "light") -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Page]:
-    executable = find_chromium()
-    if executable is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium was found, in which the explorers run")
-        pytest.skip("no Chromium was found, in which the explorers run")
-    with Page(executable) as page:
-        yield page
-
-
 def arrange(page: Page, width: int = 1000, density: float = 1, **media: str) -> None:
     """The reader's screen and what the reader's system asks for."""
     page.send(
@@ -96,9 +83,9 @@ def arrange(page: Page, width: int = 1000, density: float = 1, **media: str) -> 
 
 
 @pytest.fixture
-def browser(chromium) -> Page:
-    arrange(chromium)
-    return chromium
+def browser(browser) -> Page:
+    arrange(browser)
+    return browser
 
 
 @pytest.fixture
