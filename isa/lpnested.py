@@ -9,7 +9,8 @@ number of leaves,
 
 .. math::
 
-    \log p(z) = -\frac{f(z)^{p_0}}{s} - \log Z, \qquad
+    \log p(z) = -\frac{f(z)^{p_0}}{s} - \log Z,
+
     \log Z = \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 ,
 
 which is Eq. 7 with Eq. 11 after the powers of f cancel: nothing is left that is undefined at z = 0.

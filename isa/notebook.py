@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,7 +49,10 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The repository's root, since the book runs from an editable install: notebooks read ``runs/`` and ``book/`` here."""
+"""The repository's root, since the book runs from an editable install. Notebooks read ``runs/`` and ``book/`` here.
+
+:meta hide-value:
+"""
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _OF_IPYTHON = {"In", "Out", "exit", "quit", "open"}
@@ -197,9 +201,14 @@ def parameter_table(paths: Iterable[Path]) -> Markdown:
     text = []
     for path in sorted(paths):
         rows = [
-            (f"`{p['name']}`", p["inferred_type_name"], f"`{p['default']}`", p["help"])
+            (f"`{p['name']}`", p["inferred_type_name"], f"`{_spaced(p['default'])}`", p["help"])
             for p in inspect_notebook(path).values()
         ]
         heading = f"**{path.relative_to(ROOT).as_posix()}**"
         text += [heading, table(("parameter", "type", "default", "meaning"), rows).data]
     return Markdown("\n\n".join(text))
+
+
+def _spaced(default: str) -> str:
+    """A default as it would be typed on one line: papermill glues the lines of a longer one together."""
+    return re.sub(r",(?=[\"'\[{])", ", ", re.sub(r",(?=[\])}]$)", "", default))

@@ -945,8 +945,8 @@ def beta_tcvae(
 
     .. math::
 
-        \log p(x|z) - (\log q(z|x) - \log q(z)) - \beta\, \Big(\log q(z) - \sum_j \log q(z_j)\Big)
-        - \Big(\sum_j \log q(z_j) - \log p(z)\Big)
+        \log p(x|z) &- \Big(\log q(z|x) - \log q(z)\Big) - \beta\, \Big(\log q(z) - \sum_j \log q(z_j)\Big) \\
+        &- \Big(\sum_j \log q(z_j) - \log p(z)\Big)
 
     With an ISA prior this is ISA-TCVAE. The total correlation stays that over all dimensions; the last term takes the
     prior as a whole, since an ISA prior does not factorise over dimensions.

@@ -237,6 +237,12 @@ CUT_OFF = """
     .map(element => `${element.tagName} ${element.className}: ${element.textContent.trim().slice(0, 60)}`).slice(0, 5);
 })()
 """
+FORMULAS = """
+[...document.querySelectorAll("article div.math mjx-math")].map(formula => {
+  const inner = formula.getBoundingClientRect(), outer = formula.closest("div.math").getBoundingClientRect();
+  return [formula.parentElement.textContent.slice(0, 60), inner.left - outer.left, outer.right - inner.right];
+})
+"""
 FILTERS = """
 [...document.querySelectorAll("article .cell_output img")]
   .map(image => [image.classList.contains("photo"), getComputedStyle(image).filter])
@@ -294,6 +300,7 @@ def test_a_page_by_day_on_a_desktop(html, browser, name):
     sees_formulas(browser, name)
     ratio, text = browser.evaluate(CONTRAST)
     assert ratio >= 4.5, f"contrast {ratio:.1f} at {text!r}"
+    assert [formula for formula in browser.evaluate(FORMULAS) if min(formula[1:]) < -1] == [], "wider than the page"
     assert violations(browser) == []
     weights = {path: path.stat().st_size for path in browser.files}
     assert html / f"{name}.html" in weights and len(weights) > 10, "what the page loads was not noticed"
@@ -310,6 +317,7 @@ def test_a_page_by_night_on_a_phone(html, browser, name):
     width = browser.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
     assert width <= PHONE, f"{name} is {width} px wide"
     assert browser.evaluate(CUT_OFF) == []
+    assert [formula for formula in browser.evaluate(FORMULAS) if formula[1] < -1] == [], "begins out of sight"
     assert violations(browser) == []
 
 

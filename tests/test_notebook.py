@@ -294,7 +294,8 @@ def test_the_parameter_table_holds_every_parameter_of_every_notebook():
         expected.append(path.relative_to(ROOT).as_posix())
         for statement in ast.parse(cell.source).body:
             value = ast.get_source_segment(cell.source, statement.value)
-            expected.append((statement.target.id, re.sub(r"\n\s*", "", value)))  # papermill joins lines
+            one_line = re.sub(r"\n\s*", " ", re.sub(r",\n\s*(?=[\])}])|(?<=[\[({])\n\s*", "", value))
+            expected.append((statement.target.id, one_line))
     found = []
     for line in text.splitlines():
         if page := re.fullmatch(r"\*\*(book/\S+)\*\*", line):

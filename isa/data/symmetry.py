@@ -4,8 +4,11 @@ A representation is computed from the image, so that its mutual information with
 the image itself. Images are deterministic: the finest code is the image's class, all images of the grid with the same
 pixels. The factors are uniform on their grid, so that
 
-.. math:: I(z; v) \\le I(x; v) = \\log |v| - H(v \\mid x), \\qquad
-          H(v \\mid x) = -\\frac1N \\sum_{n=1}^N \\log \\frac{|\\{m \\sim n : v_m = v_n\\}|}{|\\{m \\sim n\\}|},
+.. math::
+
+    I(z; v) \\le I(x; v) = \\log |v| - H(v \\mid x),
+
+    H(v \\mid x) = -\\frac1N \\sum_{n=1}^N \\log \\frac{|\\{m \\sim n : v_m = v_n\\}|}{|\\{m \\sim n\\}|},
 
 where :math:`m \\sim n` are the images with the same pixels as image :math:`n`. Divided by :math:`\\log |v|` this bounds
 the factor's term of the mutual information gap, a difference of two mutual informations and at most the larger.

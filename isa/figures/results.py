@@ -180,16 +180,17 @@ def mig_distributions(
                         zorder=5,
                         label=f"{METHODS[name].label}, the paper's",
                     )
+            counts = [len(panel[name][0]) if name in panel else 0 for name in methods]
+            names = [METHODS[name].label.replace(", ", "\n") for name in methods]
             axes.set_xticks(
                 range(len(methods)),
-                [
-                    f"{METHODS[name].label.replace(', ', chr(10))}\n{len(panel[name][0]) if name in panel else 0} runs"
-                    for name in methods
-                ],
+                [f"{name}\n{count} run{'s' * (count != 1)}" for name, count in zip(names, counts, strict=True)],
             )
             axes.set(xlim=(-0.65, len(methods) - 0.35), title=fill(title, 54 // len(panels)))
             axes.grid(axis="y", color=style.GREY, alpha=0.2)
-        grid[0, 0].set(ylabel=MIG, ylim=(min(0, grid[0, 0].get_ylim()[0]), None))
+        low, high = grid[0, 0].get_ylim()
+        low = min(0, low)
+        grid[0, 0].set(ylabel=MIG, ylim=(low, high + 0.03 * (high - low)))  # 0 is in sight, and the highest run whole
         handles = [
             Line2D([], [], color=style.BLACK, marker="o", alpha=0.55, linestyle="", markersize=4),
             Patch(facecolor="white", edgecolor=style.GREY),

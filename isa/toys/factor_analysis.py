@@ -10,7 +10,8 @@ Everything below depends on the data only through their number :math:`N` and the
 **Two conventions for** :math:`\beta`. Eq. 13 weighs the KL term, Eq. 16 divides the reconstruction term:
 
 .. math::
-    F_{13} = \mathbb E_q \log p(x \mid z) - \beta\, \mathrm{KL}(q \,\|\, p), \qquad
+    F_{13} = \mathbb E_q \log p(x \mid z) - \beta\, \mathrm{KL}(q \,\|\, p),
+
     F_{16} = \tfrac1\beta\, \mathbb E_q \log p(x \mid z) - \mathrm{KL}(q \,\|\, p) = F_{13} / \beta .
 
 ``free_energy`` is :math:`F_{13}`, the objective that a beta-VAE trains; ``replicated_free_energy`` is :math:`F_{16}`,
@@ -384,7 +385,8 @@ def aligned_weights(
     difference. Then
 
     .. math::
-        \log p = -\tfrac N2 \bigl(2 \log 2\pi + 2 + \log c_1 c_2\bigr), \qquad
+        \log p = -\tfrac N2 \bigl(2 \log 2\pi + 2 + \log c_1 c_2\bigr),
+
         \log p - F(\theta) = \tfrac N2 \log\Bigl(1 + \frac{d^2 \sin^2 2\theta}{c_1 c_2}\Bigr),
 
     with :math:`c_1 c_2 = m^2 - d^2`: two equations for two eigenvalues. They are fixed by ``n`` alone; the noise
@@ -570,7 +572,8 @@ def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int
 
     .. math::
         \mathbb E_q \log p(x \mid z) &= -\tfrac N2 \bigl[\log\det 2\pi D
-            + \operatorname{tr} D^{-1} (I - W R) S (I - W R)^\top + \operatorname{tr} W^\top D^{-1} W \Sigma_q \bigr] \\
+            + \operatorname{tr} D^{-1} (I - W R) S (I - W R)^\top \\
+            &\qquad + \operatorname{tr} W^\top D^{-1} W \Sigma_q \bigr] \\
         \mathrm{KL}(q \,\|\, p) &= \tfrac N2 \bigl[\operatorname{tr} \Sigma_q - K - \log\det \Sigma_q
             + \operatorname{tr} R S R^\top \bigr]
 

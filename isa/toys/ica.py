@@ -196,7 +196,8 @@ def expected_log1p(mean: Array, sd: Array, dof: float) -> Array:
 
     .. math::
 
-        \mathrm E \log(1 + z^2/v) = \int_0^\infty \bigl(1 - g(t)\bigr) \frac{e^{-t}}{t}\,\mathrm dt, \qquad
+        \mathrm E \log(1 + z^2/v) = \int_0^\infty \bigl(1 - g(t)\bigr) \frac{e^{-t}}{t}\,\mathrm dt,
+
         g(t) = \mathrm E\, e^{-t z^2 / v}
         = \sqrt{\tfrac{v}{v + 2 t s^2}} \exp\Bigl(-\frac{t \mu^2}{v + 2 t s^2}\Bigr),
 
