@@ -232,7 +232,7 @@ CUT_OFF = """
   const scrolls = element => element && (
     ["auto", "scroll"].includes(getComputedStyle(element).overflowX)
     || scrolls(element.parentElement.closest("article *")));
-  return [...document.querySelectorAll("article *:not(mjx-assistive-mml, mjx-assistive-mml *)")]
+  return [...document.querySelectorAll("article *:not(mjx-assistive-mml, mjx-assistive-mml *), .prev-next-area *")]
     .filter(element => element.getBoundingClientRect().right > innerWidth + 1 && !scrolls(element))
     .map(element => `${element.tagName} ${element.className}: ${element.textContent.trim().slice(0, 60)}`).slice(0, 5);
 })()
