@@ -13,9 +13,9 @@ from torch.distributions import HalfNormal, LogNormal, Uniform, Weibull
 from isa import LpNested, Node, isa_prior
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Page]:
-    """Headless Chromium."""
+    """Headless Chromium, one for every file of tests: what one file asks it to emulate is no other's concern."""
     executable = find_chromium()
     if executable is None:
         if os.environ.get("CI"):
