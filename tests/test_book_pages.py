@@ -192,6 +192,12 @@ def test_every_figure_is_numbered_and_offered_for_download(html, parsed):
     assert figures >= 1
 
 
+def test_words_before_a_colon_are_no_type(html):
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (html / "book" / "api").glob("*.html")}
+    assert len(pages) > 5
+    assert [name for name, text in pages.items() if ">Type<" in text] == []
+
+
 def test_no_page_is_left_with_an_unset_number_or_a_failure(html):
     for name in TOC:
         text = re.sub(r"<code\b.*?</code>", "", (html / f"{name}.html").read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -28,10 +28,17 @@ def skip(app, what, name, member, skipped, options):
     return None
 
 
+_COLON = "\ue000"  # stands for a colon while Napoleon reads
+
+
 def keep_sentences(app, what, name, obj, options, lines):
     """Napoleon takes what stands before a colon in a property's first line for its type; here it is a sentence."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = lines[0].replace(":", _COLON)
+
+
+def colons_again(app, what, name, obj, options, lines):
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
 def find_by_last_name(app, env, node, contnode):
@@ -51,5 +58,6 @@ def setup(app):
     autosummary.WELL_KNOWN_ABBREVIATIONS = ("et al.", "e.g.", "i.e.", "Sec.", "App.", "Fig.", "Eq.")
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", keep_sentences, priority=400)  # before Napoleon
+    app.connect("autodoc-process-docstring", colons_again, priority=600)
     app.connect("missing-reference", find_by_last_name)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
