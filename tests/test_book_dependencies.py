@@ -123,7 +123,8 @@ ROOM = {"isa/room/__init__.py"}
             id="deep-glob",
         ),
         pytest.param("f = 'book/words.json'", {"book/words.json"}, id="file-of-the-book"),
-        pytest.param("f = 'runs/', 'runs', 'book/', 'runs/none.csv', 'isa/', 'README.md'", set(), id="no-files"),
+        pytest.param("f: str = 'runs'", {"runs/one.csv", "runs/one.yaml"}, id="folder-of-records"),
+        pytest.param("f = 'runs/', 'book/', 'runs/none.csv', 'isa/', 'README.md'", set(), id="no-files"),
         pytest.param("# runs/one.csv\nf = 'see runs/one.csv'", set(), id="words"),
     ],
 )

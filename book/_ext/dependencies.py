@@ -2,8 +2,8 @@
 
 The execution cache knows a notebook by its code cells alone. This extension gives each notebook a fingerprint over the
 files behind it: the modules of ``isa`` that it imports (followed through their own imports), every file under
-``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts), and the pinned versions in
-``constraints.txt``. Where the fingerprint differs from that of the last successful build, the cached execution is
+``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts, and ``runs`` alone for all
+specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that of the last successful build, the cached execution is
 dropped and the page is read anew. It works the same for ``make book`` and for a plain ``jupyter-book build .``.
 """
 
@@ -75,6 +75,8 @@ def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
             found.add(file)
             open_files |= imports_of(root, file)
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value == "runs":  # the folder: all its specifications and records
+            found.update(path for kind in ("yaml", "csv") for path in root.glob(f"runs/*.{kind}"))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(ROOMS):
             # a record lies beside its spec under the same stem, so naming one depends on both
             pattern = str(Path(node.value).with_suffix(".*")) if node.value.startswith("runs/") else node.value
