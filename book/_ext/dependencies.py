@@ -3,8 +3,9 @@
 The execution cache knows a notebook by its code cells alone. This extension gives each notebook a fingerprint over the
 files behind it: the modules of ``isa`` that it imports (followed through their own imports), every file under
 ``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts, and ``runs`` alone for all
-specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that of the last successful build, the cached execution is
-dropped and the page is read anew. It works the same for ``make book`` and for a plain ``jupyter-book build .``.
+specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that of
+the last successful build, the cached execution is dropped and the page is read anew. It works the same for
+``make book`` and for a plain ``jupyter-book build .``.
 """
 
 from __future__ import annotations
