@@ -14,14 +14,20 @@ from isa import LpNested, Node, isa_prior
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
+def page_class() -> type[Page]:
+    """What the browser is; a file of tests that watches more has its own."""
+    return Page
+
+
+@pytest.fixture(scope="module")
+def browser(page_class) -> Iterator[Page]:
     """Headless Chromium, one for every file of tests: what one file asks it to emulate is no other's concern."""
     executable = find_chromium()
     if executable is None:
         if os.environ.get("CI"):
             pytest.fail("no Chromium was found, which the pages are read with")
         pytest.skip("no Chromium was found, which the pages are read with")
-    with Page(executable) as page:
+    with page_class(executable) as page:
         yield page
 
 

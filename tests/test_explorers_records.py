@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_sweep
 import torch
-from browser import Page, find_chromium
+from browser import Page
 from PIL import Image
 from test_decoders import posteriors, vae
 
@@ -280,18 +278,12 @@ class Watched(Page):
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Watched]:
-    executable = find_chromium()
-    if executable is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium was found, in which the explorers run")
-        pytest.skip("no Chromium was found, in which the explorers run")
-    with Watched(executable) as page:
-        yield page
+def page_class() -> type[Page]:
+    return Watched
 
 
 @pytest.fixture
-def site(extension, chromium, files, portrait, tmp_path):
+def site(extension, browser, files, portrait, tmp_path):
     """Open a page from disk that holds one explorer, its scripts and the files that it may ask for."""
 
     def start(name: str, width: int = 1000, theme: str = "light", without: str = "none") -> Watched:
@@ -310,11 +302,11 @@ def site(extension, chromium, files, portrait, tmp_path):
         text = f'<!doctype html><html data-theme="{theme}"><head>{head}</head><body>{body}</body></html>'
         (tmp_path / "page.html").write_text(text, encoding="utf-8")
         mobile = width < 600
-        chromium.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=mobile)
-        chromium.open(tmp_path / "page.html")
-        chromium.evaluate(FRAME)
-        assert chromium.complaints == [] and chromium.requests == []
-        return chromium
+        browser.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=mobile)
+        browser.open(tmp_path / "page.html")
+        browser.evaluate(FRAME)
+        assert browser.complaints == [] and browser.requests == []
+        return browser
 
     return start
 
