@@ -103,7 +103,6 @@ def _work(
     described: Mapping[str, dict[str, Any]],
     checkpoints: Path | None,
     options: Mapping[str, Any],
-    step: float | None,
     seconds: float,
 ) -> _Done:
     """Train runs, which are given by hash and fields, for so many seconds at most."""
@@ -126,7 +125,7 @@ def _work(
         here = {"device": device, "portraits": Path(folder), "progress": False, "wanted": wanted}
         engine = sweep._Local(checkpoints, {**options, **here}, len(runs), deadline)
         try:
-            records = engine(runs, step)
+            records = engine(runs)
         except sweep._OutOfTime:
             return _Done([], {}, engine.size, False)
         portraits = {run.hash: path.read_bytes() for run in runs if (path := Path(folder, f"{run.key}.npz")).exists()}
@@ -496,7 +495,7 @@ class _Sweep:
         described = {run.hash: run.to_dict() for run in runs}
         checkpoints = self.work / "checkpoints" if worker.shared else None
         left = self.deadline - now
-        self._submit(worker, runs[0].key, _work, described, checkpoints, self.options, speed.step(runs[0]), left)
+        self._submit(worker, runs[0].key, _work, described, checkpoints, self.options, left)
         return False
 
     def _recorded(self) -> list[dict[str, Any]]:

@@ -589,13 +589,9 @@ class _Speed:
                 self.steps.setdefault(kind, []).append(step)
                 self.evaluations.setdefault(kind, []).append(record["evaluation_seconds"])
 
-    def step(self, run: Run) -> float | None:
-        """Seconds of one step of one run, or None where no run of its kind is recorded."""
-        return self._median(self.steps, run)
-
     def __call__(self, run: Run, done: int = 0) -> float | None:
         """Seconds of a run with ``done`` steps behind it, or None where no run of its kind is recorded."""
-        step, evaluation = self.step(run), self._median(self.evaluations, run)
+        step, evaluation = self._median(self.steps, run), self._median(self.evaluations, run)
         return None if step is None else step * (run.total_steps - done) + evaluation
 
     @staticmethod
@@ -729,7 +725,6 @@ def _train(
     device: torch.device,
     cache_dir: str | None,
     checkpoints: Path | None,
-    checkpoint_every: int,
     models: Path | None,
     portraits: Path,
     progress: bool | None,
@@ -759,7 +754,7 @@ def _train(
     options: dict[str, Any] = {"dataset": dataset, "device": device, "progress": progress, "checkpoints": checkpoints}
     if math.isfinite(deadline) or wanted is not None:
         options["callback"] = watch
-    results = training.train_pack(runs, checkpoint_every=checkpoint_every, **options)
+    results = training.train_pack(runs, checkpoint_every=25, checkpoint_seconds=_CHECKPOINT_SECONDS, **options)
     for result in results:
         if models is not None:
             result.save(models / result.run.key)
@@ -794,11 +789,9 @@ class _Local:
         self.size = size
         self.deadline = deadline
 
-    def __call__(self, runs: list[Run], step: float | None) -> list[dict[str, Any]]:
-        """Train runs of which one takes ``step`` seconds a step, where that is known."""
-        total = runs[0].total_steps
-        every = 500 if step is None else math.ceil(_CHECKPOINT_SECONDS / (step * len(runs)) / 25) * 25
-        options = {**self.options, "checkpoints": self.folder, "checkpoint_every": min(max(every, 1), total)}
+    def __call__(self, runs: list[Run]) -> list[dict[str, Any]]:
+        """Train and measure runs of one shape; returns their records."""
+        options = {**self.options, "checkpoints": self.folder}
         try:
             return _train(runs, **options, deadline=self.deadline)
         except CheckpointError as error:
@@ -944,7 +937,7 @@ def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float
                 given_up |= {run.hash for run in mine}
                 continue
             try:
-                added = engine(mine, speed.step(mine[0]))
+                added = engine(mine)
             except _OutOfTime:
                 names = ", ".join(run.key for run in mine)
                 say(f"not in time, to go on from the last checkpoint another time: {names}")

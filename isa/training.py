@@ -1456,6 +1456,7 @@ def train_pack(
     compile: bool | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
+    checkpoint_seconds: float = 0.0,
     evaluation: bool = True,
     n_samples: int | None = None,
     progress: bool | None = None,
@@ -1481,6 +1482,9 @@ def train_pack(
         does a longer run of the same course. One that lies beyond a run's end is left as it is.
     checkpoint_every
         Steps between two checkpoints.
+    checkpoint_seconds
+        Seconds that must lie between two as well: a pack that takes many steps a second would otherwise wait for the
+        disk, to which a checkpoint of the perceptrons of A.4 takes 171 MB a run.
     evaluation
         Whether the trained models are measured.
     n_samples
@@ -1511,6 +1515,7 @@ def train_pack(
     if len({run.hash for run in runs}) < len(runs):
         raise ValueError("runs must all be different, got one of them twice")
     checkpoint_every = _count("checkpoint_every", checkpoint_every, 1)
+    checkpoint_seconds = _weight("checkpoint_seconds", checkpoint_seconds)
     if n_samples is not None:  # of a single one there is no standard error
         n_samples = _count("n_samples", n_samples, 2)
     first = runs[0]
@@ -1538,7 +1543,7 @@ def train_pack(
         together = [run for run, own in zip(runs, steps, strict=True) if own == step]
         with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
             pack = _Pack(together, dataset, device, compile)
-            died = _train(pack, step, folder, checkpoint_every, progress, callback)
+            died = _train(pack, step, folder, checkpoint_every, checkpoint_seconds, progress, callback)
         for number, run in enumerate(together):
             results[run.hash] = _result(pack, number, died.get(number), evaluation, n_samples, progress)
     return [results[run.hash] for run in runs]
@@ -1563,6 +1568,7 @@ def _train(
     start: int,
     folder: Path | None,
     checkpoint_every: int,
+    checkpoint_seconds: float,
     progress: bool | None,
     callback: Callable[[int, dict[str, np.ndarray]], object] | None,
 ) -> dict[int, int]:
@@ -1574,6 +1580,7 @@ def _train(
             pack.seconds = max(pack.seconds, _read_metadata(path)["seconds"])
     total = pack.run.total_steps
     watch = _Watch(pack)
+    saved = pack.seconds
     name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
     with _bar(total, "steps", name, progress, start) as bar:
         while True:
@@ -1593,7 +1600,9 @@ def _train(
             if pack.device.type == "cuda":
                 torch.cuda.synchronize(pack.device)
             pack.seconds += time.perf_counter() - began
-            if folder is not None and (pack.step % checkpoint_every == 0 or pack.step == total):
+            due = pack.step % checkpoint_every == 0 and pack.seconds - saved >= checkpoint_seconds
+            if folder is not None and (due or pack.step == total):
+                saved = pack.seconds
                 for number, run in enumerate(pack.runs):
                     metadata = {"course": run.course, "run": run.to_dict(), "step": pack.step, "seconds": pack.seconds}
                     _save_tensors(_checkpoint(folder, run), pack.state(number), **metadata)

@@ -301,7 +301,7 @@ def test_a_worker_of_another_version_says_so(inside, spec):
     run = spec.runs()[0]
     options = {"device": None, "cache_dir": None, "models": None}
     with Client(inside.scheduler_address, set_as_default=False) as client:
-        task = client.submit(cluster._work, {"0" * 16: run.to_dict()}, None, options, None, float("inf"), pure=False)
+        task = client.submit(cluster._work, {"0" * 16: run.to_dict()}, None, options, float("inf"), pure=False)
         with pytest.raises(ValueError, match=f"the worker's version of isa knows {run.key} by another hash than 0000"):
             task.result(60)
 
@@ -313,7 +313,7 @@ def test_runs_go_on_from_checkpoints_in_the_sweeps_folder(scheduler, tmp_path, m
     original, starts = training.train_pack, []
 
     def interrupted(runs, **options):
-        options["checkpoint_every"] = 10
+        options |= {"checkpoint_every": 10, "checkpoint_seconds": 0}
         starts.append(training._checkpoint_step(options["checkpoints"], runs[0]))
         asked = options["callback"]
 

@@ -371,7 +371,7 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoint(tmp_path, monkeypatch)
     seen = []
 
     def interrupted(runs, **options):
-        options["checkpoint_every"] = 10
+        options |= {"checkpoint_every": 10, "checkpoint_seconds": 0}
 
         def callback(step, terms):
             seen.append(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import subprocess
@@ -455,6 +456,22 @@ def test_an_interrupted_run_goes_on_to_the_same_result(kind, model, tmp_path):
     training.remove_checkpoint(run, tmp_path)
     training.remove_checkpoint(run, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_keep_their_distance_in_time(tmp_path, monkeypatch):
+    run = _run(steps=30)
+    clock = itertools.count(0.0, 10.0)  # a step takes ten seconds, as the engine sees it
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    saved = []
+    monkeypatch.setattr(training, "_save_tensors", lambda path, tensors, **metadata: saved.append(metadata["step"]))
+    options = {"checkpoints": tmp_path, "checkpoint_every": 1, "evaluation": False}
+    _train(run, **options, checkpoint_seconds=75)
+    assert saved == [8, 16, 24, 30]
+    saved.clear()
+    _train(run, **options)
+    assert saved == list(range(1, 31))
+    with pytest.raises(ValueError, match="checkpoint_seconds must be a finite number of at least 0, got -1"):
+        _train(run, checkpoint_seconds=-1)
 
 
 @pytest.mark.parametrize("kind", ["learned", "factor-vae"])
