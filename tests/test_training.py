@@ -23,6 +23,8 @@ from isa._files import write_atomically
 from isa.data import FactorDataset
 from isa.training import CheckpointError, Run, evaluate, load_model, train, train_pack
 
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
@@ -622,6 +624,29 @@ def test_compiling_changes_rounding_alone(kind, size, caplog):
         plain = _train(run, compile=False, evaluation=False)
         for name, values in plain.curve.items():
             np.testing.assert_allclose(compiled.curve[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@cuda
+@pytest.mark.parametrize("kind", ["learned", "beta-tcvae", "factor-vae"])
+def test_a_step_replayed_as_a_cuda_graph_is_the_step(kind, monkeypatch, caplog):
+    runs = [_run(**KINDS[kind], steps=20, seed=seed) for seed in range(2)]
+    options = {"dataset": DATASET, "device": "cuda", "evaluation": False}
+    replayed = train_pack(runs, **options)
+    monkeypatch.setattr(training, "_WARM_STEPS", 1000)  # after which one would be captured
+    for one, other in zip(replayed, train_pack(runs, **options), strict=True):
+        for name, values in one.curve.items():
+            np.testing.assert_allclose(values, other.curve[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not [record for record in caplog.records if record.name.startswith("isa")]
+
+
+@cuda
+@pytest.mark.parametrize("kind", ["learned", "beta-vae"])
+def test_a_gpu_measures_what_the_cpu_does(kind):
+    result = _train(_run(**KINDS[kind], steps=20), device="cuda")
+    again = evaluate(result.model, result.prior, result.run, DATASET)
+    np.testing.assert_allclose(result.evaluation.mean, again.mean, atol=1e-4)
+    np.testing.assert_allclose(result.evaluation.log_var, again.log_var, atol=1e-4)
+    assert result.evaluation.mig.score == pytest.approx(again.mig.score, abs=0.05)  # its samples are other ones
 
 
 def test_adam_in_one_pass_is_adam(monkeypatch):
