@@ -828,6 +828,7 @@ class _Pack:
         self._loss = torch.compile(self._losses, dynamic=False) if compile else self._losses
         self._graphs = device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream(device) if self._graphs else None
         self._warmed = 0
         self._static: _Inputs | None = None
         self._terms: Tensor | None = None
@@ -1009,19 +1010,18 @@ class _Pack:
         self.step += 1
 
     def _advance_towards_graph(self, inputs: _Inputs) -> None:
-        """Take the first steps on a stream of their own, as a capture asks, then capture one and replay it."""
+        """Take the first steps on a stream of their own, as a capture asks, then capture one there and replay it."""
         if self._warmed < _WARM_STEPS:
             self._warmed += 1
-            stream = torch.cuda.Stream(self.device)
-            stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._stream):
                 self._terms = self._update(inputs)
-            torch.cuda.current_stream(self.device).wait_stream(stream)
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
             return
         self._static = _Inputs(*(None if given is None else given.clone() for given in inputs))
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._stream):
                 terms = self._update(self._static)
         except torch.OutOfMemoryError:
             raise

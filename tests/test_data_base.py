@@ -65,6 +65,8 @@ def test_the_accelerators_way_of_unpacking_gives_the_same_numbers():
     for dtype in (torch.float32, torch.bfloat16):
         unpacked = dataset._unpack(dataset.storage[[5, 59, 0]], dtype).view(3, 1, 6, 8)
         assert torch.equal(unpacked, dataset.images([5, 59, 0], dtype=dtype))
+        images = grey().images([5, 59, 0], dtype=dtype)
+        assert torch.equal(grey()._grey(grey().storage[[5, 59, 0]], dtype).view_as(images), images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")

@@ -54,6 +54,8 @@ def test_shapes(lp_nested):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_result_has_the_dtype_and_device_of_the_value(lp_nested, dtype, device):
+    if device == "cuda" and (lp_nested.batch_shape or lp_nested.radial is not None):
+        pytest.skip("what is made of tensors is where they are")
     z = points(lp_nested, 6)
     z = (0.9 * z / lp_nested.norm(z)[..., None]).to(dtype).to(device)
     result = lp_nested.log_prob(z)

@@ -456,9 +456,8 @@ class FactorDataset:
                 _unpack_into(batch.flatten(1), rows.numpy())
                 return batch
             return torch.div(rows, 255, out=batch)
-        if self.packed:
-            return self._unpack(rows, dtype).view(-1, *self.image_shape)
-        return torch.div(rows, 255).to(dtype)
+        looked_up = self._unpack(rows, dtype) if self.packed else self._grey(rows, dtype)
+        return looked_up.view(-1, *self.image_shape)
 
     def _unpack(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Bits ``(B, bytes)`` to numbers 0 and 1 ``(B, 8 * bytes)``, by a table of the eight bits of every byte."""
@@ -467,6 +466,14 @@ class FactorDataset:
             bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
             table = self._tables[dtype] = torch.from_numpy(bits).to(device=self.device, dtype=dtype)
         return table.index_select(0, rows.view(-1).int()).view(rows.shape[0], -1)
+
+    def _grey(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bytes to numbers from 0 to 1 by a table, since a device's division need not round as the processor's does."""
+        table = self._tables.get(dtype)
+        if table is None:
+            levels = torch.div(torch.arange(256, dtype=torch.uint8), 255, out=torch.empty(256, dtype=dtype))
+            table = self._tables[dtype] = levels.to(self.device)
+        return table.index_select(0, rows.reshape(-1).int())
 
     def epoch(self, number: int = 0, *, seed: int = 0) -> Tensor:
         """Order of the images in one epoch: a permutation of ``0 .. N - 1``, ``int64`` ``(N,)`` on :attr:`device`.
