@@ -309,6 +309,9 @@ def test_unmatched_at_better_fit():
     assert outcome("unmatched_at_better_fit", own, curve_of("beta-vae", 0.6), **CURVES) is NO
     poorer = [one | {"log_likelihood": -60.0} for one in curve_of("beta-vae", 0.6)]
     assert outcome("unmatched_at_better_fit", own, poorer, **CURVES) is OPEN  # no rival that fits as well
+    at_one, rival_at_one = ([one for one in held if one["beta"] == 1] for held in (own, curve_of("beta-vae", 0.6)))
+    assert outcome("unmatched_at_better_fit", own, rival_at_one, **CURVES) is OPEN
+    assert measures.unmatched_at_better_fit(evidence(at_one, rival_at_one), **CURVES) == []  # it may not be the best
 
 
 def test_best_of_all():
@@ -319,6 +322,7 @@ def test_best_of_all():
     fixed = curve_of("isa-vae", 0.1, dataset="faces3d")
     assert outcome("best_of_all", own, low, fixed, **given) is YES
     assert outcome("best_of_all", own, high, fixed, **given) is PART
+    assert outcome("best_of_all", own, low, [one for one in fixed if one["beta"] == 1], **given) is OPEN
     assert outcome("best_of_all", own, high, curve_of("isa-vae", 0.8, dataset="faces3d"), **given) is NO
 
 

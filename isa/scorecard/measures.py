@@ -153,6 +153,11 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> analysis.Curve:
     return curve(*(_column(rows, name) for name in ("beta", "log_likelihood", "mig")))
 
 
+def _several(means: analysis.Curve) -> bool:
+    """Whether there is a best beta: with a single one recorded, it is not known whether it is."""
+    return len(means.beta) > 1
+
+
 def _over(
     evidence: Evidence, dataset: str, methods: Sequence[Method], betas: Sequence[float]
 ) -> list[dict[Setting, list[dict[str, Any]]]]:
@@ -188,6 +193,10 @@ def best_of_all(
         parts, texts = [], []
         for name, rows in zip(others, rivals, strict=True):
             means = _curve(rows)
+            if not _several(means):
+                parts.append(Outcome.OPEN)
+                texts.append(f"over {method_text(name)} at other β not recorded")
+                continue
             best = means.beta[means.mig.argmax()]
             at_best = _column([row for row in rows if row["beta"] == best], "mig")
             difference = compare(at_best, _column(own, "mig"), level=LEVEL)
@@ -206,11 +215,17 @@ def unmatched_at_better_fit(
     groups = _over(evidence, dataset, (method, *baselines), betas)
     for setting, (own, *others) in alike(*groups):
         means = _curve(own)
+        if not _several(means):
+            continue
         best = means.mig.argmax()
         at_best = _column([row for row in own if row["beta"] == means.beta[best]], "mig")
         parts, texts = [], []
         for name, rows in zip(baselines, others, strict=True):
             rival = _curve(rows)
+            if not _several(rival):
+                parts.append(Outcome.OPEN)
+                texts.append(f"over {method_text(name)} at other β not recorded")
+                continue
             good = np.flatnonzero(rival.log_likelihood >= means.log_likelihood[best])
             if not len(good):
                 continue
