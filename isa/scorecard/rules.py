@@ -94,8 +94,8 @@ RULES: dict[str, str] = {
     "direction": (
         f"*A direction.* A difference of means, with its {PERCENT} interval. The claim holds where the whole interval "
         "lies on the claimed side of 0. It does not hold where the whole interval lies on the other side, or where no "
-        "two of the values that are compared differ at all. With 0 inside the interval, it cannot be told. Which β suits a "
-        "method best is not known either, as long as it is recorded at a single one."
+        "two of the values that are compared differ at all. With 0 inside the interval, it cannot be told. Nor can, as "
+        "long as a method is recorded at a single β, which one suits it best."
     ),
     "distribution": (
         "*A distribution that lies higher.* Three parts: the mean is judged as a direction; median and maximum are "
