@@ -175,13 +175,13 @@ def interpreters(version: str) -> list[str]:
     return [patches[patch] for patch in sorted(patches, key=lambda text: [int(x) for x in re.findall(r"\d+", text)])]
 
 
-def build_of_torch(python: str, wanted: str, work: Path) -> str:
-    """Return the version of PyTorch that pip would install.
+def build_of_torch(python: str, wanted: str, work: Path, cuda: bool) -> str:
+    """Return the version of PyTorch that pip would install; one that brings CUDA along only where that is allowed.
 
     Raises
     ------
     Untried
-        If there is none, or it would bring CUDA along, which is gigabytes.
+        If there is none, or none that is allowed.
     """
     tools = work.parent / "tools"  # a pip that reads what a package needs without fetching it
     if not tools.exists():
@@ -201,7 +201,7 @@ def build_of_torch(python: str, wanted: str, work: Path) -> str:
     (found,) = json.loads(report.read_text(encoding="utf-8"))["install"]
     version = found["metadata"]["version"]
     brought = [text for text in found["metadata"].get("requires_dist", ()) if re.match(r"nvidia-|cuda-", text)]
-    if brought:
+    if brought and not cuda:
         raise Untried(f"no build for CPUs at hand: the one that pip finds, {version}, brings CUDA along")
     return version
 
@@ -210,7 +210,7 @@ def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
 
-def prepare(condition: Condition, work: Path, commit: str) -> Path:
+def prepare(condition: Condition, work: Path, commit: str, cuda: bool) -> Path:
     """Clone the tree of a commit and install the pinned set; returns the clone."""
     python = sys.executable
     if condition.python:
@@ -220,7 +220,7 @@ def prepare(condition: Condition, work: Path, commit: str) -> Path:
         python = found[0]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = next(line for line in lines if line.startswith("torch=="))
-    version = build_of_torch(python, condition.torch or pinned, work)
+    version = build_of_torch(python, condition.torch or pinned, work, cuda)
     clone = work / condition.folder
     checkout.clone(clone, commit)
     if condition.torch:
@@ -366,7 +366,7 @@ def versions(python: str) -> tuple[str, str]:
     return python_version, torch_version
 
 
-def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None) -> dict[str, object]:
+def try_one(condition: Condition, *, here: bool, book: bool, cuda: bool, place: Path | None) -> dict[str, object]:
     """Try a condition and return its row."""
     wanted = condition.torch.removeprefix("torch").removeprefix("==")
     row = {"condition": condition.name, "python": condition.python, "torch": wanted, "ran": "", "note": ""}
@@ -377,7 +377,7 @@ def try_one(condition: Condition, *, here: bool, book: bool, place: Path | None)
         work.mkdir()
         home = work / ("home" if condition.folder == "clone" else condition.folder + " home")
         try:
-            clone = ROOT if here else prepare(condition, work, row["commit"])
+            clone = ROOT if here else prepare(condition, work, row["commit"], cuda)
             python = sys.executable if here else str(clone / ".venv" / "bin" / "python")
             row["python"], row["torch"] = versions(python)
             ran, row["note"] = check(condition, checks, clone=clone, python=python, home=home)
@@ -398,8 +398,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     )
     parser.add_argument("conditions", nargs="*", metavar="CONDITION", help="those to try, again where tried already")
     parser.add_argument("--book", action="store_true", help="build the whole book too, which takes long")
+    parser.add_argument("--cuda", action="store_true", help="take builds of PyTorch that bring CUDA along: gigabytes")
     parser.add_argument("--here", metavar="NAME", help="try the environment at hand instead, under this name")
-    parser.add_argument("--place", metavar="DIR", type=Path, help="where environments are made, 3 GB each")
+    parser.add_argument(
+        "--place", metavar="DIR", type=Path, help="where environments are made, 3 GB each, 8 GB with CUDA"
+    )
     parser.add_argument("--check", choices=["import", "compile"], help=argparse.SUPPRESS)
     parser.add_argument("--condition", default="", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -418,7 +421,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if given.here:
         wanted = [Condition(given.here)]
     for condition in wanted:
-        row = try_one(condition, here=bool(given.here), book=given.book, place=given.place)
+        row = try_one(condition, here=bool(given.here), book=given.book, cuda=given.cuda, place=given.place)
         write(row)
         print(f"{condition.name}: {row['passed']}. {row['note']}", flush=True)
     return int(any(row["passed"] == "no" for row in read().values()))
