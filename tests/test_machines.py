@@ -160,7 +160,7 @@ def test_what_passed_is_not_tried_again_unless_named(tmp_path, monkeypatch):
 
 def test_what_cannot_be_had_is_said_and_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(machines, "interpreters", lambda version: [])
-    row = machines.try_one(Condition("old", python="2.7"), here=False, book=False, place=tmp_path)
+    row = machines.try_one(Condition("old", python="2.7"), here=False, book=False, cuda=False, place=tmp_path)
     assert (row["passed"], row["note"]) == ("not tried", "no Python 2.7 found")
     monkeypatch.setattr(machines, "interpreters", lambda version: [sys.executable])
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_had_is_said_and_is_no_failure(tmp_path, monkeypatch):
         raise Untried("no build for CPUs at hand")
 
     monkeypatch.setattr(machines, "build_of_torch", refuse)
-    row = machines.try_one(Condition("new", python="3.99"), here=False, book=False, place=tmp_path)
+    row = machines.try_one(Condition("new", python="3.99"), here=False, book=False, cuda=False, place=tmp_path)
     assert (row["python"], row["passed"], row["note"]) == ("3.99", "not tried", "no build for CPUs at hand")
 
 
