@@ -224,7 +224,8 @@ def prepare(condition: Condition, work: Path, commit: str, cuda: bool) -> Path:
     clone = work / condition.folder
     checkout.clone(clone, commit)
     if condition.torch:
-        kept = [line for line in lines if not re.match(r"torch==|triton==|nvidia-|cuda-", line)]
+        # setuptools, too: what an older PyTorch asks for is older than the pinned one
+        kept = [line for line in lines if not re.match(r"(torch|triton|setuptools)==|nvidia-|cuda-", line)]
         text = "\n".join([*kept, f"torch=={version}"]) + "\n"
         (clone / "constraints.txt").write_text(text, encoding="utf-8")
     options = [f"PYTHON={python}", *(["LOCKED=cpu"] if condition.locked else [])]
