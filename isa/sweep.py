@@ -754,7 +754,8 @@ def _train(
     options: dict[str, Any] = {"dataset": dataset, "device": device, "progress": progress, "checkpoints": checkpoints}
     if math.isfinite(deadline) or wanted is not None:
         options["callback"] = watch
-    results = training.train_pack(runs, checkpoint_every=25, checkpoint_seconds=_CHECKPOINT_SECONDS, **options)
+    options |= {"checkpoint_every": training._CHECK_EVERY, "checkpoint_seconds": _CHECKPOINT_SECONDS}
+    results = training.train_pack(runs, **options)
     for result in results:
         if models is not None:
             result.save(models / result.run.key)
