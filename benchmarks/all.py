@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from isa import training
 from isa._files import write_table
+from isa.results import device_name
 
 FOLDER = Path(__file__).resolve().parent
 COLUMNS = ("benchmark", "quantity", "value", "unit", "device", "torch")
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=FOLDER.parent / "runs" / "speed.csv", metavar="FILE")
     table = parser.parse_args().table
-    device = training._device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     taken: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"

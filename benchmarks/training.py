@@ -1,14 +1,15 @@
-"""A training step at the paper's scale, beside plain PyTorch, pythae, and the machine's matrix products.
+"""A training step at the paper's scale, compared with plain PyTorch, pythae, and the bare matrix multiplications.
 
-    python benchmarks/training.py [--json FILE] [--objective beta-vae|isa-vae|beta-tcvae|...]
+    python benchmarks/training.py [--json FILE] [--objective beta-vae|isa-vae|beta-tcvae|...] [--pack P]
     python benchmarks/training.py --study STEPS [--seeds N] [--thin N] [--records FILE]
 
-With ``--study``, whether precision and packs change what is learned: dSprites models of several seeds, each trained in
-float32 alone, in bfloat16 alone, and in bfloat16 in one pack, and compared with the scatter of the seeds. ``--thin N``
-takes every N-th position and orientation alone, for machines on which all images take too long.
+All steps that are compared take turns within one process, and their medians are compared. The networks are the
+multilayer perceptrons of A.4. With ``--pack P``, a step of this package trains P runs, and its time is divided by P.
+pythae (``pip install pythae``) is timed if it is installed, with the same networks.
 
-The networks are the multilayer perceptrons of A.4. Every ratio is of medians of one run, in which what is compared
-takes turns. pythae (``pip install pythae``) is timed where it is installed, with the same networks.
+``--study`` asks if precision and packs change the result: it trains dSprites models of several seeds in float32 alone,
+in bfloat16 alone, and in bfloat16 in one pack, and compares them with the scatter of the seeds. ``--thin N`` takes only
+every N-th position and orientation.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isa import models, training
+from isa import models
 from isa.data import Factor, FactorDataset, Provenance, load
+from isa.engine import Pack, train_pack
+from isa.results import device_name
+from isa.run import OBJECTIVES, Run
 
 IMAGES = 16_384
-"""Images of the data set made up here, of which one pixel in twenty is lit, as in dSprites."""
+"""Number of random images, in which one pixel in twenty is lit, as in dSprites."""
 
 
 def dataset() -> FactorDataset:
@@ -44,13 +48,8 @@ def dataset() -> FactorDataset:
     return FactorDataset("dsprites", "random pixels", factors, rows, provenance, image_shape=shape, packed=True)
 
 
-def engine(run: training.Run, images: FactorDataset, device: torch.device, compiled: bool) -> Callable[[], object]:
-    """Return this package's step: batch, losses, gradients and update."""
-    return training._Pack([run], images, device, compiled).advance
-
-
-def plain(run: training.Run, images: FactorDataset, device: torch.device) -> Callable[[], object]:
-    """Return the step of a beta-VAE as one writes it: float32, nothing compiled, Adam as it comes."""
+def plain(run: Run, images: FactorDataset, device: torch.device) -> Callable[[], object]:
+    """Return the step of a beta-VAE in plain PyTorch: float32, uncompiled, with the default Adam."""
     vae = models.build("mlp", run.latent_dim).to(device)
     adam = torch.optim.Adam(vae.parameters(), run.learning_rate)
     batches = images.batches(run.batch_size, epochs=None, drop_last=True)
@@ -67,8 +66,8 @@ def plain(run: training.Run, images: FactorDataset, device: torch.device) -> Cal
     return step
 
 
-def pythae(run: training.Run, images: FactorDataset, device: torch.device) -> Callable[[], object] | None:
-    """Return the step of pythae's model of the same objective, or None where there is none."""
+def pythae(run: Run, images: FactorDataset, device: torch.device) -> Callable[[], object] | None:
+    """Return the step of pythae's model of the same objective, or None if there is none."""
     if importlib.util.find_spec("pythae") is None or run.base == "factor-vae" or run.tree is not None:
         return None
     from pythae.models import VAE, BetaTCVAE, BetaTCVAEConfig, BetaVAE, BetaVAEConfig
@@ -112,8 +111,8 @@ def pythae(run: training.Run, images: FactorDataset, device: torch.device) -> Ca
     return step
 
 
-def products(run: training.Run, device: torch.device) -> tuple[Callable[[], object], float]:
-    """Return the matrix products of one step in bfloat16, and their floating-point operations."""
+def products(run: Run, device: torch.device) -> tuple[Callable[[], object], float]:
+    """Return the matrix multiplications of one step in bfloat16, and their floating-point operations."""
     vae = models.build("mlp", run.latent_dim)
     layers = [(layer.in_features, layer.out_features) for layer in vae.modules() if isinstance(layer, nn.Linear)]
     size = run.batch_size
@@ -121,10 +120,10 @@ def products(run: training.Run, device: torch.device) -> tuple[Callable[[], obje
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
-    held = [(random(size, inner), random(outer, inner), random(size, outer)) for inner, outer in layers]
+    operands = [(random(size, inner), random(outer, inner), random(size, outer)) for inner, outer in layers]
 
     def multiply() -> None:
-        for number, (x, weight, gradient) in enumerate(held):
+        for number, (x, weight, gradient) in enumerate(operands):
             x @ weight.T
             gradient.T @ x
             if number:  # images have no gradient
@@ -135,7 +134,7 @@ def products(run: training.Run, device: torch.device) -> tuple[Callable[[], obje
 
 
 def medians(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Return the median seconds of each, which take turns; two rounds are not counted."""
+    """Return the median seconds of steps that take turns, without the first two rounds."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
         for name, step in steps.items():
@@ -148,32 +147,34 @@ def medians(steps: dict[str, Callable[[], object]], rounds: int, device: torch.d
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def steps(objective: str, batch: int, rounds: int, device: torch.device) -> dict[str, float]:
-    """Time a step of every way, and print one table."""
-    run = training.Run(objective=objective, batch_size=batch, steps=10_000)
-    full = training.Run(objective=objective, batch_size=batch, steps=10_000, precision="fp32")
+def steps(objective: str, batch: int, size: int, rounds: int, device: torch.device) -> dict[str, float]:
+    """Time every step, and print one table; times of this package are divided by the size of its packs."""
+    run = Run(objective=objective, batch_size=batch, steps=10_000)
+    runs = [run.replace(seed=seed) for seed in range(size)]
     images = dataset().to(device)
     multiply, operations = products(run, device)
     ways = {
-        "ours": engine(run, images, device, compiled=True),
-        "ours, not compiled": engine(run, images, device, compiled=False),
-        "ours, fp32": engine(full, images, device, compiled=True),
+        "ours": Pack(runs, images, compile=True).advance,
+        "ours, not compiled": Pack(runs, images).advance,
+        "ours, fp32": Pack([one.replace(precision="fp32") for one in runs], images, compile=True).advance,
         "plain fp32 beta-VAE": plain(run, images, device),
         "bf16 matrix products alone": multiply,
     }
     theirs = pythae(run, images, device)
     if theirs is not None:
         ways["pythae"] = theirs
-    seconds = medians(ways, rounds, device)
-
-    print(f"PyTorch {torch.__version__}, {training._device_name(device)}, {platform.system()},")
-    print(f"{run.objective}, {batch:,} images a step, {run.latent_dim} latents\n")
+    seconds = {
+        name: value / size if name.startswith("ours") else value
+        for name, value in medians(ways, rounds, device).items()
+    }
+    print(f"PyTorch {torch.__version__}, {device_name(device)}, {platform.system()},")
+    print(f"{run.objective}, {batch:,} images a step, {run.latent_dim} latents, packs of {size}\n")
     print("| step | seconds | ours is faster by |\n| --- | --- | --- |")
     for name, duration in seconds.items():
         print(f"| {name} | {duration:.3f} | {duration / seconds['ours']:.2f} |")
     share = seconds["bf16 matrix products alone"] / seconds["ours"]
     rate = operations / seconds["bf16 matrix products alone"] / 1e12
-    print(f"\nThe step reaches {share:.2f} of the rate of its matrix products alone, {rate:.2f} TFLOP/s in bfloat16.")
+    print(f"\nThe step reaches {share:.2f} of the rate of its matrix multiplications, {rate:.2f} TFLOP/s in bfloat16.")
     figures = {f"{name}, seconds": value for name, value in seconds.items()}
     figures |= {f"{name}, ratio": value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
     figures |= {"share of the matrix products' rate": share, "TFLOP/s": rate}
@@ -182,16 +183,16 @@ def steps(objective: str, batch: int, rounds: int, device: torch.device) -> dict
 
 RECORDED = ("seed", "steps", "batch_size", "images", "mig", "log_likelihood", "divergence", "active_units")
 RECORDED += ("train_seconds", "device", "commit")
-"""Columns of the study's table after the way, which are a record's own."""
+"""Columns of the study's table that come from a record."""
 
 WAYS = {"fp32": ("fp32", 1), "bf16": ("bf16", 1), "bf16, one pack": ("bf16", None)}
-"""Precision and runs at once (None: all seeds) of each way."""
+"""Precision and number of runs in a pack (None: all seeds)."""
 
 
 def study(
     objective: str, batch: int, steps: int, seeds: int, thin: int, device: torch.device
 ) -> list[dict[str, object]]:
-    """Train every seed in every way, and print how far the ways are apart beside how far the seeds are."""
+    """Train every seed in every way, and print differences of ways and the scatter of seeds."""
     images = load("dsprites", device=device)
     if thin > 1:
         thinned = ("orientation", "x", "y")
@@ -199,9 +200,9 @@ def study(
     rows: list[dict[str, object]] = []
     for way, (precision, size) in WAYS.items():
         same = {"objective": objective, "batch_size": batch, "steps": steps, "precision": precision}
-        runs = [training.Run(seed=seed, **same) for seed in range(seeds)]
+        runs = [Run(seed=seed, **same) for seed in range(seeds)]
         for start in range(0, seeds, size or seeds):
-            results = training.train_pack(runs[start : start + (size or seeds)], dataset=images, device=device)
+            results = train_pack(runs[start : start + (size or seeds)], dataset=images, device=device)
             rows += [{"way": way, **{name: result.record[name] for name in RECORDED}} for result in results]
     print(f"{objective}, {steps:,} steps of {batch:,} of {len(images):,} images, {seeds} seeds, every image measured\n")
     print("| way | of | mean | standard deviation over seeds | mean difference from fp32 | its standard error |")
@@ -218,12 +219,13 @@ def study(
 def main(arguments: list[str] | None = None) -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", default="beta-vae", choices=sorted(training.OBJECTIVES), help="(beta-vae)")
+    parser.add_argument("--objective", default="beta-vae", choices=sorted(OBJECTIVES), help="(beta-vae)")
     parser.add_argument("--batch", type=int, default=2048, help="images in a batch (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="steps of each, of which the median counts (%(default)s)")
+    parser.add_argument("--pack", type=int, default=1, metavar="P", help="runs in a pack of ours (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="steps that are timed (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="processor threads (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    parser.add_argument("--study", type=int, metavar="STEPS", help="compare what is learned in so many steps")
+    parser.add_argument("--study", type=int, metavar="STEPS", help="compare what is learned in this number of steps")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the study (%(default)s)")
     parser.add_argument("--thin", type=int, default=1, metavar="N", help="images of the study (%(default)s: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of the steps to this file, too")
@@ -243,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
                 writer.writeheader()
                 writer.writerows(rows)
         return
-    figures = steps(options.objective, options.batch, options.rounds, device)
+    figures = steps(options.objective, options.batch, options.pack, options.rounds, device)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

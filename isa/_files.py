@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import json
 import os
 import re
 import time
@@ -12,6 +13,11 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save_file
+from torch import Tensor
 
 _STALE_SECONDS = 86_400.0
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
@@ -104,3 +110,55 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or a model cannot be read, or does not belong to the run that it is named after."""
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Write tensors and JSON metadata as a safetensors file, atomically."""
+    text = {name: json.dumps(value) for name, value in metadata.items()}
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+    def write(temporary: str) -> None:
+        try:
+            save_file(contiguous, temporary, metadata=text)
+        except safetensors.SafetensorError as error:  # also for a full disk
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+    write_atomically(path, write)
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a file that :func:`save_tensors` wrote."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def read_tensors(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with the names, shapes and types of ``like``."""
+    found = {}
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            for name, value in like.items():
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(value.shape):  # before anything is read
+                    raise ValueError(f"{name} must have shape {tuple(value.shape)}, got {shape}")
+                found[name] = file.get_tensor(name)
+                if found[name].dtype != value.dtype:
+                    raise ValueError(f"{name} must be {value.dtype}, got {found[name].dtype}")
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return found

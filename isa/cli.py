@@ -12,7 +12,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -286,10 +285,11 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
-    from isa import training
+    from isa import engine, results
+    from isa.run import Run
 
     try:
-        run = training.Run(**{field.name: getattr(arguments, field.name) for field in fields(training.Run)})
+        run = Run(**{name: getattr(arguments, name) for name in Run.model_fields})
         device = _train_options(arguments)
     except (ValueError, TypeError) as error:
         print(f"isa: error: {_one_line(error)}", file=sys.stderr)
@@ -297,7 +297,7 @@ def _run_train(arguments: argparse.Namespace) -> int:
     folder = arguments.output or Path("trained") / run.key
     record = folder / "record.json"
     if record.is_file():
-        found = training.read_record(record)
+        found = results.read_record(record)
         if found["hash"] != run.hash:
             raise ValueError(f"--output must be another folder: {folder} holds the run {found.get('key')}")
         try:
@@ -310,7 +310,7 @@ def _run_train(arguments: argparse.Namespace) -> int:
         return 0 if found["status"] == "trained" else 1
     if run.reduced:
         print(f"REDUCED SCALE: {run.total_steps:,} steps of {run.batch_size:,} images, fewer than the paper's")
-    result = training.train(
+    result = engine.train(
         run,
         device=device,
         cache_dir=arguments.cache_dir,
@@ -320,7 +320,7 @@ def _run_train(arguments: argparse.Namespace) -> int:
         n_samples=arguments.mig_samples,
     )
     result.save(folder)
-    training.remove_checkpoint(run, folder)
+    engine.checkpoint_path(folder, run).unlink(missing_ok=True)
     print("\n".join(_describe_training(result.record, folder)))
     return 0 if result.diverged_at is None else 1
 
@@ -378,31 +378,50 @@ def _describe_training(record: dict, folder: Path) -> list[str]:
 def _add_sweep(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "sweep",
-        help="train all runs of a specification that are not recorded yet",
+        help="train all runs of specifications that are not recorded yet",
         description=(
-            "Train and measure every run that a specification names and its table of records, the .csv beside it, does "
-            "not hold. What is recorded is not trained again: called again after an interruption, a sweep goes on "
-            "where it stopped, from the last checkpoint. Several sweeps over one specification share its runs."
+            "Train and measure every run that the specifications name and their tables of records, the .csv beside "
+            "each, do not have: tier 1 of each specification in turn, then tier 2. A recorded run is not trained "
+            "again, so the same command continues an interrupted sweep. Several sweeps over one specification share "
+            "its runs."
         ),
         epilog=(
-            "examples: isa sweep runs/dsprites.yaml --tier 1; the same with --budget 3600 to start nothing that would "
-            "not be done within an hour; isa sweep runs/dsprites.yaml --scheduler tcp://head:8786 on a Dask cluster"
+            "examples: isa sweep runs/dsprites.yaml --tier 1; isa sweep runs/dsprites*.yaml --budget 3600 to start "
+            "nothing that would not be done within an hour; isa sweep runs/dsprites.yaml --scheduler tcp://head:8786 "
+            "on a Dask cluster"
         ),
     )
-    _add_spec(parser)
-    parser.add_argument("--tier", type=int, metavar="N", help="up to this tier of the specification; all by default")
+    _add_specs(parser)
+    parser.add_argument("--tier", type=int, metavar="N", help="up to this tier of the specifications; all by default")
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="start nothing that would not be done within this time"
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="start nothing that would not be done within this time, at the speed measured so far; 0 trains nothing",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="copy new records and portraits there after every pack, in files of at most 15 MB",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        type=Path,
+        help="first report on 30 steps of each kind of missing run: clocks, ms per run and step, time by kernel",
     )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://head:8786")
-    parser.add_argument("--pack", type=int, metavar="N", help="runs that train at once; 16 on a GPU, 1 on a CPU")
+    parser.add_argument("--pack", type=int, metavar="N", help="runs that train at once; 18 on a GPU, 1 on a CPU")
     parser.add_argument("--keep-models", action="store_true", help="keep the trained models, below runs/work/")
     parser.add_argument("--cache-dir", metavar="DIR", help="where drawn and reduced images are kept; as for isa data")
     parser.set_defaults(run=_run_sweep)
 
 
-def _add_spec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("spec", metavar="SPEC", type=Path, help="a specification, such as runs/dsprites.yaml")
+def _add_specs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "specs", metavar="SPEC", type=Path, nargs="+", help="a specification, such as runs/dsprites.yaml"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; a GPU where there is one, by default")
 
 
@@ -410,8 +429,9 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
     from isa import sweep
 
     try:
-        spec = sweep.Spec.read(arguments.spec)
-        spec.runs(arguments.tier)
+        specs = [sweep.Spec.read(path) for path in arguments.specs]
+        if not any(arguments.tier in spec.tiers for spec in specs):
+            specs[0].runs(arguments.tier)
         _check_device(arguments.device, here=arguments.scheduler is None)
         for name, least in (("budget", 0), ("pack", 1)):
             value = getattr(arguments, name)
@@ -421,29 +441,30 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
         print(f"isa: error: {_one_line(error)}", file=sys.stderr)
         return 2
     warnings.simplefilter("always", sweep.RecordsWarning)
-    names = ("tier", "budget", "device", "pack", "scheduler", "keep_models", "cache_dir")
+    names = ("tier", "budget", "device", "pack", "scheduler", "keep_models", "cache_dir", "out", "profile")
     options = {name: getattr(arguments, name) for name in names}
-    records = sweep.sweep(spec, **options, report=lambda line: print(line, flush=True))
-    diverged = sum(record["status"] == "diverged" for record in records)
-    print(
-        f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded"
-        + (f", {diverged:,} of them diverged" if diverged else "")
-    )
+    found = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
+    for spec, records in zip(specs, found, strict=True):
+        diverged = sum(record["status"] == "diverged" for record in records)
+        print(
+            f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded"
+            + (f", {diverged:,} of them diverged" if diverged else "")
+        )
     return 0
 
 
 def _add_status(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "status",
-        help="what of a specification is done, what remains, and how long it will take here",
+        help="what of specifications is done, what remains, and how long it will take here",
         description=(
-            "Print, tier by tier, how many runs a specification names, how many are recorded, how many diverged, how "
-            "many some sweep is training, and how long the rest will take on this machine, going by the runs of the "
-            "same kind that it has recorded."
+            "Print, tier by tier, how many runs each specification names, how many are recorded, how many diverged, "
+            "how many some sweep is training, and how long the rest will take on this machine, going by the runs of "
+            "the same kind that it has recorded."
         ),
         epilog="example: isa status runs/dsprites.yaml",
     )
-    _add_spec(parser)
+    _add_specs(parser)
     parser.set_defaults(run=_run_status)
 
 
@@ -452,24 +473,26 @@ def _run_status(arguments: argparse.Namespace) -> int:
 
     try:
         _check_device(arguments.device)
-        spec = sweep.Spec.read(arguments.spec)
+        specs = [sweep.Spec.read(path) for path in arguments.specs]
     except (ValueError, FileNotFoundError) as error:
         print(f"isa: error: {_one_line(error)}", file=sys.stderr)
         return 2
     warnings.simplefilter("always", sweep.RecordsWarning)
-    print(f"{spec.title} ({spec.path})")
-    print(
-        f"{'tier':>6} {'runs':>8} {'recorded':>9} {'diverged':>9} {'training':>9}   time for the rest, on this machine"
-    )
-    for tier in sweep.status(spec, arguments.device):
-        if tier.recorded == tier.runs:
-            rest = "done"
-        elif tier.seconds is None:
-            rest = "not known: a kind of run that it has not recorded"
-        else:
-            rest = _duration(tier.seconds)
-        counts = f"{tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
-        print(f"{tier.tier:6} {counts}   {rest}")
+    for spec in specs:
+        print(f"{spec.title} ({spec.path})")
+        print(
+            f"{'tier':>6} {'runs':>8} {'recorded':>9} {'diverged':>9} {'training':>9}   "
+            "time for the rest, on this machine"
+        )
+        for tier in sweep.status(spec, arguments.device):
+            if tier.recorded == tier.runs:
+                rest = "done"
+            elif tier.seconds is None:
+                rest = "not known: a kind of run that it has not recorded"
+            else:
+                rest = _duration(tier.seconds)
+            counts = f"{tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
+            print(f"{tier.tier:6} {counts}   {rest}")
     return 0
 
 

@@ -32,9 +32,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from isa import sweep, training
+from isa import local, packs, results, sweep
 from isa._files import write_atomically
-from isa.training import Run
+from isa.engine import CheckpointError
+from isa.packs import Job
+from isa.run import Run
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -86,7 +88,7 @@ def _prepare(device: str | None) -> torch.device:
 
     # Dask starts workers with one thread for everything beneath Python, whatever their --nthreads.
     torch.set_num_threads(get_worker().state.nthreads)
-    return sweep._device(device)
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _introduce(device: str | None, folder: Path, identity: str) -> _Introduction:
@@ -96,7 +98,7 @@ def _introduce(device: str | None, folder: Path, identity: str) -> _Introduction
             shared = (folder / _IDENTITY).read_text(encoding="utf-8") == identity
         except (OSError, UnicodeDecodeError):
             shared = False
-        return _Introduction(training._device_name(chosen), chosen.type == "cuda", shared)
+        return _Introduction(results.device_name(chosen), chosen.type == "cuda", shared)
 
 
 def _work(
@@ -112,9 +114,10 @@ def _work(
     worker = get_worker()
     key = worker.get_current_task()
 
-    def wanted() -> bool:
+    def check() -> None:
         task = worker.state.tasks.get(key)
-        return task is not None and task.state == "executing"
+        if task is None or task.state != "executing":
+            raise packs.OutOfTime
 
     with _alone, tempfile.TemporaryDirectory() as folder:
         device = _prepare(options["device"])
@@ -122,14 +125,21 @@ def _work(
         for run, name in zip(runs, described, strict=True):
             if run.hash != name:
                 raise ValueError(f"the worker's version of isa knows {run.key} by another hash than {name}")
-        here = {"device": device, "portraits": Path(folder), "progress": False, "wanted": wanted}
-        engine = sweep._Local(checkpoints, {**options, **here}, len(runs), deadline)
+        ends = list({run.course: run for run in sorted(runs, key=lambda run: run.total_steps)}.values())
+        records, size, in_time = [], len(ends), True
         try:
-            records = engine(runs)
-        except sweep._OutOfTime:
-            return _Done([], {}, engine.size, False)
+            dataset = local.images(ends[0], options["cache_dir"], device)
+            watch = packs.Watch(ends[0].total_steps, deadline, check=check)
+            for trained in local.fit(runs, dataset, checkpoints, watch, progress=False):
+                for result in results.measure(trained, dataset, progress=False):
+                    local.keep(result, dataset, options["models"], Path(folder))
+                    records.append(result.record)
+        except packs.OutOfTime:
+            in_time = False
+        except (CheckpointError, torch.OutOfMemoryError) as error:
+            size = local.recover(error, ends, checkpoints)
         portraits = {run.hash: path.read_bytes() for run in runs if (path := Path(folder, f"{run.key}.npz")).exists()}
-    return _Done(records, portraits, engine.size, True)
+    return _Done(records, portraits, size, in_time)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,11 +147,13 @@ def _work(
 
 
 def train(
-    spec: sweep.Spec,
-    missing: Sequence[Run],
+    jobs: Sequence[Job],
     scheduler: str,
-    options: Mapping[str, Any],
-    pack: int | None,
+    *,
+    device: str | torch.device | None,
+    size: int | None,
+    cache_dir: str | None,
+    keep_models: bool,
     deadline: float,
     say: Callable[[str], object],
 ) -> None:
@@ -151,17 +163,14 @@ def train(
 
     Parameters
     ----------
-    spec
-        The specification of the runs.
-    missing
-        The runs.
+    jobs
+        Runs of one specification.
     scheduler
         Address of the Dask scheduler, such as ``"tcp://head:8786"``.
-    options
-        ``device`` (None: each worker's own choice), ``cache_dir``, ``models`` and ``portraits``, as
-        :func:`isa.sweep.sweep` has them.
-    pack
-        Runs that train at once; by default 16 on a worker with a GPU, 1 on another.
+    device, cache_dir, keep_models
+        As :func:`isa.sweep.sweep` has them; by default each worker chooses its device.
+    size
+        Runs that train at once; by default 18 on a worker with a GPU, 1 on another.
     deadline
         Nothing is started that would not be done by then, in seconds of ``time.monotonic``.
     say
@@ -175,8 +184,11 @@ def train(
     OSError
         If a record cannot be written. All earlier records stay.
     """
+    spec = jobs[0].spec
+    models = spec.work.resolve() / "models" if keep_models else None
+    options = {"device": None if device is None else str(device), "cache_dir": cache_dir, "models": models}
     with _connected(scheduler) as client:
-        _Sweep(client, spec, missing, options, pack, deadline, say)()
+        _Sweep(client, jobs, options, size, deadline, say)()
 
 
 @contextmanager
@@ -232,6 +244,7 @@ class _Worker:
     """Name of its device, once it has introduced itself."""
     size: int = 1
     """How many runs it trains at once."""
+    gpu: bool = False
     shared: bool = False
     """Whether it sees the sweep's folder."""
     task: Future | None = None
@@ -275,29 +288,23 @@ class _Sweep:
     def __init__(
         self,
         client: Client,
-        spec: sweep.Spec,
-        missing: Sequence[Run],
+        jobs: Sequence[Job],
         options: Mapping[str, Any],
         pack: int | None,
         deadline: float,
         say: Callable[[str], object],
     ) -> None:
         self.client = client
-        self.spec = spec
-        self.all = tuple(missing)
-        self.left = {run.hash: run for run in missing}
-        self.courses = {run.hash: run.course for run in missing}
+        self.spec = spec = jobs[0].spec
+        self.all = tuple(job.run for job in jobs)
+        self.left = {job.hash: job for job in jobs}
+        self.courses = {job.hash: job.course for job in jobs}
         self.pack = pack
         self.deadline = deadline
         self.say = say
         self.work = spec.work.resolve()
-        models, device = options["models"], options["device"]
-        self.portraits: Path = options["portraits"]
-        self.options = {
-            **options,
-            "device": None if device is None else str(device),
-            "models": None if models is None else models.resolve(),
-        }
+        self.portraits = spec.path.parent / "portraits"
+        self.options = options
         self.identity = self._identify()
         self.table = _Table(spec.record)
         self.workers: dict[str, _Worker] = {}
@@ -367,7 +374,7 @@ class _Sweep:
     def _lose(self, worker: _Worker) -> None:
         """Take back the runs of a worker that is gone, unless they have ended too many."""
         for run, began in zip(worker.runs, worker.began, strict=True):
-            got_on = sweep._steps_done(self.spec, run) > began
+            got_on = packs.steps_done(self.spec, run) > began
             losses = self.losses[run.hash] = 1 if got_on else self.losses.get(run.hash, 0) + 1
             if losses < _MOST_LOSSES:
                 self.say(f"{run.key}  lost with its worker {worker.address}, to be trained on another")
@@ -406,8 +413,8 @@ class _Sweep:
                 del self.workers[worker.address]  # to be greeted again
 
     def _welcome(self, worker: _Worker, introduction: _Introduction) -> None:
-        worker.device, worker.shared = introduction.device, introduction.shared
-        worker.size = self.pack or (sweep._GPU_PACK if introduction.gpu else 1)
+        worker.device, worker.gpu, worker.shared = introduction
+        worker.size = self.pack or (local.GPU_PACK if worker.gpu else 1)
         if self.options["models"] is not None and not worker.shared:
             self._leave_out(worker, f"models are to be kept, and it does not see {self.work}")
         else:
@@ -419,8 +426,9 @@ class _Sweep:
         worker.failures = 0
         if done.in_time and not done.records:  # they did not fit
             worker.size = done.size
+        recorded = {record["hash"] for record in done.records}
         for run in worker.runs:
-            if not done.in_time:
+            if not done.in_time and run.hash not in recorded:
                 self.late.setdefault(worker.device, set()).add(run.hash)
                 self.say(f"not in time, to go on from the last checkpoint another time: {run.key}")
             if run.hash in done.portraits:
@@ -472,30 +480,31 @@ class _Sweep:
         late = self.late.setdefault(worker.device, set())
         while True:
             records = self._recorded()
-            # Two runs of one course would train the same steps; the longer goes on from where the shorter ends.
+            # Two runs of one course would train the same steps.
             busy = {self.courses[run.hash] for other in self.workers.values() for run in other.runs}
-            free = [run for name, run in self.left.items() if name not in late and self.courses[name] not in busy]
+            free = [job for name, job in self.left.items() if name not in late and self.courses[name] not in busy]
             claims = ExitStack()
-            runs = sweep._claimed(self.spec, free, worker.size, claims)
-            if not runs:
+            jobs = packs.claim_first(free, worker.size, claims)
+            if not jobs:
                 return bool(free)
             records = self._recorded()  # by others, up to the claim
-            runs = [run for run in runs if run.hash in self.left]
-            speed = sweep._Speed(records, worker.device)
-            began = [sweep._steps_done(self.spec, run) for run in runs]
-            seconds = [speed(run, done) for run, done in zip(runs, began, strict=True)]
+            jobs = [job for job in jobs if job.hash in self.left]
+            # A card's earlier records do not tell its speed: others may have shared it then.
+            known = [record for record in records if record["hash"] in self.courses] if worker.gpu else records
+            seconds = packs.Speed(known, worker.device)(jobs)
             now = time.monotonic()
-            if now > self.deadline or (None not in seconds and now + sum(seconds) > self.deadline):
-                late |= {run.hash for run in runs}
-                runs = []
-            if runs:
+            if now > self.deadline or (seconds is not None and now + seconds > self.deadline):
+                late |= {job.hash for job in jobs}
+                jobs = []
+            if jobs:
                 break
             claims.close()
-        worker.runs, worker.began, worker.claims = runs, began, claims
-        described = {run.hash: run.to_dict() for run in runs}
+        worker.runs, worker.claims = [job.run for job in jobs], claims
+        worker.began = [packs.steps_done(self.spec, run) for run in worker.runs]
+        described = {run.hash: run.to_dict() for run in worker.runs}
         checkpoints = self.work / "checkpoints" if worker.shared else None
         left = self.deadline - now
-        self._submit(worker, runs[0].key, _work, described, checkpoints, self.options, left)
+        self._submit(worker, worker.runs[0].key, _work, described, checkpoints, self.options, left)
         return False
 
     def _recorded(self) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isa import data, latents, models, objectives, training
+from isa import data, latents, models, objectives, results
 from isa._files import is_special, write_atomically
 from isa.cli import _one_line
 from isa.data import FactorDataset
@@ -610,8 +610,8 @@ def export(
         If it cannot be read.
     """
     folder = Path(folder)
-    record = training.read_record(folder / "record.json")
-    run, model, _ = training.load_model(folder)
+    record = results.read_record(folder / "record.json")
+    run, model, _ = results.load_model(folder)
     if record["hash"] != run.hash or record.get("mig") is None:
         raise ValueError(f"{folder} must hold a model with its record, and the run must have been measured")
     record |= {**run.to_dict(), "key": run.key}  # a file is named after it

@@ -25,6 +25,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +337,7 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
     Parameters
     ----------
     result
-        What :func:`isa.training.train` returns: of it ``model``, ``evaluation`` (``mean``, ``log_var``, ``active``
+        What :func:`isa.engine.train` returns: of it ``model``, ``evaluation`` (``mean``, ``log_var``, ``active``
         and ``mig``), ``run.likelihood`` and ``record`` are used. The model is left as it was.
     dataset
         The images that it was measured on.
@@ -362,7 +363,7 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
     view = VIEWS.get(dataset.name, View()) if view is None else view
     names, sizes = dataset.factor_names, dataset.factor_sizes
     _check_view(view, names)
-    mean, log_var = (getattr(result.evaluation, name).detach().cpu() for name in ("mean", "log_var"))
+    mean, log_var = (getattr(result.evaluation, name).detach() for name in ("mean", "log_var"))
     if mean.ndim != 2 or mean.shape[0] != len(dataset) or mean.shape != log_var.shape:
         raise ValueError(
             f"mean and log_var must have shape (N, K) with N = {len(dataset)} images, got {tuple(mean.shape)} and "
@@ -393,8 +394,8 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
     middle = {name: size // 2 for name, size in zip(names, sizes, strict=True) if name != view.split}
     base = dataset.index(**middle)
     low, high = (ends[shown].double() for ends in torch.aminmax(mean, dim=0))
-    values = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, steps, dtype=torch.float64)
-    start = mean[base]
+    values = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, steps, dtype=torch.float64, device=low.device)
+    start = mean[base.to(mean.device)]
     along = start.expand(len(shown), steps, *start.shape).transpose(1, 2).clone()  # (A, S, T, K)
     for row, k in enumerate(shown):
         along[row, :, :, k] = values[row].to(along.dtype)
@@ -416,7 +417,7 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
         curves={name: single(curve) for name, curve in curves.items()},
         plane=None if plane is None else single(plane),
         shown=np.array(shown, np.int64),
-        values=single(values.numpy()),
+        values=single(values.cpu().numpy()),
         originals=_grey_levels(dataset.images(base.to(dataset.device))),
         reconstructions=decode(start),
         traversals=traversals,
@@ -433,22 +434,24 @@ def _averages(
     """
     k = mean.shape[1]
     grid, spread = mean.reshape(sizes[0], -1, k), log_var.reshape(sizes[0], -1, k)
-    tables = [np.zeros((*(sizes[f] for f in axes), k)) for axes in kept]
-    centres, scatter, variance = np.zeros((sizes[0], k)), np.zeros(k), np.zeros(k)
+    zeros = partial(torch.zeros, dtype=torch.float64, device=mean.device)
+    tables = [zeros((*(sizes[f] for f in axes), k)) for axes in kept]
+    centres, scatter, variance = zeros((sizes[0], k)), zeros(k), zeros(k)
     for first in range(sizes[0]):
         block = grid[first].double().reshape(*sizes[1:], k)
         for table, axes in zip(tables, kept, strict=True):
             others = [f - 1 for f in range(1, len(sizes)) if f not in axes]
-            part = (block.mean(others) if others else block).numpy()
+            part = block.mean(others) if others else block
             if 0 in axes:
                 table[first] = part
             else:
                 table += part / sizes[0]
         block = block.reshape(-1, k)
-        centres[first] = block.mean(0).numpy()
-        scatter += block.var(0, correction=0).numpy() / sizes[0]
-        variance += spread[first].exp().mean(0, dtype=torch.float64).numpy() / sizes[0]
-    return centres.mean(0), np.sqrt(scatter + centres.var(0)), np.sqrt(variance), tables
+        centres[first] = block.mean(0)
+        scatter += block.var(0, correction=0) / sizes[0]
+        variance += spread[first].exp().mean(0, dtype=torch.float64) / sizes[0]
+    found = (centres.mean(0), (scatter + centres.var(0, correction=0)).sqrt(), variance.sqrt())
+    return *(one.cpu().numpy() for one in found), [table.cpu().numpy() for table in tables]
 
 
 def _grey_levels(images: Tensor) -> np.ndarray:

@@ -40,7 +40,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Gamma, Independent, Normal, Transform, constraints, register_kl
 
-__all__ = ["Fit", "LearnableISAPrior", "LpNested", "NestedRadialFactorization", "Node", "isa_prior", "kl_monte_carlo"]
+__all__ = [
+    "Fit",
+    "LearnableISAPrior",
+    "LpNested",
+    "NestedRadialFactorization",
+    "Node",
+    "StackedPrior",
+    "isa_prior",
+    "kl_monte_carlo",
+]
 
 
 _MOST_LEAVES = 1_000_000  # far beyond any use
@@ -1356,6 +1365,54 @@ class LearnableISAPrior(nn.Module):
 
     def forward(self) -> LpNested:
         return isa_prior(self.subspaces, self.p0, self.p1, self.scale, validate_args=False)
+
+
+class StackedPrior(nn.Module):
+    """Priors of P models as one module: Lp-nested distributions on trees of one structure, or N(0, I).
+
+    Learned exponents, all but the roots', are the softplus of the parameter ``raw``.
+
+    Parameters
+    ----------
+    trees : sequence of Node or None
+        One tree for each model, with the initial exponents; None for N(0, I).
+    scales : sequence of float, "unit" or None
+        s of Eq. 11 for each model.
+    latent_dim : int
+        Number of latents, for N(0, I).
+    learned : bool
+        Learn the exponents.
+    """
+
+    def __init__(
+        self, trees: Sequence[Node | None], scales: Sequence[float | str | None], latent_dim: int, learned: bool
+    ) -> None:
+        super().__init__()
+        self.tree, self.learned = trees[0], learned
+        if self.tree is None:
+            self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
+            return
+        self.tree = trees[0].with_exponents([1.0] * len(trees[0].exponents))  # one structure, one compiled version
+        exponents = torch.tensor([tree.exponents for tree in trees], dtype=torch.float64)
+        scale = [LpNested(tree, one).scale.double() for tree, one in zip(trees, scales, strict=True)]
+        self.register_buffer("scale", torch.stack(scale)[:, None], persistent=False)
+        self.register_buffer("fixed", exponents, persistent=False)
+        if learned:
+            free = exponents[:, 1:]
+            self.raw = nn.Parameter((free + torch.log(-torch.expm1(-free))).float())  # inverse of the softplus
+            self.scale, self.fixed = self.scale.float(), exponents[:, :1].float()
+
+    def exponents(self) -> Tensor:
+        """Return the exponents (P, nodes) in the order of :meth:`Node.nodes`."""
+        return torch.cat([self.fixed, nn.functional.softplus(self.raw)], 1) if self.learned else self.fixed
+
+    def forward(self) -> Distribution:
+        """Return the priors as one distribution of batch shape (P, 1), not validated, since a run may diverge."""
+        if self.tree is None:
+            normal = Normal(self.zeros, torch.ones_like(self.zeros), validate_args=False)
+            return Independent(normal, 1, validate_args=False)
+        columns = [column[:, None] for column in self.exponents().unbind(1)]
+        return LpNested(self.tree.with_exponents(columns), self.scale, validate_args=False)
 
 
 # ----------------------------------------------------------------------------------------------------- Kullback-Leibler

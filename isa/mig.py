@@ -43,13 +43,17 @@ from functools import partial
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = [
     "BinnedMutualInformationGap",
     "MutualInformationGap",
+    "SubspaceInformation",
     "active_units",
     "mutual_information_gap",
     "mutual_information_gap_binned",
+    "random_groupings",
+    "subspace_information",
 ]
 
 _BLOCK = 2**15  # images worked on at once on a CPU: what is made in passing stays in a core's cache
@@ -58,6 +62,8 @@ _LOG_VAR_LIMIT = 500.0  # sigma and 1/sigma stay far from the ends of float64
 _DIRECT_PAIRS = 2**22  # up to here the plain double sum is the cheaper one,
 _DIRECT_MEMBERS = 256  # and for mixtures of so few, of which there are many
 _TILE = 2**16  # elements of a tile of the double sum: 512 KiB of float64, within a core's cache
+_GPU_TILE = 2**25  # 24 points and the images of dSprites are one tile
+_BOX, _GPU_BOX = 2**19, 2**29  # numbers of single precision that joint densities work on at once
 _LEAST_EXPONENT = -700.0  # nothing beside any point's own posterior; exp is many times slower where it underflows
 _LEAST_SIGMA = 2.0**-44  # of the greatest |mean| or |z|: narrower posteriors are not for a grid, since z is rounded
 _EDGE_SIGMAS = 8.0  # the grid ends this many sigmas outside every posterior
@@ -68,6 +74,7 @@ _CHECKED_SLICES = 8  # the points compared with the exact sum share their slices
 _SPARSE_PAIRS = 32  # neighbours up to which pairs are cheaper than a grid
 _LINE_CELLS = 2**20
 _SLOW_PAIRS = 1e12
+_OWN_SEED = 0x5EED  # random choices that must not disturb the caller's generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,12 @@ class MutualInformationGap:
         The same of ``score``: the mean of ``gaps_standard_error``, as if errors of factors were fully dependent.
     bootstrap_scores
         (B,) scores under resampling, see :func:`mutual_information_gap`; empty where none were asked for.
+    unscored
+        Index in ``factor_sizes`` of each row of ``unscored_mutual_information``.
+    unscored_mutual_information
+        (U, C) mutual information with factors that do not enter the score, clamped at 0.
+    subsampled_score
+        The score whose entropies are means over ``subsample`` draws; None without ``subsample``.
     """
 
     score: float
@@ -131,6 +144,9 @@ class MutualInformationGap:
     gaps_standard_error: Tensor
     standard_error: float
     bootstrap_scores: Tensor
+    unscored: tuple[int, ...]
+    unscored_mutual_information: Tensor
+    subsampled_score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +175,19 @@ class BinnedMutualInformationGap:
 
 
 @dataclass(frozen=True, slots=True)
+class SubspaceInformation:
+    """Result of :func:`subspace_information`; tensors are float64 on the CPU."""
+
+    mutual_information: Tensor
+    """(G, F, S) mutual information of groups and factors in nats, unbiased and hence not clamped at 0."""
+    standard_error: Tensor
+    """(G, F, S) from the scatter of the draws, which all groups share: differences of groups have smaller errors."""
+    factors: tuple[int, ...]
+    """Index in ``factor_sizes`` of each factor: those of more than one value."""
+    n_draws: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Mixtures:
     """The V mixtures of one entropy: all images (V = 1), or the slices of a factor."""
 
@@ -181,8 +210,9 @@ class _Latent:
         self.mean = mean
         # own is log N(z_n; mu_n, sigma_n); z_rest what rounding took from z, felt where sigma is below the mean's ulp.
         self.sigma, self.z, self.z_rest, self.own = _by_blocks(self._drawn, mean, log_var, noise)
-        self.sigma_min, self.sigma_max = (float(s) for s in torch.aminmax(self.sigma))
-        self.largest = max(abs(float(x)) for ends in (torch.aminmax(mean), torch.aminmax(self.z)) for x in ends)
+        ends = [*torch.aminmax(self.sigma), *torch.aminmax(mean), *torch.aminmax(self.z), *_span(mean, self.sigma)]
+        self.sigma_min, self.sigma_max, *ends, self.low, self.high = torch.stack(ends).tolist()
+        self.largest = max(map(abs, ends))
 
     @staticmethod
     def _drawn(mean: Tensor, log_var: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
@@ -192,10 +222,20 @@ class _Latent:
         return sigma, z, (mean - z) + step, (noise.square() + log_var).mul_(-0.5).sub_(_HALF_LOG_2PI)
 
 
+def _span(mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of a grid for these posteriors."""
+    return (mean - _EDGE_SIGMAS * sigma).min(), (mean + _EDGE_SIGMAS * sigma).max()
+
+
+def _in_blocks(device: torch.device) -> bool:
+    """True for a CPU, where work in blocks that fit into the cache is faster and sums have a fixed order."""
+    return device.type == "cpu"
+
+
 def _by_blocks(function: Callable[..., tuple[Tensor, ...]], *vectors: Tensor) -> tuple[Tensor, ...]:
     """An elementwise function of vectors of one length, on a CPU a block at a time."""
     n = len(vectors[0])
-    if n <= _BLOCK or vectors[0].device.type != "cpu":
+    if n <= _BLOCK or not _in_blocks(vectors[0].device):
         return function(*vectors)
     out: tuple[Tensor, ...] = ()
     for start in range(0, n, _BLOCK):
@@ -218,6 +258,8 @@ def mutual_information_gap(
     n_bootstrap: int = 0,
     checked_points: int = 24,
     progress: Callable[[int, int], object] | None = None,
+    unscored: Sequence[int] = (),
+    subsample: int | None = None,
 ) -> MutualInformationGap:
     r"""Mutual information gap of Gaussian posteriors over a full grid of factors.
 
@@ -253,16 +295,16 @@ def mutual_information_gap(
         Sample points of each entropy at which the fast density is compared with the exact one.
     progress
         Called with the number of columns done and their total, after each, by one thread at a time.
+    unscored
+        Further factors, whose mutual information is reported but does not enter the score. Nothing else changes.
+    subsample
+        Draws of each mixture that the entropies of ``subsampled_score`` are averaged over: at 10,000 the score of other
+        studies, as from ``n_samples`` but at next to no cost. They are chosen at random by the seed of ``generator``,
+        whose state stays as it is.
 
     Returns
     -------
     MutualInformationGap
-
-    Raises
-    ------
-    TypeError, ValueError
-        For shapes that do not fit, values that are not finite, ``log_var`` beyond ±500, factors or groups out of range,
-        repeated or overlapping, ``n_samples`` outside 1 to N.
 
     Examples
     --------
@@ -278,6 +320,7 @@ def mutual_information_gap(
     n, k = mean.shape
     columns = _check_groups(groups, k)
     n_samples = _check_count("n_samples", n_samples, 1, n, f"1 to N = {n}") if n_samples is not None else n
+    further = _check_factors(unscored, sizes) if unscored else ()
     n_bootstrap = _check_count("n_bootstrap", n_bootstrap, 0, math.inf, "0 or more")
     checked_points = _check_count("checked_points", checked_points, 1, math.inf, "1 or more")
 
@@ -287,6 +330,11 @@ def mutual_information_gap(
         mean, log_var = (x.T[used].to(torch.float64).contiguous() for x in (mean, log_var))
         noise = _randn((len(used), n), generator, device)
         mixtures = [_mixtures(sizes, f, n_samples, generator, device) for f in (None, *scored)]
+        seed = torch.initial_seed() if generator is None else generator.initial_seed()
+        own = torch.Generator().manual_seed(seed ^ _OWN_SEED)
+        chosen = [] if subsample is None else [_subsample(m, subsample, own) for m in mixtures]
+        checks = [_checks(m, checked_points) for m in mixtures]
+        mixtures += [_mixtures(sizes, f, n_samples, own, device) for f in further]
         joint = sum(len(column) > 1 for column in columns)
         pairs = joint * sum(float(m.query_label.numel()) * m.members.shape[1] for m in mixtures)
         if pairs > _SLOW_PAIRS:
@@ -297,15 +345,15 @@ def mutual_information_gap(
             )
 
         where = {j: i for i, j in enumerate(used)}
-        estimate = partial(_estimate, mixtures=mixtures, keep=n_bootstrap > 0)
+        estimate = partial(_estimate, mixtures=mixtures[: 1 + len(scored)], chosen=chosen, keep=n_bootstrap > 0)
         singles = [c for c, column in enumerate(columns) if len(column) == 1]
         done = _Progress(progress, len(columns))
 
         def single(c: int) -> _Estimate:
             i = where[columns[c][0]]
             latent = _Latent(mean[i], log_var[i], noise[i])
-            log_densities = _log_densities(latent, mixtures)
-            out = estimate(log_densities, _errors(latent, log_densities, mixtures, checked_points))
+            log_densities = _log_densities(latent, mixtures, 1 + len(scored))
+            out = estimate(log_densities, _errors(latent, log_densities, mixtures, checks))
             done.advance()
             return out
 
@@ -314,10 +362,10 @@ def mutual_information_gap(
             if c not in results:
                 rows = [where[j] for j in column]
                 log_densities = _joint_log_densities(mean[rows], log_var[rows], noise[rows], mixtures)
-                results[c] = estimate(log_densities, [0.0] * len(mixtures))
+                results[c] = estimate(log_densities, mean.new_zeros(1 + len(scored)))
                 done.advance()
         estimates = [results[c] for c in range(len(columns))]
-        return _assemble(estimates, mixtures, sizes, scored, columns, checked_points, n_bootstrap, generator)
+        return _assemble(estimates, mixtures, sizes, scored, further, columns, checked_points, n_bootstrap, generator)
 
 
 def mutual_information_gap_binned(
@@ -343,11 +391,6 @@ def mutual_information_gap_binned(
     Returns
     -------
     BinnedMutualInformationGap
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for :func:`mutual_information_gap`; for ``bins`` below 2.
     """
     sizes = _check_sizes(factor_sizes)
     mean = _check_matrix("mean", mean, math.prod(sizes))
@@ -374,6 +417,103 @@ def mutual_information_gap_binned(
     return BinnedMutualInformationGap(float(gaps.mean()), gaps, information, entropy, scored)
 
 
+def random_groupings(
+    sizes: Sequence[int], count: int, generator: torch.Generator | None = None
+) -> list[list[list[int]]]:
+    """Return ``count`` random partitions of ``sum(sizes)`` latents into groups of these sizes."""
+    orders = [_randperm(sum(sizes), generator, torch.device("cpu")) for _ in range(count)]
+    return [[sorted(group.tolist()) for group in order.split(list(sizes))] for order in orders]
+
+
+def subspace_information(
+    mean: Tensor,
+    log_var: Tensor,
+    groupings: Sequence[Sequence[Sequence[int]]],
+    factor_sizes: Sequence[int],
+    n_draws: int = 100,
+    generator: torch.Generator | None = None,
+) -> SubspaceInformation:
+    r"""Estimate the mutual information of groups of latents and factors from joint densities.
+
+    For the latents :math:`V` of a group it is the mean of :math:`\log q(z_V \mid v = a) - \log q(z_V)` over draws
+    :math:`z` from the posteriors of random images, where :math:`a` is the factor's value in the draw's own image. The
+    density :math:`q(z_V) = \frac1N \sum_{n=1}^N \prod_{j \in V} \mathcal N(z_j; \mu_{nj}, \sigma_{nj}^2)`, and the same
+    mean over the images with :math:`v = a`, are summed directly.
+
+    Parameters
+    ----------
+    mean, log_var, factor_sizes
+        As for :func:`mutual_information_gap`. The work is done in single precision, unless ``mean`` is float64 or
+        ``log_var`` beyond ±100. Densities saturate at exp(110) times that of a draw's own posterior.
+    groupings
+        G groupings, each of S disjoint groups of latents.
+    n_draws
+        Number of images, drawn without replacement, with one draw of each posterior; at least 2.
+    generator
+        Source of all randomness, on any device.
+
+    Returns
+    -------
+    SubspaceInformation
+        For every factor of more than one value.
+    """
+    mean, log_var, sizes = _check_posteriors(mean, log_var, factor_sizes)
+    factors = _check_factors(None, sizes)
+    (n, k), device = mean.shape, mean.device
+    n_draws = _check_count("n_draws", n_draws, 2, n, f"2 to N = {n}")
+    groups = [group for grouping in groupings for group in _check_groups(grouping, k)]
+    if len({len(grouping) for grouping in groupings}) != 1:
+        raise ValueError(f"groupings must have one number of groups, got {[len(x) for x in groupings]}")
+    with torch.no_grad():
+        images = _randperm(n, generator, torch.device("cpu"))[:n_draws]
+        values = torch.stack(torch.unravel_index(images, sizes), 1).tolist()
+        noise = _randn((n_draws, k), generator, device)
+        mean_at, log_var_at = (x[images.to(device)].double() for x in (mean, log_var))
+        z = mean_at + torch.exp(0.5 * log_var_at) * noise
+        own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
+        single = mean.dtype != torch.float64 and float(log_var.abs().amax()) <= 100.0
+        # The own exponent becomes the shift, so that exponents from low to high can be summed without overflow.
+        dtype, low, shift, high = (torch.float32, -87.0, -40.0, 70.0) if single else (torch.float64, -700, -300, 680)
+        mean, half, z, own = (x.to(dtype).contiguous() for x in (mean.T, -0.5 * log_var.T, z, own))
+        scale = math.sqrt(0.5) * torch.exp(half)
+        latents = torch.tensor([j for group in groups for j in (*group, k)]).to(device)  # row k: the shift
+        starts = torch.tensor([0, *itertools.accumulate(len(group) + 1 for group in groups)][:-1]).to(device)
+        axes = tuple(range(1, 1 + len(sizes)))
+
+        def sums(box: tuple[range, ...]) -> Tensor:
+            """(M, 1 + F, G S) sums of joint densities over a box of the grid and over each draw's slices of it."""
+            first = sum(r.start * math.prod(sizes[f + 1 :]) for f, r in enumerate(box))
+            part = slice(first, first + math.prod(map(len, box)))
+            out = mean.new_zeros(n_draws, 1 + len(factors), len(groups))
+            exponents = mean.new_full((k + 1, part.stop - first), shift)
+            for m, at in enumerate(values):
+                t = (mean[:, part] - z[m, :, None]).mul_(scale[:, part])
+                torch.addcmul(half[:, part], t, t, value=-1.0, out=exponents[:k]).sub_(own[m, :, None])
+                # Sums of rows; a matrix product could be set to reduced precision.
+                density = functional.embedding_bag(latents, exponents, starts, mode="sum").clamp_(low, high).exp_()
+                density = density.view(-1, *map(len, box), 1)
+                out[m, 0] = density.sum((*axes, -1))
+                for i, f in enumerate(factors, 1):
+                    if at[f] in box[f]:
+                        out[m, i] = density.select(f + 1, at[f] - box[f].start).sum(axes)
+            return out.double()
+
+        boxes = _boxes(sizes, max(1, (_BOX if _in_blocks(device) else _GPU_BOX) // (len(groups) + 2 * k)))
+        total = sum(_map(sums, boxes, device, n)).cpu().log_().unflatten(2, (len(groupings), -1))  # (M, 1 + F, G, S)
+        log_size = torch.tensor([sizes[f] for f in factors], dtype=torch.float64).log()[:, None, None]
+        information = (total[:, 1:] - total[:, :1] + log_size).transpose(1, 2)
+    return SubspaceInformation(information.mean(0), information.std(0) / math.sqrt(n_draws), factors, n_draws)
+
+
+def _boxes(sizes: tuple[int, ...], most: int) -> list[tuple[range, ...]]:
+    """Return the boxes of about ``most`` consecutive images that a grid is cut into, as ranges of the factors."""
+    axis = next(a for a in range(len(sizes)) if math.prod(sizes[a + 1 :]) <= most)
+    step = max(1, most // math.prod(sizes[axis + 1 :]))
+    outer = [[range(i, i + 1) for i in range(size)] for size in sizes[:axis]]
+    parts = [range(i, min(i + step, sizes[axis])) for i in range(0, sizes[axis], step)]
+    return list(itertools.product(*outer, parts, *([range(size)] for size in sizes[axis + 1 :])))
+
+
 def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
     r"""Which latents are active: :math:`\operatorname{Var}_x(\mathrm E[z_j \mid x]) >` ``threshold``.
 
@@ -390,19 +530,11 @@ def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
     -------
     Tensor
         (K,) bool, on the device of ``mean``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a ``mean`` that is no finite (N, K) matrix, a negative or infinite ``threshold``.
     """
     mean = _check_matrix("mean", mean, None)
     if not (math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"threshold must be a finite number of at least 0, got {threshold!r}")
     return mean.detach().to(torch.float64).var(0, correction=0) > threshold
-
-
-# --- arguments -------------------------------------------------------------------------------------------------------
 
 
 def _check_count(name: str, value: int, least: float, most: float, allowed: str) -> int:
@@ -479,9 +611,6 @@ def _check_groups(groups: Sequence[Sequence[int]] | None, k: int) -> tuple[tuple
     return columns
 
 
-# --- slices, draws, threads ------------------------------------------------------------------------------------------
-
-
 def _members(sizes: tuple[int, ...], factor: int | None, device: torch.device) -> Tensor:
     """(V, n) images of each value of a factor; (1, N) all images where there is no factor."""
     images = torch.arange(math.prod(sizes), device=device)
@@ -519,6 +648,13 @@ def _mixtures(
     return _Mixtures(label, members, picked, label[picked], rows)
 
 
+def _subsample(mixtures: _Mixtures, count: int, generator: torch.Generator) -> Tensor:
+    """At most ``count`` sample points of each mixture, without replacement and in order, as memory is read faster."""
+    values, m = mixtures.query_rows.shape
+    at = torch.stack([torch.randperm(m, generator=generator)[:count] for _ in range(values)])
+    return mixtures.query_rows.gather(1, at.to(mixtures.label.device)).reshape(-1).sort().values
+
+
 def _randn(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
     source = device if generator is None else generator.device
     return torch.randn(shape, dtype=torch.float64, generator=generator, device=source).to(device)
@@ -552,65 +688,61 @@ def _map(function: Callable, items: list, device: torch.device, n: int) -> list:
         torch.set_num_threads(threads)  # the setting of a worker is what threads started later would inherit
 
 
-# --- one column ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _Estimate:
-    entropy: list[float]  # of all images, then of each factor
-    error: list[float]
-    standard_error: list[float]  # of the mutual information with each factor
+    entropy: Tensor  # (1 + F + U,) of all images, then of each factor
+    subsampled: Tensor  # (1 + F,) means over the chosen draws; (0,) without a choice
+    error: Tensor  # (1 + F,)
+    standard_error: Tensor  # (F,) of the mutual information with each factor
     points: list[Tensor]  # log densities, kept for the bootstrap
 
 
-def _deviations(latent: _Latent, log_density: Tensor, mixtures: _Mixtures, points: int) -> Tensor:
-    """Deviation of log densities from the exact sum, at sample points taken at random."""
+def _checks(mixtures: _Mixtures, points: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slices (V',), sample points (V', m) and their images, at which log densities are compared with the exact sum."""
     values, m = mixtures.query_rows.shape
-    device = log_density.device
+    device = mixtures.label.device
     seed = torch.Generator().manual_seed(0)  # what the caller's generator gives must not depend on the checks
     chosen = torch.randperm(values, generator=seed)[:_CHECKED_SLICES].to(device)
     at = torch.randint(m, (len(chosen), -(-points // len(chosen))), generator=seed).to(device)
-    rows = mixtures.query_rows[chosen].gather(1, at)
-    images = rows if mixtures.query is None else mixtures.query[rows]
-    return (log_density[rows] - _exact_log_density(latent, mixtures.members[chosen], images)).reshape(-1)
+    return chosen, mixtures.query_rows[chosen].gather(1, at), mixtures.images[chosen].gather(1, at)
 
 
-def _errors(latent: _Latent, log_densities: list[Tensor], mixtures: list[_Mixtures], points: int) -> list[float]:
+def _errors(latent: _Latent, log_densities: list[Tensor], mixtures: list[_Mixtures], checks: list[tuple]) -> Tensor:
     """What each entropy may be off by: mean deviation and three standard errors of it.
 
     The scatter is the larger of the entropy's own and that of all the latent's: few points see few large deviations.
     """
-    pairs = zip(log_densities, mixtures, strict=True)
-    found = [None if _is_direct(m) else _deviations(latent, x, m, points) for x, m in pairs]
-    fast = [d for d in found if d is not None]
-    if not fast:
-        return [0.0] * len(found)
-    pooled = float(torch.cat(fast).square().mean().sqrt())
-    return [
-        0.0
-        if d is None
-        else abs(float(d.mean())) + _CONFIDENCE * max(pooled, float(d.std(correction=0))) / math.sqrt(len(d))
-        for d in found
-    ]
+    found = {}
+    for i, (x, m, (slices, rows, images)) in enumerate(zip(log_densities, mixtures, checks, strict=False)):
+        if not _is_direct(m):
+            found[i] = (x[rows] - _exact_log_density(latent, m.members[slices], images)).reshape(-1)
+    out = latent.mean.new_zeros(len(checks))
+    pooled = torch.cat(list(found.values())).square().mean().sqrt() if found else None
+    for i, d in found.items():
+        out[i] = d.mean().abs() + _CONFIDENCE / math.sqrt(len(d)) * torch.maximum(pooled, d.std(correction=0))
+    return out
 
 
-def _estimate(log_densities: list[Tensor], error: list[float], *, mixtures: list[_Mixtures], keep: bool) -> _Estimate:
-    entropy = [-float(x.mean()) for x in log_densities]
-    marginal = log_densities[0]
+def _estimate(
+    log_densities: list[Tensor], error: Tensor, *, mixtures: list[_Mixtures], chosen: list[Tensor], keep: bool
+) -> _Estimate:
+    marginal, *conditional = log_densities
+    entropy = -torch.stack([x.mean() for x in log_densities])
+    subsampled = [-x.index_select(0, at).mean() for x, at in zip(log_densities, chosen, strict=False)]
+    subsampled = torch.stack(subsampled) if chosen else entropy[:0]
     standard_error = []
-    for m, x in zip(mixtures[1:], log_densities[1:], strict=True):
+    for m, x in zip(mixtures[1:], conditional, strict=False):
         if m.query is None and mixtures[0].query is None:  # the same draws: their scatter largely cancels
             standard_error.append(_standard_error(x - marginal))
         else:
-            standard_error.append(math.hypot(_standard_error(x), _standard_error(marginal)))
-    return _Estimate(entropy, error, standard_error, [x.float() for x in log_densities] if keep else [])
+            standard_error.append(torch.hypot(_standard_error(x), _standard_error(marginal)))
+    points = [x.float() for x in log_densities[: len(mixtures)]] if keep else []
+    return _Estimate(entropy, subsampled, error, torch.stack(standard_error), points)
 
 
-def _standard_error(x: Tensor) -> float:
+def _standard_error(x: Tensor) -> Tensor:
     n = x.numel()
-    if n < 2:
-        return math.nan
-    return math.sqrt(float(x.var()) / n)
+    return (x.var() / n).sqrt() if n > 1 else x.new_full((), math.nan)
 
 
 def _top_two_gap(information: Tensor) -> Tensor:
@@ -626,18 +758,23 @@ def _assemble(
     mixtures: list[_Mixtures],
     sizes: tuple[int, ...],
     scored: tuple[int, ...],
+    unscored: tuple[int, ...],
     columns: tuple[tuple[int, ...], ...],
     checked_points: int,
     n_bootstrap: int,
     generator: torch.Generator | None,
 ) -> MutualInformationGap:
-    entropies = torch.tensor([e.entropy for e in estimates], dtype=torch.float64).T  # (1 + F, C)
-    errors = torch.tensor([e.error for e in estimates], dtype=torch.float64).T
-    standard = torch.tensor([e.standard_error for e in estimates], dtype=torch.float64).T
+    rows = zip(*((e.entropy, e.subsampled, e.error, e.standard_error) for e in estimates), strict=True)
+    entropies, subsampled, errors, standard = (torch.stack(row, 1).cpu() for row in rows)  # (..., C)
     log_size = torch.tensor([math.log(sizes[f]) for f in scored], dtype=torch.float64)
 
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
+    information, further = information[: len(scored)], information[len(scored) :]
     gaps = _top_two_gap(information) / log_size
+    subsampled_score = None
+    if len(subsampled):
+        differences = (subsampled[0] - subsampled[1:]).clamp(min=0.0)
+        subsampled_score = float((_top_two_gap(differences) / log_size).mean())
     # Sorted values move by no more than the largest move of any one of them.
     bound = 2.0 * (errors[0] + errors[1:]).amax(1) / log_size
     order = information.argsort(dim=1, descending=True)[:, :2]
@@ -647,7 +784,7 @@ def _assemble(
         gaps=gaps,
         mutual_information=information,
         entropy=entropies[0],
-        conditional_entropy=entropies[1:],
+        conditional_entropy=entropies[1 : 1 + len(scored)],
         factors=scored,
         columns=columns,
         entropy_error=errors[0],
@@ -658,7 +795,10 @@ def _assemble(
         mutual_information_standard_error=standard,
         gaps_standard_error=gap_error,
         standard_error=float(gap_error.mean()),
-        bootstrap_scores=_bootstrap(estimates, mixtures, log_size, n_bootstrap, generator),
+        bootstrap_scores=_bootstrap(estimates, mixtures[: 1 + len(scored)], log_size, n_bootstrap, generator),
+        unscored=unscored,
+        unscored_mutual_information=further,
+        subsampled_score=subsampled_score,
     )
 
 
@@ -691,12 +831,8 @@ def _bootstrap(
             if m.query is None:
                 shared = weights
             entropies.append(-(weights @ x).double() - centre)
-        information = torch.stack([entropies[0] - e for e in entropies[1:]], 1).clamp(min=0.0).cpu()  # (batch, F, C)
-        scores.append((_top_two_gap(information) / log_size).mean(1))
-    return torch.cat(scores)
-
-
-# --- the double sum --------------------------------------------------------------------------------------------------
+        scores.append(torch.stack([entropies[0] - e for e in entropies[1:]], 1).clamp(min=0.0))  # (batch, F, C)
+    return (_top_two_gap(torch.cat(scores).cpu()) / log_size).mean(1)
 
 
 def _is_direct(mixtures: _Mixtures) -> bool:
@@ -712,9 +848,10 @@ def _exact_log_density(latent: _Latent, members: Tensor, images: Tensor) -> Tens
     values, n = members.shape
     m = images.shape[1]
     out = latent.mean.new_zeros(values, m)
-    width = min(n, _BLOCK)
-    rows = max(1, min(m, _TILE // width))
-    slices = max(1, _TILE // (width * rows))
+    block, tile = (_BLOCK, _TILE) if _in_blocks(members.device) else (_GPU_TILE, _GPU_TILE)
+    width = min(n, block)
+    rows = max(1, min(m, tile // width))
+    slices = max(1, tile // (width * rows))
     # The exponent as a polynomial in z, unless squares of (mean / sigma) ulps would show.
     expand = latent.largest < 1e4 * latent.sigma_min
     for v, c in itertools.product(range(0, values, slices), range(0, n, width)):
@@ -761,17 +898,15 @@ def _joint_log_densities(mean: Tensor, log_var: Tensor, noise: Tensor, mixtures:
             out -= 0.5 * (z_i[at, None] - mu_i[block]).square_().mul_(precision_i[block])
         return out
 
-    def summed(task: tuple[Tensor, tuple[Tensor, ...]]) -> Tensor:
+    def summed(task: tuple[Tensor, tuple[Tensor, ...]], safely: bool = False) -> Tensor:
         at, blocks = task
+        if safely:
+            parts = [torch.logsumexp(log_ratios(at, block), 1) for block in blocks]
+            return torch.logsumexp(torch.stack(parts), 0) + own[at]
         total = mean.new_zeros(len(at))
         for block in blocks:
             total += log_ratios(at, block).clamp_(min=_LEAST_EXPONENT).exp_().sum(1)
-        log_total = total.log_()
-        if not bool(torch.isfinite(log_total).all()):  # a density beyond all proportion to the own one
-            log_total.fill_(-math.inf)
-            for block in blocks:
-                log_total = torch.logaddexp(log_total, torch.logsumexp(log_ratios(at, block), 1))
-        return log_total + own[at]
+        return total.log_() + own[at]
 
     out = []
     for mixture in mixtures:
@@ -783,25 +918,27 @@ def _joint_log_densities(mean: Tensor, log_var: Tensor, noise: Tensor, mixtures:
         blocks = [members.split(width) for members in mixture.members]
         repeats = len(rows) // len(blocks)
         tasks = [(at, blocks[i // repeats]) for i, at in enumerate(images)]
+        sums = _map(summed, tasks, mean.device, mean.shape[1])
+        for i, finite in enumerate(torch.stack([x.isfinite().all() for x in sums]).tolist()):
+            if not finite:  # densities beyond all proportion to the points' own
+                sums[i] = summed(tasks[i], safely=True)
         result = mean.new_empty(mixture.query_label.numel())
-        result[torch.cat(rows)] = torch.cat(_map(summed, tasks, mean.device, mean.shape[1]))
+        result[torch.cat(rows)] = torch.cat(sums)
         out.append(result - math.log(n))
     return out
 
 
-# --- the fast sums ---------------------------------------------------------------------------------------------------
-
-
-def _log_densities(latent: _Latent, mixtures: list[_Mixtures]) -> list[Tensor]:
-    """Log density of the draws under each of the mixtures, in the order of its sample points."""
-    out, grid = [], None
-    most = max((len(m.members) for m in mixtures if not _is_direct(m)), default=1)
-    for mixture in mixtures:
+def _log_densities(latent: _Latent, mixtures: list[_Mixtures], scored: int) -> list[Tensor]:
+    """Log density of the draws under each mixture, by its sample points; only the first ``scored`` set the grid."""
+    out, grids = [], {}
+    most = max((len(m.members) for m in mixtures[:scored] if not _is_direct(m)), default=1)
+    for mixture in reversed(mixtures):  # slices before all images
         if _is_direct(mixture):
             log_density = latent.mean.new_empty(mixture.query_label.numel())
             log_density[mixture.query_rows] = _exact_log_density(latent, mixture.members, mixture.images)
         else:
-            grid = grid or _Grid(latent, most)
+            values = max(most, len(mixture.members))
+            grid = grids[values] = grids.get(values) or _Grid(latent, values)
             # The point's own posterior bounds its density from below: exact where all others are out of sight.
             own = latent.own if mixture.query is None else latent.own[mixture.query]
             if grid.rest is None:
@@ -811,7 +948,7 @@ def _log_densities(latent: _Latent, mixtures: list[_Mixtures]) -> list[Tensor]:
                 log_density = torch.logaddexp(log_density, _narrow_log_density(latent, grid.rest, mixture))
                 log_density = torch.maximum(log_density, own - math.log(mixture.members.shape[1]))
         out.append(log_density)
-    return out
+    return out[::-1]
 
 
 def _octave_window(latent: _Latent, sigmas: float) -> tuple[float, float]:
@@ -864,21 +1001,25 @@ class _Resolution:
         first, low = 1.0 - f, 1.0 - g
         return cell, row + 1, torch.complex(first * low, first * g), torch.complex(f * low, f * g)
 
-    def blurred(self, level: Tensor, used: Sequence[int]) -> Tensor:
-        """(V, L/2) spectrum of the ``used`` intervals (V, len(used), L) of a level, blurred row by row and summed."""
-        length = level.shape[-1]
-        omega = torch.arange(length // 2, dtype=torch.float64, device=level.device) * (2.0 * math.pi / length)
-        total = level.new_zeros(len(level), length // 2)
-        place = {r: i for i, r in enumerate(used)}
-        for r in sorted({*used, *(r + 1 for r in used)}):
-            parts = [level[:, place[r]].real] if r in place else []
-            if r - 1 in place:
-                parts.append(level[:, place[r - 1]].imag)
-            variance = self.cells**2 * 2.0 ** ((r - 1) / self.octave)
-            # The Nyquist frequency is left out: the blur has taken it below 1e-7.
-            spectrum = torch.fft.rfft(sum(parts[1:], parts[0]))[:, : length // 2]
-            total.addcmul_(spectrum, torch.exp(-0.5 * variance * omega.square()))
-        return total
+    def transfer(self, length: int, first: int, used: int, device: torch.device) -> Tensor:
+        """(U + 1, L/2) spectra of the normal densities of the rows on both sides of ``used`` intervals."""
+        omega = torch.arange(length // 2, dtype=torch.float64, device=device) * (2.0 * math.pi / length)
+        row = torch.arange(first - 1, first + used, dtype=torch.float64, device=device)
+        variance = self.cells**2 * torch.exp2(row / self.octave)
+        return torch.exp(-0.5 * variance[:, None] * omega.square()).to(torch.complex128)
+
+
+def _blurred(level: Tensor, transfer: Tensor) -> Tensor:
+    """(V, L/2) spectrum of the intervals (V, U, L) of a level, blurred row by row and summed."""
+    values, used, length = level.shape
+    out = level.new_empty(values, length // 2)
+    step = max(1, _BLOCK // ((used + 1) * length)) if _in_blocks(level.device) else values
+    for part, spectrum in zip(level.split(step), out.split(step), strict=True):
+        rows = functional.pad(part.real, (0, 0, 0, 1))
+        rows[:, 1:] += part.imag
+        # The Nyquist frequency is left out: the blur has taken it below 1e-7.
+        torch.sum(torch.fft.rfft(rows)[..., : length // 2].mul_(transfer), 1, out=spectrum)
+    return out
 
 
 _RESOLUTIONS = (  # the first is taken whose grid, over all levels and slices, is of no more complex numbers
@@ -892,13 +1033,28 @@ _RESOLUTIONS = (  # the first is taken whose grid, over all levels and slices, i
 _LINE_RESOLUTIONS = ((_Resolution(12, 24), 2**16), (_Resolution(8, 16), 2**17), (_Resolution(4, 8), math.inf))  # cells
 
 
+def _deposit(rows: Tensor, at: Tensor, first: Tensor, second: Tensor) -> None:
+    """Add the complex weights ``first`` to the cells ``at`` of ``rows`` (L,), and ``second`` to the next cells.
+
+    A GPU adds in any order: whole numbers make the sums the same every time.
+    """
+    if _in_blocks(rows.device):
+        rows.index_add_(0, at, first).index_add_(0, at + 1, second)
+        return
+    scale = 2.0 ** (62 - len(at).bit_length())  # weights are at most 1, so that no sum reaches 2^63
+    whole = torch.zeros(len(rows), 2, dtype=torch.int64, device=rows.device)
+    for shift, weights in enumerate((first, second)):
+        whole.index_add_(0, at + shift, (torch.view_as_real(weights) * scale).round_().long())
+    rows += torch.view_as_complex(whole.double().div_(scale))
+
+
 def _log_table(density: Tensor, curvature: float) -> Tensor:
     """(V, L) complex: log density and its step to the next cell, for linear interpolation without bias.
 
     A chord lies below a concave curve, by a twelfth of the second difference on average; the nodes are moved by that.
     ``curvature`` is the least that the second difference of the log density can be, (spacing / least sigma)^2.
     """
-    log = density.clamp_(min=1e-17 * float(density.amax())).log_()
+    log = density.clamp_(min=1e-17 * density.amax()).log_()
     second = torch.roll(log, 1, -1) + torch.roll(log, -1, -1) - 2.0 * log
     log -= second.clamp_(-curvature, 8.0 * curvature) / 12.0
     step = torch.roll(log, -1, -1) - log
@@ -914,8 +1070,9 @@ class _Grid:
     def __init__(self, latent: _Latent, values: int) -> None:
         self.rest: Tensor | None = None  # posteriors left to other means
         self.chosen: Tensor | None = None  # None for all
+        self.spectrum: Tensor | None = None  # of the slices of a factor, which add up to that of all images
         mean, sigma = latent.mean, latent.sigma
-        self.low, self.length = self._span(mean, sigma)
+        self.low, self.length = latent.low, latent.high - latent.low
         least, octaves = latent.sigma_min, math.log2(latent.sigma_max / latent.sigma_min)
         found = []
         if least >= _LEAST_SIGMA * latent.largest:
@@ -930,32 +1087,26 @@ class _Grid:
             if self.chosen.numel() == 0:
                 return
             mean, sigma = mean[self.chosen], sigma[self.chosen]
-            self.low, self.length = self._span(mean, sigma)
-            least = float(sigma.min())
+            self.low, high, least = torch.stack([*_span(mean, sigma), sigma.min()]).tolist()
+            self.length = high - self.low
         self.cells = self._cells(self.resolution, self.length / least)
         interval, index, self.first, self.second = _by_blocks(self._deposits, mean, sigma)
         rows = self.resolution.rows
-        self.levels: list[tuple[int, list[int]]] = []  # cells and used intervals
-        start, starts = 0, torch.zeros(rows * self.cells.bit_length(), dtype=torch.int64)
-        for i in torch.nonzero(torch.bincount(interval))[:, 0].tolist():
-            level, row = divmod(i, rows)
-            width = self.cells >> level
-            if not self.levels or self.levels[-1][0] != width:
-                self.levels.append((width, []))
-            self.levels[-1][1].append(row)
-            starts[i] = start
-            start += width
-        self.size = start
-        self.index = index.add_(starts.to(index.device)[interval])
+        starts = torch.zeros(rows * self.cells.bit_length(), dtype=torch.int64)
+        occupied = torch.zeros(len(starts), dtype=torch.bool, device=index.device).index_fill_(0, interval, True)
+        used = [i for i, x in enumerate(occupied.tolist()) if x]
+        self.levels: list[tuple[int, int, Tensor]] = []  # intervals, cells of each, their transfer functions
+        self.size = 0
+        for level, of in itertools.groupby(used, lambda i: i // rows):
+            first, *_ = of = list(of)
+            width, count = self.cells >> level, of[-1] + 1 - first
+            starts[first : first + count] = self.size + width * torch.arange(count)
+            self.levels.append((count, width, self.resolution.transfer(width, first % rows, count, mean.device)))
+            self.size += width * count
+        self.index = index.add_(starts.to(index.device, non_blocking=True)[interval])
         self.fine = self.cells * _UPSAMPLING
         self.curvature = (self.length / self.fine / least) ** 2
         self.cell, self.fraction = _by_blocks(self._places, latent.z)
-
-    @staticmethod
-    def _span(mean: Tensor, sigma: Tensor) -> tuple[float, float]:
-        """Start and length."""
-        low = float((mean - _EDGE_SIGMAS * sigma).min())
-        return low, float((mean + _EDGE_SIGMAS * sigma).max()) - low
 
     @staticmethod
     def _cells(resolution: _Resolution, sigmas: float) -> int:
@@ -990,14 +1141,12 @@ class _Grid:
         if self.chosen is not None and self.chosen.numel() == 0:
             return self.rest.new_full((points,), -math.inf, dtype=torch.float64)
         values, n = mixture.members.shape
-        label = mixture.label if self.chosen is None else mixture.label[self.chosen]
-        rows = torch.zeros(values * self.size, dtype=torch.complex128, device=label.device)
-        step = _BLOCK if label.device.type == "cpu" else len(label)
-        for start in range(0, len(label), step):
-            block = slice(start, start + step)
-            at = self.index[block] + self.size * label[block]
-            rows.index_add_(0, at, self.first[block]).index_add_(0, at.add_(1), self.second[block])
-        table = self._table(rows.reshape(values, self.size), n).reshape(-1)
+        if values == 1 and self.spectrum is not None:
+            spectrum = self.spectrum.sum(0, keepdim=True)
+        else:
+            spectrum = self.spectrum = self._spectrum(mixture)
+        density = torch.fft.irfft(spectrum, n=self.fine) * (self.fine / (self.length * n))
+        table = _log_table(density, self.curvature).reshape(-1)
 
         def looked_up(cell: Tensor, fraction: Tensor, label: Tensor, *own: Tensor) -> tuple[Tensor]:
             entry = torch.view_as_real(table[torch.add(cell, label, alpha=self.fine)])
@@ -1011,16 +1160,24 @@ class _Grid:
             cell, fraction = cell[mixture.query], fraction[mixture.query]
         return _by_blocks(looked_up, cell, fraction, mixture.query_label, *([] if own is None else [own]))[0]
 
-    def _table(self, rows: Tensor, n: int) -> Tensor:
-        spectrum = torch.zeros(len(rows), self.fine // 2 + 1, dtype=torch.complex128, device=rows.device)
+    def _spectrum(self, mixture: _Mixtures) -> Tensor:
+        """(V, fine/2 + 1) sums of the spectra of the grid's posteriors, mixture by mixture."""
+        values = len(mixture.members)
+        label = mixture.label if self.chosen is None else mixture.label[self.chosen]
+        rows = torch.zeros(values * self.size, dtype=torch.complex128, device=label.device)
+        step = _BLOCK if _in_blocks(label.device) else len(label)
+        for start in range(0, len(label), step):
+            block = slice(start, start + step)
+            at = self.index[block] + self.size * label[block]
+            _deposit(rows, at, self.first[block], self.second[block])
+        spectrum = rows.new_zeros(values, self.fine // 2 + 1)
         start = 0
-        for width, used in self.levels:
-            stop = start + len(used) * width
-            level = rows[:, start:stop].unflatten(1, (len(used), width))
-            spectrum[:, : width // 2] += self.resolution.blurred(level, used)
+        for count, width, transfer in self.levels:
+            stop = start + count * width
+            level = rows.reshape(values, self.size)[:, start:stop].unflatten(1, (count, width))
+            spectrum[:, : width // 2] += _blurred(level, transfer)
             start = stop
-        density = torch.fft.irfft(spectrum, n=self.fine) * (self.fine / (self.length * n))
-        return _log_table(density, self.curvature)
+        return spectrum
 
 
 def _narrow_log_density(latent: _Latent, chosen: Tensor, mixture: _Mixtures) -> Tensor:
@@ -1058,7 +1215,8 @@ def _narrow_log_density(latent: _Latent, chosen: Tensor, mixture: _Mixtures) -> 
         point, of = _ranges(low[part], high[part])
         repeat = part[of]
         t = ((z[point] - mean[repeat]) + rest[point]) / sigma[repeat]
-        density.index_add_(0, point, torch.exp(-0.5 * t.square()) / sigma[repeat])
+        # Not index_add_, which adds in any order on a GPU.
+        density.index_put_((point,), torch.exp(-0.5 * t.square()) / sigma[repeat], accumulate=True)
     log_density = torch.log(density) - (_HALF_LOG_2PI + math.log(n))
 
     dense = torch.nonzero(count > _SPARSE_PAIRS)[:, 0]
@@ -1096,12 +1254,12 @@ class _Line:
         at = (row * self.cells + cell).long()
         intervals = self.resolution.rows
         rows = torch.zeros(intervals * self.cells, dtype=torch.complex128, device=at.device)
-        rows.index_add_(0, at, first)
-        rows.index_add_(0, at + 1, second)
+        _deposit(rows, at, first, second)
         fine = self.cells * _UPSAMPLING
         spectrum = torch.zeros(1, fine // 2 + 1, dtype=torch.complex128, device=at.device)
         level = rows.reshape(1, intervals, self.cells)
-        spectrum[:, : self.cells // 2] = self.resolution.blurred(level, range(intervals))
+        transfer = self.resolution.transfer(self.cells, 0, intervals, at.device)
+        spectrum[:, : self.cells // 2] = _blurred(level, transfer)
         density = torch.fft.irfft(spectrum, n=fine) * (_UPSAMPLING / (self.spacing * n))
         table = _log_table(density, (_UPSAMPLING * self.resolution.cells) ** -2.0)[0]
 

@@ -49,6 +49,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from torch.distributions.kl import _KL_REGISTRY
 
+from isa import kernels
+
 __all__ = [
     "LIKELIHOODS",
     "OBJECTIVES",
@@ -149,8 +151,34 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
         If the shapes differ.
     """
     _images("logits", logits, x)
+    if logits.requires_grad and logits.dtype in (torch.bfloat16, torch.float16):
+        return _HalfPrecisionBernoulli.apply(logits, x)[0]
     (logits,) = _full_precision(logits)
     return -F.binary_cross_entropy_with_logits(logits, x.to(logits.dtype), reduction="none").sum((-3, -2, -1))
+
+
+class _HalfPrecisionBernoulli(torch.autograd.Function):
+    """The same with half-precision logits: their gradient is formed in the same pass, so that no float32 is stored."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = logits.float()
+        slope = (x - torch.sigmoid(wide)).to(logits.dtype)
+        value = -F.binary_cross_entropy_with_logits(wide, x.float(), reduction="none").sum((-3, -2, -1))
+        return value, slope
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor, _) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return (upstream[..., None, None, None] * slope).to(slope.dtype), None
 
 
 def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
@@ -341,218 +369,169 @@ def sampling_weights(batch_size: int, dataset_size: int, sampling: Sampling = "w
 # Aggregate posterior: the sum over the batch
 #
 # There are B x B x D densities, 84 million at B = 2048 and D = 20: the cost of the whole objective. They are computed a
-# few rows at a time and reduced while in cache. With t_imd = (z_id - mu_md) / (sigma_md sqrt 2) and the shares
-# p_imd of image m in the marginal density of z_id, and w_im in the joint one, the gradients are
+# few samples at a time and summed at once. With t_imd = (z_id - mu_md) / (sigma_md sqrt 2), the share p_imd of image m
+# in the marginal density of z_id, the share w_im in the joint density of z_i, and the weights a_id of log q(z_id) and
+# a_i of log q(z_i) in a loss, the gradients follow from g_imd = a_i w_im + a_id p_imd:
 #
-#   d log q(z_id) / d z_id    = -sum_m p_imd t_imd sqrt 2 / sigma_md     (joint: w_im in p_imd's place)
-#   d log q(z_id) / d mu_md   =  p_imd t_imd sqrt 2 / sigma_md
-#   d log q(z_id) / d logvar_md = p_imd (t_imd^2 - 1/2)
+#   d loss / d z_id      = -sum_m g_imd t_imd sqrt 2 / sigma_md
+#   d loss / d mu_md     =  sum_i g_imd t_imd sqrt 2 / sigma_md
+#   d loss / d logvar_md =  sum_i g_imd (t_imd^2 - 1/2)
 #
-# so that one pass with one exponential an element gives values and gradients, if the weight of every row in the
-# loss is known beforehand. In a batch mean it is: 1/B.
+# The batch mean of the total correlation has the weights a_i = 1/B and a_id = -1/B, so its value and its gradient are
+# formed in one pass.
 
 _FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
-"""Exponent, relative to the row's reference, below which a term counts as nought. It keeps terms and their products out
-of the subnormal numbers, which cost a processor a hundred times a normal one."""
-
-_SAFE_GAP = 2 / 3
-"""Farthest that the sharpest posterior's peak may lie above a sample's own log density, as a share of the floor, for
-the peak to serve as the reference of the sum, which spares the search for each row's maximum."""
+"""Exponent, relative to the largest, below which a term counts as zero. It keeps terms and their products out of the
+subnormal numbers, with which a processor computes a hundred times more slowly."""
 
 _COMPILE_FROM = 2**23
 """Number of densities from which compiling the block pays."""
 
-_CPU_BLOCK, _EAGER_BLOCK, _CUDA_BLOCK = 2**20, 2**19, 2**24
-"""Densities in a block: what stays in a core's cache, compiled and not, and what fills an accelerator."""
+_BLOCK, _COMPILED_BLOCK, _CUDA_BLOCK = 2**19, 2**21, 2**24
+"""Densities in a block: what stays in a core's cache, with one temporary per operation and compiled, or fills a GPU."""
+
+_COMPILER_OPTIONS = {
+    # Computing the densities again, for the sums over images and for those over samples, is faster than storing them.
+    "realize_opcount_threshold": 1000,
+    "realize_reads_threshold": 100,
+    "cpp.enable_floating_point_contract_flag": "fast",
+}
 
 
-def _log_sum(exponent: Tensor, reference: Tensor | float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def _exp(x: Tensor) -> Tensor:
+    """Return the exponential of x; in compiled code, a polynomial that takes half the time of the library's."""
+    if not (x.is_cpu and x.dtype == torch.float32 and torch.compiler.is_compiling()):
+        return torch.exp(x)
+    x = x * math.log2(math.e)
+    whole = torch.round(x)
+    rest = x - whole
+    power = 0.00132186773 * rest + 0.00967170723  # 2^rest on [-1/2, 1/2], relative error 1e-7
+    for coefficient in (0.0555089309, 0.240222379, 0.693146856, 1.0):
+        power = power * rest + coefficient
+    return power * ((whole.int() + 127) << 23).view(torch.float32)  # 127 and 23: exponent bits of a float
+
+
+def _log_sum(exponent: Tensor, reference: Tensor, exp: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the log of the sum of exponentials over the last dimension, the sum over exp(reference), and its terms."""
     floor = _FLOOR[exponent.dtype]
-    terms = torch.exp((exponent - reference).clamp_min(floor)) - math.exp(floor)
+    terms = exp((exponent - reference).clamp_min(floor)) - math.exp(floor)
     total = terms.sum(-1, keepdim=True)
     return torch.log(total) + reference, total, terms
 
 
-def _block_sums(
-    z: Tensor, mean: Tensor, scale: Tensor, offset: Tensor, log_weight: Tensor, row_maximum: bool
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return t, and the sums over the batch for one block of R rows of P models, joint and marginal.
-
-    ``z`` is (P, D, R, 1); ``mean``, ``scale`` (1 / sigma sqrt 2) and ``offset`` (log density at the mean) are
-    (P, D, 1, B); ``log_weight`` is (R, B). Each sum is as ``_log_sum`` returns it, for (P, 1, R, B) and (P, D, R, B).
-    """
-    t = (z - mean) * scale
-    marginal = offset - t * t
-    joint = marginal.sum(-3, keepdim=True) + log_weight
-    marginal = marginal + log_weight
-    reference = marginal.amax(-1, keepdim=True) if row_maximum else 0.0
-    return t, _log_sum(joint, joint.amax(-1, keepdim=True)), _log_sum(marginal, reference)
-
-
-def _block_log_densities(*arguments: Tensor | bool) -> tuple[Tensor, Tensor]:
-    """Return one block's log densities, joint (P, 1, R, 1) and marginal (P, D, R, 1)."""
-    _, (joint, *_), (marginal, *_) = _block_sums(*arguments)
-    return joint, marginal
-
-
-def _block_with_gradients(
+def _block(
     z: Tensor,
     mean: Tensor,
     scale: Tensor,
     offset: Tensor,
-    log_weight: Tensor,
-    row_maximum: bool,
-    joint_upstream: Tensor,
-    marginal_upstream: Tensor,
-    sums: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    """Return one block's log densities and its part of the gradients.
+    log_weight: Tensor | None,
+    upstream: tuple[Tensor, Tensor] | None,
+    sums: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the log densities of R samples, joint (1, R, 1) and marginal (D, R, 1), and their part of the gradient.
 
-    ``joint_upstream`` (P, 1, R, 1) and ``marginal_upstream`` (P, D, R, 1) weight the rows. Returns joint, marginal, the
-    two gradients in ``z`` (P, D, R), and ``sums`` with the block added: over rows of w, w t, w t^2, p, p t, p t^2.
+    ``z`` is (D, R, 1); ``mean``, ``scale`` (1 / sigma sqrt 2) and ``offset`` (log density at the mean) are (D, 1, B);
+    ``log_weight`` is (R, B). ``upstream`` holds the samples' weights in a loss, (1, R, 1) and (D, R, 1). With it follow
+    the gradient in ``z`` (D, R, 1) and ``sums`` (3, D, B), over samples of g, g t and g t^2, with this block added.
     """
-    arguments = (z, mean, scale, offset, log_weight, row_maximum)
-    t, (joint, joint_total, w), (marginal, marginal_total, p) = _block_sums(*arguments)
-    w = w * (joint_upstream / joint_total)
-    p = p * (marginal_upstream / marginal_total)
-    wt, pt = w * t, p * t
-    parts = (w.sum(-2), wt.sum(-2), (wt * t).sum(-2), p.sum(-2), pt.sum(-2), (pt * t).sum(-2))
-    added = tuple(total + part for total, part in zip(sums, parts, strict=True))
-    return joint, marginal, -2 * (wt * scale).sum(-1), -2 * (pt * scale).sum(-1), *added
+    t = (z - mean) * scale
+    marginal = offset - t * t
+    joint = marginal.sum(0, keepdim=True)
+    highest = marginal.amax(-1, keepdim=True)
+    if log_weight is not None:
+        joint, marginal = joint + log_weight, marginal + log_weight
+    # In compiled code, the terms of torch.exp are stored: those of the joint density serve every latent.
+    log_joint, joint_total, w = _log_sum(joint, joint.amax(-1, keepdim=True), torch.exp)
+    log_marginal, marginal_total, p = _log_sum(marginal, highest, _exp)
+    if upstream is None:
+        return log_joint, log_marginal, None
+    of_joint, of_marginal = upstream[0] / joint_total, upstream[1] / marginal_total
+    slope = t * scale
+    of_z = -2 * (of_joint * (w * slope).sum(-1, keepdim=True) + of_marginal * (p * slope).sum(-1, keepdim=True))
+    g = of_joint * w + of_marginal * p
+    gt = g * t
+    return log_joint, log_marginal, of_z, sums + torch.stack([g.sum(1), gt.sum(1), (gt * t).sum(1)])
 
 
-class _Block:
-    """A block's function, compiled at its first large call; as it is where nothing can be compiled."""
+class _Compiled:
+    """A function that is compiled at its first call, or runs as it is where nothing can be compiled."""
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
         self.function = function
         self.compiled: Callable[..., tuple[Tensor, ...]] | None = None
-        self.compiles = True
+        self.works = True
 
-    def __call__(self, compile_it: bool, *arguments: object) -> tuple[Tensor, ...]:
-        if not (compile_it and self.compiles):
+    def __call__(self, *arguments: object) -> tuple[Tensor, ...]:
+        if not self.works:
             return self.function(*arguments)
         try:
             if self.compiled is None:
-                self.compiled = torch.compile(self.function, dynamic=False)
+                self.compiled = torch.compile(self.function, dynamic=False, options=_COMPILER_OPTIONS)
             return self.compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ImportError, OSError, UnicodeError) as error:  # the last three of reading its own files
-            self.compiles = False
+            self.works = False
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             _logger.warning("the aggregate posterior runs uncompiled: %s", reason)
             return self.function(*arguments)
 
 
-_log_densities_block = _Block(_block_log_densities)
-_gradients_block = _Block(_block_with_gradients)
-
-
-def _aggregate_stacked(
-    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, upstream: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Do what ``_aggregate`` does for P stacked models, all shapes beginning (P, B)."""
-    models, b, d = z.shape
-
-    def latents_first(values: Tensor) -> Tensor:  # (P, B, D) -> (P, D, B)
-        return values.transpose(-1, -2).contiguous()
-
-    rows = latents_first(z).unsqueeze(-1)
-    centre, half_log_var = latents_first(mean).unsqueeze(-2), 0.5 * latents_first(log_var).unsqueeze(-2)
-    scale = math.sqrt(0.5) * torch.exp(-half_log_var)
-    peak = -half_log_var.amin(-1, keepdim=True)
-    offset = -half_log_var - peak
-    log_ratio = math.log(own / other)
-    row_maximum = True
-    if z.is_cpu:
-        below_peak = ((rows.squeeze(-1) - centre.squeeze(-2)) * scale.squeeze(-2)).square() - offset.squeeze(-2)
-        row_maximum = not bool(below_peak.amax() - log_ratio < -_SAFE_GAP * _FLOOR[z.dtype])
-
-    compile_it = models * b * b * d >= _COMPILE_FROM
-    block = _log_densities_block if upstream is None else _gradients_block
-    budget = _CUDA_BLOCK if z.is_cuda else _CPU_BLOCK if compile_it and block.compiles else _EAGER_BLOCK
-    r = max(1, min(b, budget // (models * d * b)))
-
-    joint, marginal = z.new_empty(models, b), z.new_empty(models, d, b)
-    gradients = None
-    if upstream is not None:
-        joint_weight, marginal_weight = upstream[0][:, None, :, None], latents_first(upstream[1]).unsqueeze(-1)
-        z_gradients = z.new_empty(2, models, d, b)
-        sums = tuple(z.new_zeros(models, k, b) for k in (1, d, d, d, d, d))
-    log_weight = z.new_zeros(r, b)
-    for start in range(0, b, r):
-        # Blocks keep one shape, so that one kernel serves them all: the last one reaches back over rows already done,
-        # whose weight in the gradients is then nought.
-        first = min(start, b - r)
-        here, done = slice(first, first + r), start - first
-        diagonal = log_weight.diagonal(first)
-        diagonal.fill_(log_ratio)
-        arguments = (rows[:, :, here], centre, scale, offset, log_weight, row_maximum)
-        if upstream is None:
-            block_joint, block_marginal = block(compile_it, *arguments)
-        else:
-            weights = joint_weight[:, :, here].clone(), marginal_weight[:, :, here].clone()
-            for weight in weights:
-                weight[:, :, :done] = 0
-            block_joint, block_marginal, of_joint, of_marginal, *sums = block(compile_it, *arguments, *weights, sums)
-            sums = tuple(sums)
-            z_gradients[0, :, :, start : first + r] = of_joint[..., done:]
-            z_gradients[1, :, :, start : first + r] = of_marginal[..., done:]
-        joint[:, here] = block_joint[:, 0, :, 0]
-        marginal[:, :, here] = block_marginal[..., 0]
-        diagonal.zero_()
-
-    level = peak[..., 0] - 0.5 * _LOG_2PI
-    joint = joint + level.sum(-2) + math.log(other)
-    marginal = marginal + level + math.log(other)
-    if upstream is not None:
-        parts = []
-        for of_z, (zeroth, once, twice) in zip(z_gradients, (sums[:3], sums[3:]), strict=True):
-            parts += [of_z, 2 * scale.squeeze(-2) * once, twice - 0.5 * zeroth]
-        gradients = torch.stack(parts, 1).transpose(-1, -2)
-    return joint, marginal.transpose(-1, -2), gradients
+_compiled_block = _Compiled(_block)
 
 
 def _aggregate(
-    z: Tensor,
-    mean: Tensor,
-    log_var: Tensor,
-    own: float,
-    other: float,
-    joint_upstream: Tensor | None = None,
-    marginal_upstream: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return log q(z) (..., B), log q(z_j) (..., B, D) and, given each row's weights in a loss, its gradients.
+    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, upstream: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Return log q(z) (B,) and log q(z_j) (B, D) of one model and, given the samples' weights in a loss, its gradient.
 
-    The gradients (..., 6, B, D) are those of the joint part in ``z``, ``mean`` and ``log_var``, then of the marginal
-    part.
+    The weights are (B,) and (B, D); the gradient in ``z``, ``mean`` and ``log_var`` is (3, B, D).
     """
-    *stack, b, d = z.shape
-    inputs = [tensor.reshape(-1, b, d) for tensor in (z, mean, log_var)]
-    upstream = None
-    if joint_upstream is not None:
-        upstream = joint_upstream.reshape(-1, b), marginal_upstream.reshape(-1, b, d)
-    if z.is_cpu:
-        # One model after the other: a block is then more rows of one model, whose posteriors stay in cache.
-        each = [
-            _aggregate_stacked(
-                *(tensor[i : i + 1] for tensor in inputs),
-                own,
-                other,
-                None if upstream is None else tuple(weight[i : i + 1] for weight in upstream),
-            )
-            for i in range(len(inputs[0]))
-        ]
-        joint, marginal, gradients = (
-            None if parts[0] is None else torch.cat(parts) for parts in zip(*each, strict=True)
-        )
-    else:
-        joint, marginal, gradients = _aggregate_stacked(*inputs, own, other, upstream)
-    joint = joint.reshape(*stack, b)
-    marginal = marginal.reshape(*stack, b, d).contiguous()
-    return joint, marginal, None if gradients is None else gradients.reshape(*stack, 6, b, d).contiguous()
+    b, d = z.shape
+    block = _compiled_block if b * b * d >= _COMPILE_FROM and _compiled_block.works else _block
+    size = _CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if block is _compiled_block else _BLOCK
+    n_blocks = math.ceil(b / max(1, size // (b * d)))
+    r = math.ceil(b / n_blocks)
+    # Blocks are compiled for one shape: the last one is filled up with the last sample, at weight zero.
+    order = torch.arange(n_blocks * r, device=z.device).clamp_max(b - 1)
+
+    def blocks(values: Tensor) -> Tensor:  # (B, D) -> (blocks, D, R, 1)
+        return values[order].unflatten(0, (n_blocks, r)).mT.unsqueeze(-1).contiguous()
+
+    centre, half_log_var = (values.mT.unsqueeze(1).contiguous() for values in (mean, 0.5 * log_var))
+    scale = math.sqrt(0.5) * torch.exp(-half_log_var)
+    peak = -half_log_var.amin(-1, keepdim=True)
+    offset = -half_log_var - peak
+    weights, sums = [None] * n_blocks, None
+    if upstream is not None:
+        weights, sums = [blocks(upstream[0].unsqueeze(-1)), blocks(upstream[1])], z.new_zeros(3, d, b)
+        for values in weights:
+            values[-1, :, b - (n_blocks - 1) * r :] = 0
+        weights = list(zip(*weights, strict=True))
+    results = []
+    for samples, own_image, weight in zip(blocks(z), order.view(n_blocks, r, 1), weights, strict=True):
+        log_weight = None
+        if own != other:
+            log_weight = (own_image == torch.arange(b, device=z.device)).to(z.dtype) * math.log(own / other)
+        *result, sums = block(samples, centre, scale, offset, log_weight, weight, sums)
+        results.append(result)
+    joint, marginals, *of_z = (
+        torch.stack(parts).squeeze(-1).mT.flatten(0, 1)[:b] for parts in zip(*results, strict=True)
+    )
+    level = peak[:, 0, 0] - 0.5 * _LOG_2PI
+    joint, marginals = joint[:, 0] + (level.sum() + math.log(other)), marginals + (level + math.log(other))
+    if upstream is None:
+        return joint, marginals
+    zeroth, once, twice = sums
+    return joint, marginals, torch.stack([*of_z, (2 * scale[:, 0] * once).mT, (twice - 0.5 * zeroth).mT])
+
+
+def _over_models(function: Callable[..., tuple[Tensor, ...]], z: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Apply a function of (B, ...) tensors to each of several models, (..., B, ...)."""
+    stack = z.shape[:-2]
+    inputs = [tensor.reshape(-1, *tensor.shape[len(stack) :]) for tensor in (z, *others)]
+    results = [function(*tensors) for tensors in zip(*inputs, strict=True)]
+    return tuple(torch.stack(parts).unflatten(0, stack) if stack else parts[0] for parts in zip(*results, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -563,30 +542,44 @@ def _aggregate(
 
 @torch.library.custom_op("isa::log_densities", mutates_args=())
 def _log_densities_op(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor]:
-    joint, marginal, _ = _aggregate(z, mean, log_var, own, other)
-    return joint, marginal
+    return _over_models(lambda *inputs: _aggregate(*inputs, own, other), z, mean, log_var)
 
 
 @torch.library.custom_op("isa::log_densities_gradient", mutates_args=())
 def _log_densities_gradient_op(
-    z: Tensor, mean: Tensor, log_var: Tensor, joint: Tensor, marginal: Tensor, own: float, other: float
+    z: Tensor, mean: Tensor, log_var: Tensor, joint: Tensor, marginals: Tensor, own: float, other: float
 ) -> Tensor:
-    *_, gradients = _aggregate(z, mean, log_var, own, other, joint, marginal)
-    of_joint, of_marginal = gradients.split(3, -3)
-    return of_joint + of_marginal
+    def gradient(*inputs: Tensor) -> tuple[Tensor]:
+        return _aggregate(*inputs[:3], own, other, inputs[3:])[2:]
+
+    return _over_models(gradient, z, mean, log_var, joint, marginals)[0]
 
 
-@torch.library.custom_op("isa::mean_log_densities", mutates_args=())
-def _mean_log_densities_op(
-    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradients: bool
+def _mean_total_correlation(
+    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not with_gradients:
-        joint, marginal, _ = _aggregate(z, mean, log_var, own, other)
-        return joint.mean(-1), marginal.mean(-2), z.new_empty(*z.shape[:-2], 0)
-    # Weights of 1, divided by B afterwards: small weights would lead the products into the subnormal numbers.
-    ones = z.new_ones(z.shape)
-    joint, marginal, gradients = _aggregate(z, mean, log_var, own, other, ones[..., 0], ones)
-    return joint.mean(-1), marginal.mean(-2), gradients / z.shape[-2]
+    """Return the batch means of log q(z) (...) and log q(z_j) (..., D), and the gradient of joint minus marginals."""
+
+    def means(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Weights of 1, divided by B afterwards: small weights would lead the products into the subnormal numbers.
+        ones = torch.ones_like(inputs[0])
+        weights = (ones[:, 0], -ones) if with_gradient else None
+        joint, marginals, *gradient = _aggregate(*inputs, own, other, weights)
+        return joint.mean(0), marginals.mean(0), gradient[0] / len(joint) if with_gradient else z.new_empty(0)
+
+    return _over_models(means, z, mean, log_var)
+
+
+_total_correlation_op = torch.library.custom_op("isa::total_correlation", _mean_total_correlation, mutates_args=())
+
+
+@_total_correlation_op.register_kernel("cuda")
+def _(z, mean, log_var, own, other, with_gradient):
+    if not (with_gradient and z.dtype == torch.float32 and kernels.available()):
+        return _mean_total_correlation(z, mean, log_var, own, other, with_gradient)
+    stack = z.shape[:-2]
+    stacked = [tensor.reshape(-1, *z.shape[-2:]) for tensor in (z, mean, log_var)]
+    return tuple(result.reshape(stack + result.shape[1:]) for result in kernels.total_correlation(*stacked, own, other))
 
 
 @_log_densities_op.register_fake
@@ -595,15 +588,14 @@ def _(z, mean, log_var, own, other):
 
 
 @_log_densities_gradient_op.register_fake
-def _(z, mean, log_var, joint, marginal, own, other):
+def _(z, mean, log_var, joint, marginals, own, other):
     return z.new_empty(*z.shape[:-2], 3, *z.shape[-2:])
 
 
-@_mean_log_densities_op.register_fake
-def _(z, mean, log_var, own, other, with_gradients):
-    batch = z.shape[:-2]
-    gradients = z.new_empty(*batch, 6, *z.shape[-2:]) if with_gradients else z.new_empty(*batch, 0)
-    return z.new_empty(batch), z.new_empty(*batch, z.shape[-1]), gradients
+@_total_correlation_op.register_fake
+def _(z, mean, log_var, own, other, with_gradient):
+    *stack, b, d = z.shape
+    return z.new_empty(stack), z.new_empty(*stack, d), z.new_empty(*stack, *((3, b, d) if with_gradient else (0,)))
 
 
 class _LogDensities(torch.autograd.Function):
@@ -628,7 +620,7 @@ class _LogDensities(torch.autograd.Function):
 
 
 def _register_vmap(op: torch.library.CustomOpDef, n_outputs: int) -> None:
-    """Map an operator over stacked models by moving the mapped dimension to the front: it computes them at once."""
+    """Map an operator over stacked models by moving the mapped dimension to the front."""
 
     @op.register_vmap
     def _(info, in_dims, *args):
@@ -645,7 +637,7 @@ def _register_vmap(op: torch.library.CustomOpDef, n_outputs: int) -> None:
 
 _register_vmap(_log_densities_op, 2)
 _register_vmap(_log_densities_gradient_op, 1)
-_register_vmap(_mean_log_densities_op, 3)
+_register_vmap(_total_correlation_op, 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -666,9 +658,10 @@ def aggregate_log_densities(
 ) -> AggregateLogDensities:
     r"""Estimate :math:`\log q(z_i)` and :math:`\log q(z_{ij})` of every sample from the posteriors of its batch.
 
-    Memory grows as B D, never as B B D, forward and backward; the backward pass computes the densities anew. For a
-    batch mean, ``mean_aggregate_log_densities`` takes half the time. The gradient can be compiled, or mapped by
-    ``torch.func.vmap``; that of ``mean_aggregate_log_densities`` also both at once.
+    Memory grows as B D, never as B B D, forward and backward; the backward pass computes the densities again. Training
+    needs only the total correlation's gradient, which ``total_correlation`` forms in the forward pass, in half the
+    time. The gradient can be compiled, or mapped by ``torch.func.vmap``; that of ``total_correlation`` also both at
+    once.
 
     Parameters
     ----------
@@ -699,29 +692,35 @@ def aggregate_log_densities(
 def mean_aggregate_log_densities(
     z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling = "weighted"
 ) -> AggregateLogDensities:
-    r"""Estimate the batch means of :math:`\log q(z)` and :math:`\log q(z_j)`, values and gradients in one pass.
+    r"""Estimate the batch means of :math:`\log q(z)` and :math:`\log q(z_j)`.
 
-    In a mean every sample has the same weight, so the gradients are formed while the densities are at hand: each costs
-    one exponential in all. Parameters and errors are those of ``aggregate_log_densities``.
+    Parameters and errors are those of ``aggregate_log_densities``.
 
     Returns
     -------
     AggregateLogDensities
         Batch means, joint ``(...)`` and marginals ``(..., D)``, differentiable once in ``z``, ``mean`` and ``log_var``.
     """
+    joint, marginals = aggregate_log_densities(z, mean, log_var, dataset_size, sampling)
+    return AggregateLogDensities(joint.mean(-1), marginals.mean(-2))
+
+
+def _total_correlation(
+    z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the batch means of log q(z) and of sum_j log q(z_j), (...) without gradient, and their difference."""
     posterior = _posterior(z, mean, log_var)
     weights = sampling_weights(z.shape[-2], dataset_size, sampling)
-    with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in posterior)
-    held = [tensor.detach() for tensor in posterior]
-    joint, marginals, gradients = _mean_log_densities_op(*held, *weights, with_gradients)
-    if with_gradients:
-        # Adding what is nought, and has the gradient, rather than writing an autograd function: this way the estimate
-        # can be compiled, mapped over models, and both.
-        nought = torch.stack([tensor - value for tensor, value in zip(posterior, held, strict=True)], -3)
-        of_joint, of_marginals = gradients.split(3, -3)
-        joint = joint + (of_joint * nought).sum((-3, -2, -1))
-        marginals = marginals + (of_marginals * nought).sum((-3, -2))
-    return AggregateLogDensities(joint, marginals)
+    with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in posterior)
+    detached = [tensor.detach() for tensor in posterior]
+    joint, marginals, gradient = _total_correlation_op(*detached, *weights, with_gradient)
+    product = marginals.sum(-1)
+    correlation = joint - product
+    if with_gradient:
+        # Zero, but with the gradient: unlike an autograd function, this can be compiled and mapped at once.
+        zero = torch.stack([tensor - value for tensor, value in zip(posterior, detached, strict=True)], -3)
+        correlation = correlation + (gradient * zero).sum((-3, -2, -1))
+    return joint, product, correlation
 
 
 def total_correlation(
@@ -735,10 +734,9 @@ def total_correlation(
     Returns
     -------
     Tensor
-        Batch mean, shape ``(...)``.
+        Batch mean, shape ``(...)``, differentiable once in ``z``, ``mean`` and ``log_var``.
     """
-    joint, marginals = mean_aggregate_log_densities(z, mean, log_var, dataset_size, sampling)
-    return joint - marginals.sum(-1)
+    return _total_correlation(z, mean, log_var, dataset_size, sampling)[2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -834,7 +832,10 @@ class BetaVAETerms(NamedTuple):
 
 
 class BetaTCVAETerms(NamedTuple):
-    """Batch means, each of shape ``(...)``, in nats per image; the last three sum to ``kl``."""
+    """Batch means, each of shape ``(...)``, in nats per image; the last three sum to ``kl``.
+
+    ``index_code_mi`` and ``dimension_wise_kl`` carry no gradient; the loss does not need theirs.
+    """
 
     loss: Tensor
     """What is minimised: ``index_code_mi + beta * total_correlation + dimension_wise_kl - log_likelihood``."""
@@ -981,9 +982,8 @@ def beta_tcvae(
     z, mean, log_var = _posterior(z, mean, log_var)
     posterior = gaussian_log_density(z, mean, log_var).mean(-1)
     log_prior = _log_prior(prior, z).mean(-1)
-    joint, marginals = mean_aggregate_log_densities(z, mean, log_var, dataset_size, sampling)
-    product = marginals.sum(-1)
-    information, correlation, dimension_wise = posterior - joint, joint - product, product - log_prior
+    joint, product, correlation = _total_correlation(z, mean, log_var, dataset_size, sampling)
+    information, dimension_wise = (posterior - joint).detach(), (product - log_prior).detach()
     divergence = posterior - log_prior
     # Written as the divergence and what is added to it, so that beta = 1 is the ELBO to the last bit.
     loss = divergence - fit + (beta - 1) * correlation

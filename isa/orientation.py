@@ -38,9 +38,10 @@ from scipy.special import gammaincinv, gammaln
 
 from isa import data
 from isa.data import FactorDataset
+from isa.engine import train
 from isa.mig import active_units
 from isa.objectives import gaussian_log_density
-from isa.training import Run, train
+from isa.run import Run
 
 __all__ = [
     "SPRITE",
@@ -288,7 +289,7 @@ def model(*, exponent: float, beta: float, seed: int, steps: int, batch_size: in
     The networks are those of A.4. The likelihood of a pixel is Gaussian with variance 1, other than in the paper's
     experiments: its gradients are smooth from the first step, so that a few hundred steps settle the orientation.
 
-    Raises the errors of :class:`isa.training.Run`.
+    Raises the errors of :class:`isa.run.Run`.
     """
     return Run(
         dataset="dsprites",
@@ -331,7 +332,7 @@ def learn(run: Run, dataset: FactorDataset) -> Learned:
     Learned
         With NaN throughout where the run diverged.
 
-    Raises the errors of :func:`isa.training.train`.
+    Raises the errors of :func:`isa.engine.train`.
     """
     grid = [size for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True) if name in ("x", "y")]
     if math.prod(grid) != len(dataset):

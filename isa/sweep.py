@@ -15,17 +15,23 @@ r"""Every run of a specification, trained once and recorded (Sec. 4: 1,280 exper
     tiers:
       1:
         - {objective: [beta-vae, isa-vae], beta: 1, seeds: 10}
+        - {objective: [beta-vae, isa-vae], beta: 4, seeds: [15-19, 23]}
 
-A grid gives each field of :class:`isa.training.Run` one value or a list of values, and stands for every combination;
-``seeds: 10`` is short for the seeds from 0 to 9. What is not given is the data set's default (Tables 1 and 2).
+A grid gives each field of :class:`isa.run.Run` one value or a list of values, and stands for every combination.
+``seeds: 10`` stands for the seeds 0 to 9, ``seeds: 15-19`` for a range, and a list for several seeds and ranges. Fields
+that are left out take the data set's defaults (Tables 1 and 2).
 
-**Records** are one table a specification, the ``.csv`` beside it: a row a run, known by the run's hash. A recorded run
-is not trained again, so that a sweep that was killed at any moment goes on where it stopped. The table is replaced as
-a whole by one that has the new row, under a lock; two sweeps over one specification share its runs between them.
+**Records** are one table a specification, the ``.csv`` beside it: a row a run, identified by the run's hash. A recorded
+run is not trained again, so a sweep that was interrupted at any moment continues where it stopped. The table is
+replaced as a whole by one that has the new row, under a lock; two sweeps over one specification share its runs.
 
-**Where runs train.** In this process one after the other, on a GPU in packs (:func:`isa.training.train_pack`); or on
-the workers of a Dask cluster (``scheduler``). Records are written by the sweeping process alone. Beside its record,
-each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``, from which pages show what its latents do.
+**Order.** Several specifications are trained tier by tier: tier 1 of each in turn, then tier 2. A run that is a part of
+a longer one (the same but for the number of steps) is recorded on the way if the longer run is missing too and belongs
+to the same tier or an earlier one: one training, two records.
+
+**Devices.** Runs train in this process in packs, on a CPU one after the other (:mod:`isa.local`), or on the workers of
+a Dask cluster (:mod:`isa.cluster`). On a GPU the models of one pack are measured while the next one trains. Beside its
+record, each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``, from which pages show what its latents do.
 """
 
 from __future__ import annotations
@@ -38,13 +44,11 @@ import logging
 import math
 import os
 import re
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,15 +57,17 @@ import numpy as np
 import torch
 import yaml
 
-from isa import data, latents, training
+from isa import engine
 from isa._files import is_special, remove_leftovers, write_table
-from isa.training import CheckpointError, Run
+from isa.engine import CheckpointError
+from isa.packs import Claim, Job, Speed, longest, plan
+from isa.run import Run
 
 __all__ = ["Records", "RecordsWarning", "Spec", "Status", "read_records", "status", "sweep"]
 
 _logger = logging.getLogger(__name__)
 
-_RUN_FIELDS = tuple(one.name for one in fields(Run))
+_RUN_FIELDS = tuple(Run.model_fields)
 _SEQUENCES = ("subspaces", "p1")
 """Fields of which a list of numbers is one value."""
 _MOST_BYTES, _MOST_SCALAR, _MOST_RUNS, _MOST_LATENTS = 100_000, 1000, 10_000, 1_000_000
@@ -140,6 +146,23 @@ class _Room:
             raise ValueError(f"there must be at most {_MOST_LATENTS:,} latents in all runs together")
 
 
+def _seeds(value: object) -> list[int]:
+    """Return the seeds that 10 (the first ten), "10-14" or a list of seeds and ranges stand for."""
+    named = value if isinstance(value, list) else [f"0-{value - 1}" if type(value) is int else value]
+    found: dict[int, None] = {}
+    for one in named:
+        match = re.fullmatch(r"([0-9]{1,19})-([0-9]{1,19})", f"{one}-{one}" if type(one) is int else str(one))
+        first, last = map(int, match.groups()) if match else (1, 0)
+        if not first <= last < min(2**63, first + _MOST_RUNS - len(found)):
+            found.clear()
+            break
+        found |= dict.fromkeys(range(first, last + 1))
+    if not found:
+        allowed = f"a number of seeds from 1 to {_MOST_RUNS:,}, a range such as 10-14, or a list of seeds and ranges"
+        raise ValueError(f"seeds must be {allowed}, got {str(value)[:60]}")
+    return list(found)
+
+
 def _grid(every: Mapping[str, object], grid: object, room: _Room) -> tuple[Run, ...]:
     """Return every run of a grid, the last field named varying fastest, and seeds slowest: so comparisons stay even."""
     _check_keys(grid, (*_RUN_FIELDS, "seeds"), "a grid")
@@ -147,10 +170,7 @@ def _grid(every: Mapping[str, object], grid: object, room: _Room) -> tuple[Run, 
     if "seeds" in named:
         if "seed" in named:
             raise ValueError("seed and seeds exclude each other, got both")
-        count = named.pop("seeds")
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_RUNS:
-            raise ValueError(f"seeds must be a number of seeds from 1 to {_MOST_RUNS:,}, got {count!r}")
-        named["seed"] = list(range(count))
+        named["seed"] = _seeds(named.pop("seeds"))
     choices = {name: _choices(name, value) for name, value in named.items()}
     room.take(runs=math.prod(map(len, choices.values())))
     runs = []
@@ -306,16 +326,23 @@ _TEXT += ("status", "device", "commit", "images_title", "images_checksum")
 _MEASURED = ("mig", "gaps", "mig_standard_error", "mig_error_bound", "log_likelihood", "log_likelihood_first_10000")
 _MEASURED += ("divergence", "elbo", "active_units", "exponents", "factors", "mutual_information", "entropy")
 _MEASURED += ("conditional_entropy",)
+_OTHER_FACTORS = ("unscored", "log_likelihood_by_value", "unscored_mutual_information")
+_SUBSPACES = ("subspaces_compared", "subspace_factors", "subspace_mutual_information", "subspace_standard_error")
+_SUBSPACES += ("random_subspace_mean", "random_subspace_deviation")
+_ADDED = (*_OTHER_FACTORS, "mig_binned", "mig_10000_samples", *_SUBSPACES, "subspace_draws", "random_groupings")
+"""Measurements that older records lack."""
 _CIRCUMSTANCES = ("total_steps", "reduced", "train_seconds", "evaluation_seconds", "pack_size", "compiled", "device")
 _CIRCUMSTANCES += ("versions", "commit", "images", "images_title", "images_checksum", "procedural")
-COLUMNS = ("hash", "key", "status", "diverged_at", *_RUN_FIELDS, *_MEASURED, *_CIRCUMSTANCES)
-"""Columns of a table of records, in order."""
+COLUMNS = ("hash", "key", "status", "diverged_at", *_RUN_FIELDS, *_MEASURED, *_CIRCUMSTANCES, *_ADDED)
+"""Columns of a table of records, in order; new ones are appended."""
 
 _NUMBERS = ("mig", "mig_standard_error", "mig_error_bound", "log_likelihood", "log_likelihood_first_10000", "elbo")
-_NUMBERS += ("divergence", "train_seconds", "evaluation_seconds")
+_NUMBERS += ("divergence", "train_seconds", "evaluation_seconds", "mig_binned", "mig_10000_samples")
 _COUNTS = {"diverged_at": 0, "active_units": 0, "total_steps": 1, "pack_size": 1}
-"""Whole numbers, with the least that each can be."""
+_COUNTS |= {"subspace_draws": 1, "random_groupings": 1}
+"""Whole numbers, with the minimum of each."""
 _LISTS = ("gaps", "exponents", "factors", "mutual_information", "entropy", "conditional_entropy")
+_LISTS += (*_OTHER_FACTORS, *_SUBSPACES)
 _SECONDS = ("total_steps", "pack_size", "train_seconds", "evaluation_seconds", "device")
 _ALWAYS = {
     "trained": ("mig", "gaps", "log_likelihood", "factors", *_SECONDS),
@@ -430,7 +457,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Every record once, in the order of the file: the run's fields, and what :func:`isa.training.train` records.
+        Every record once, in the order of the file: the run's fields, and what :func:`isa.results.measure` records.
 
     Raises
     ------
@@ -475,13 +502,23 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return list(records.values()), bool(torn)
 
 
-def _append(path: Path, added: Sequence[Mapping[str, object]]) -> None:
-    """Add records to a table, which is replaced as a whole; those that it has are left as they are."""
+def recorded(path: Path) -> set[str]:
+    """Return the hashes of the runs in a table."""
+    return {record["hash"] for record in _parse(path)[0]}
+
+
+def _append(path: Path, added: Iterable[Mapping[str, object]]) -> None:
+    """Add records to a table under its lock."""
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        records = {record["hash"]: record for record in _parse(path)[0]}
-        for record in added:
-            records.setdefault(record["hash"], record)
-        write_table(path, COLUMNS, map(_row, records.values()))
+        merge_records(path, added)
+
+
+def merge_records(path: Path, added: Iterable[Mapping[str, object]]) -> None:
+    """Replace a table by one that has these records too; those that it has are left as they are."""
+    records = {record["hash"]: record for record in _parse(path)[0]}
+    for record in added:
+        records.setdefault(record["hash"], record)
+    write_table(path, COLUMNS, map(_row, records.values()))
 
 
 class Records(Sequence[dict]):
@@ -559,62 +596,34 @@ class Records(Sequence[dict]):
         return np.array(values, dtype=object if any(isinstance(value, (list, dict)) for value in values) else None)
 
 
-def _read(spec: Spec, runs: Sequence[Run], command: str) -> Records:
+def _read(spec: Spec, tier: int | None) -> Records:
+    """Return the records of a specification up to a tier, which need not be one of its own."""
+    runs = [run for number, runs in spec.tiers.items() if tier is None or number <= tier for run in runs]
+    command = f"isa sweep {_shown(spec.path)}{'' if tier is None else f' --tier {tier}'}"
     held = {record["hash"]: record for record in read_records(spec.record)}
     rows = [held[run.hash] for run in runs if run.hash in held]
     return Records(rows, [run for run in runs if run.hash not in held], command)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# How long it takes
-
-
-def _kind(of: Callable[[str], Any], base: str) -> tuple:
-    """What the time of a step depends on."""
-    names = ("dataset", "model", "latent_dim", "batch_size", "precision", "learn_exponents")
-    return base, of("prior") == "normal", *(of(name) for name in names)
-
-
-class _Speed:
-    """Seconds that runs take on one device, by what is recorded of runs of their kind on it."""
-
-    def __init__(self, records: Sequence[Mapping[str, Any]], device: torch.device | str) -> None:
-        self.steps: dict[tuple, list[float]] = {}
-        self.evaluations: dict[tuple, list[float]] = {}
-        name = device if isinstance(device, str) else training._device_name(device)
-        for record in records:
-            if record["device"] == name and record["status"] == "trained":
-                kind = _kind(record.get, training.OBJECTIVES[record["objective"]])
-                step = record["train_seconds"] / record["total_steps"] / record["pack_size"]
-                self.steps.setdefault(kind, []).append(step)
-                self.evaluations.setdefault(kind, []).append(record["evaluation_seconds"])
-
-    def __call__(self, run: Run, done: int = 0) -> float | None:
-        """Seconds of a run with ``done`` steps behind it, or None where no run of its kind is recorded."""
-        step, evaluation = self._median(self.steps, run), self._median(self.evaluations, run)
-        return None if step is None else step * (run.total_steps - done) + evaluation
-
-    @staticmethod
-    def _median(times: dict[tuple, list[float]], run: Run) -> float | None:
-        known = times.get(_kind(lambda name: getattr(run, name), run.base))
-        return statistics.median(known) if known else None
+# Progress
 
 
 class Status(NamedTuple):
-    """What is done and what remains of one tier."""
+    """Progress of one tier."""
 
     tier: int
     runs: int
     recorded: int
     diverged: int
     in_progress: int
-    """Runs that some sweep on this file system trains at the moment; those of one course count once."""
+    """Runs that a sweep on this file system is training; those of one course count once."""
     seconds: float | None
-    """What remains takes so long on this device, by the record; None where a kind of run is not recorded on it."""
+    """Time that the rest takes on this device, by its records; None if a kind of run is not recorded on it."""
 
 
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
-    """Say what is done, what remains, and how long that will take, tier by tier.
+    """Return what is done, what remains, and how long that will take, tier by tier.
 
     Parameters
     ----------
@@ -624,17 +633,15 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
         Where the rest would be trained; by default as :func:`sweep` chooses.
     """
     records = read_records(spec.record)
-    held = {record["hash"]: record for record in records}
-    speed = _Speed(records, _device(device))
+    known = {record["hash"]: record for record in records}
+    speed = Speed(records, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     found = []
     for tier, runs in spec.tiers.items():
-        done = [held[run.hash] for run in runs if run.hash in held]
-        missing = [run for run in runs if run.hash not in held]
-        times = [speed(run, _steps_done(spec, run)) for run in missing]
-        claimed = sum(_Claim(spec, run).is_held() for run in {run.course: run for run in missing}.values())
+        done = [known[run.hash] for run in runs if run.hash in known]
+        missing = [Job(spec, run, tier) for run in runs if run.hash not in known]
+        claimed = sum(Claim(spec, end.run).is_held() for end in longest(missing).values())
         diverged = sum(record["status"] == "diverged" for record in done)
-        seconds = None if None in times else sum(times)
-        found.append(Status(tier, len(runs), len(done), diverged, claimed, seconds))
+        found.append(Status(tier, len(runs), len(done), diverged, claimed, speed(missing)))
     return found
 
 
@@ -642,179 +649,8 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
 # Training
 
 
-class _Claim:
-    """A lock that says that a run is being trained; it ends with its process, however that ends.
-
-    It is of the run's whole course: a shorter and a longer run of one course have one checkpoint, which a second
-    process would replace, or remove, under the hands of the first.
-    """
-
-    def __init__(self, spec: Spec, run: Run) -> None:
-        self.path = spec.work / "claims" / f"{run.course}.lock"
-        self.lock = filelock.FileLock(self.path)
-
-    def acquire(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(blocking=False)
-        except filelock.Timeout:
-            return False
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-    def is_held(self) -> bool:
-        """Whether some process has it."""
-        if not self.path.exists():
-            return False
-        try:
-            if not self.acquire():
-                return True
-        except OSError:  # as on a file system that is mounted for reading alone: from here, that cannot be known
-            return False
-        self.release()
-        return False
-
-
-class _OutOfTime(Exception):
-    """The run in training would not be done within the budget, or is no longer wanted."""
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-@lru_cache(maxsize=1)
-def _dataset(name: str, source: str | None, cache_dir: str | None) -> data.FactorDataset:
-    return data.load(name, source, cache_dir=cache_dir)
-
-
-def _source(run: Run) -> str | None:
-    """Return the path of a run's published data, an environment variable in it put in.
-
-    Raises
-    ------
-    ValueError
-        If the variable is not set or nothing lies there.
-    """
-    if run.source is None:
-        return None
-    path = os.path.expanduser(os.path.expandvars(run.source))
-    unset = re.search(r"\$\{?(\w+)", path)
-    if unset:
-        raise ValueError(
-            f"{run.dataset} is to be read from {run.source}: set {unset[1]} to where the published data lie"
-        )
-    if not os.path.exists(path):
-        raise ValueError(f"source must be where the published data of {run.dataset} lie, got {path}")
-    return path
-
-
-def _steps_done(spec: Spec, run: Run) -> int:
-    try:
-        done = training._checkpoint_step(spec.work / "checkpoints", run)
-    except CheckpointError:
-        return 0
-    return done if done <= run.total_steps else 0
-
-
-def _train(
-    runs: Sequence[Run],
-    *,
-    device: torch.device,
-    cache_dir: str | None,
-    checkpoints: Path | None,
-    models: Path | None,
-    portraits: Path,
-    progress: bool | None,
-    deadline: float = math.inf,
-    wanted: Callable[[], bool] | None = None,
-) -> list[dict[str, Any]]:
-    """Train and measure runs of one shape, here; returns their records.
-
-    Raises
-    ------
-    _OutOfTime
-        If they would not be done at ``deadline``, in seconds of ``time.monotonic``, or ``wanted()`` is no longer true.
-    """
-    looks: list[tuple[float, int]] = []
-
-    def watch(step: int, terms: object) -> None:
-        if wanted is not None and not wanted():
-            raise _OutOfTime
-        looks.append((time.monotonic(), step))
-        if len(looks) < 3 or step == runs[0].total_steps:  # between the first two, the step is compiled
-            return
-        (began, first), (now, _) = looks[1], looks[-1]
-        if now + (now - began) / (step - first) * (runs[0].total_steps - step) > deadline:
-            raise _OutOfTime
-
-    dataset = _dataset(runs[0].dataset, _source(runs[0]), cache_dir)
-    options: dict[str, Any] = {"dataset": dataset, "device": device, "progress": progress, "checkpoints": checkpoints}
-    if math.isfinite(deadline) or wanted is not None:
-        options["callback"] = watch
-    options |= {"checkpoint_every": training._CHECK_EVERY, "checkpoint_seconds": _CHECKPOINT_SECONDS}
-    results = training.train_pack(runs, **options)
-    for result in results:
-        if models is not None:
-            result.save(models / result.run.key)
-        if result.evaluation is not None:
-            latents.portrait(result, dataset).save(portraits / f"{result.run.key}.npz")
-    return [result.record for result in results]
-
-
-def _packs(missing: Sequence[Run], size: int) -> Iterator[list[Run]]:
-    """Yield the runs in order, each with up to ``size`` - 1 later ones that can be trained with it."""
-    left = {run.hash: run for run in missing}
-    while left:
-        first = next(iter(left.values()))
-        # A longer run of the same course waits, since it goes on from where a shorter one ends.
-        pack = [run for run in left.values() if run.pack_key == first.pack_key][:size]
-        for run in pack:
-            del left[run.hash]
-        yield pack
-
-
-_CHECKPOINT_SECONDS = 120.0
-_POLL_SECONDS = 2.0
-_GPU_PACK = 16
-
-
-class _Local:
-    """Runs trained in this process."""
-
-    def __init__(self, folder: Path | None, options: Mapping[str, Any], size: int, deadline: float) -> None:
-        self.folder = folder  # of checkpoints
-        self.options = options
-        self.size = size
-        self.deadline = deadline
-
-    def __call__(self, runs: list[Run]) -> list[dict[str, Any]]:
-        """Train and measure runs of one shape; returns their records."""
-        options = {**self.options, "checkpoints": self.folder}
-        try:
-            return _train(runs, **options, deadline=self.deadline)
-        except CheckpointError as error:
-            warnings.warn(f"{error}; it is moved away, and the run starts anew", RecordsWarning, stacklevel=2)
-            for run in runs:
-                try:
-                    training._checkpoint_step(self.folder, run)
-                except CheckpointError:
-                    path = training._checkpoint(self.folder, run)
-                    path.replace(path.with_name(f"{path.name}.unreadable"))
-            return _train(runs, **options, deadline=self.deadline)
-        except torch.OutOfMemoryError:
-            if len(runs) == 1:
-                raise
-            self.size = len(runs) // 2
-            warnings.warn(f"{len(runs)} runs at once do not fit; {self.size} are tried", RecordsWarning, stacklevel=2)
-            torch.cuda.empty_cache()
-            return []
-
-
 def sweep(
-    spec: Spec | str | os.PathLike[str],
+    specs: Spec | str | os.PathLike[str] | Sequence[Spec | str | os.PathLike[str]],
     *,
     tier: int | None = None,
     budget: float | None = None,
@@ -823,146 +659,106 @@ def sweep(
     scheduler: str | None = None,
     keep_models: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    profile: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     report: Callable[[str], object] | None = None,
-) -> Records:
-    """Train every run of a specification that is not recorded yet, and return the records.
+) -> Records | list[Records]:
+    """Train every run of specifications that is not recorded yet, and return the records.
 
     Parameters
     ----------
-    spec
-        The specification, or its path.
+    specs
+        A specification or its path, or several; these are trained tier by tier.
     tier
         The last tier that is trained and returned; all by default.
     budget
-        Seconds. Nothing is started that would not be done by then, going by the record of this device; a run of a kind
-        that is not recorded is started, and stopped at a checkpoint once its speed shows that it would not. 0 trains
-        nothing.
+        Seconds. A pack is started only if it would be done by then at the speed measured so far, smaller if need be; on
+        a CPU, records of this very device tell the speed at first. Runs of a kind of unknown speed are started, and
+        stopped once their speed shows that they would not be done. 0 trains nothing.
     device
-        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU where there is one, which each worker of a cluster
-        finds out for itself.
+        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU if there is one, on each worker of a cluster.
     pack
-        Runs that train at once; by default 16 on a GPU, 1 on a CPU.
+        Maximum number of runs that train at once; by default 18 on a GPU, 1 on a CPU.
     scheduler
-        Address of a Dask scheduler, on whose workers the runs are trained (:mod:`isa.cluster`).
+        Address of a Dask scheduler, on whose workers the runs of one specification are trained (:mod:`isa.cluster`).
     keep_models
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4.
     cache_dir
-        Where drawn images are kept; see :func:`isa.data.load`.
+        Folder of drawn images; see :func:`isa.data.load`.
+    out
+        Folder that receives copies of new records and portraits after every pack, in files of at most 15 MB:
+        ``records-NAME.csv`` for each specification, and ``portraits-1.tar`` and so on.
+    profile
+        File for a report on 30 steps of each kind of run that is missing (:mod:`isa.profile`), made before training.
     progress
-        Show a progress bar of each run; by default where stderr is a terminal.
+        Show a progress bar of each pack; by default if stderr is a terminal.
     report
         Called with a line on each run that is recorded.
 
     Returns
     -------
-    Records
-        Of all runs up to the tier, those that were recorded before included.
+    Records or list of Records
+        Of all runs up to the tier, those that were recorded before included; a list for several specifications.
 
     Raises
     ------
     ValueError
-        If the specification, its records, an option, or the place of published data is not as it must be; before
-        anything is trained.
+        If a specification, its records, an option, or the path of published data is wrong; before anything is trained.
     OSError
         If a record, a checkpoint or a portrait cannot be written, as on a full disk. All earlier records stay, and the
-        run goes on from its last checkpoint in the next sweep. If the scheduler does not answer, or runs could not be
+        run continues from its last checkpoint in the next sweep. If the scheduler does not answer, or runs could not be
         trained on the cluster (:class:`isa.cluster.ClusterError`).
     """
-    if not isinstance(spec, Spec):
-        spec = Spec.read(spec)
-    runs = spec.runs(tier)
-    command = f"isa sweep {_shown(spec.path)}{'' if tier is None else f' --tier {tier}'}"
+    single = isinstance(specs, (Spec, str, os.PathLike))
+    named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in ([specs] if single else specs)]
+    if tier is not None and not any(tier in spec.tiers for spec in named):
+        named[0].runs(tier)
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget must be a number of seconds, at least 0, got {budget}")
     if pack is not None and (isinstance(pack, bool) or not isinstance(pack, int) or pack < 1):
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
-    found = _read(spec, runs, command)
-    if budget == 0:
-        return found
-    _tidy(spec, found)
-    if not found.missing:
-        return found
+    if scheduler is not None and (len(named) != 1 or out is not None or profile is not None):
+        raise ValueError("scheduler takes one specification, and neither out nor profile")
     deadline = math.inf if budget is None else time.monotonic() + budget
-    for run in {(run.dataset, run.source): run for run in found.missing}.values():
-        _source(run)
-    options = {
-        "device": _device(device),
-        "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
-        "models": spec.work / "models" if keep_models else None,
-        "portraits": spec.path.parent / "portraits",
-        "progress": progress,
-    }
-    say = report or (lambda line: None)
-    if scheduler is not None:
-        from isa import cluster
+    found = [_read(spec, tier) for spec in named]
+    if budget != 0:
+        for spec, records in zip(named, found, strict=True):
+            _tidy(spec, records)
+    missing = {run.hash for records in found for run in records.missing}
+    jobs = [job for job in plan(named, tier) if job.hash in missing]
+    if jobs and (budget != 0 or profile is not None):
+        from isa import cluster, local
 
-        cluster.train(spec, found.missing, scheduler, {**options, "device": device}, pack, deadline, say)
-        return _read(spec, runs, command)
-    size = pack or (_GPU_PACK if options["device"].type == "cuda" else 1)
-    _sweep_here(spec, runs, _Local(spec.work / "checkpoints", options, size, deadline), deadline, say)
-    return _read(spec, runs, command)
+        for run in {(job.run.dataset, job.run.source): job.run for job in jobs}.values():
+            local.source_path(run)
+        options = {"deadline": deadline, "keep_models": keep_models, "say": report or (lambda line: None)}
+        options["cache_dir"] = None if cache_dir is None else os.fspath(cache_dir)
+        if scheduler is not None:
+            cluster.train(jobs, scheduler, device=device, size=pack, **options)
+        else:
+            here = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            size = pack or (local.GPU_PACK if here.type == "cuda" else 1)
+            options |= {"progress": progress, "out": None if out is None else Path(out)}
+            training = local.Local(jobs, itertools.chain(*found), here, size, **options)
+            if profile is not None:
+                training.profile(Path(profile))
+            if budget != 0:
+                training.train()
+        found = [_read(spec, tier) for spec in named]
+    return found[0] if single else found
 
 
 def _shown(path: Path) -> str:
-    """The path as it is best shown: relative to where the process is, where it lies below."""
+    """Return the path relative to the current folder if it is below."""
     try:
         return path.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
         return path.as_posix()
 
 
-def _sweep_here(spec: Spec, runs: Sequence[Run], engine: _Local, deadline: float, say: Callable[[str], object]) -> None:
-    """Train what is missing pack by pack, leaving alone what other sweeps have claimed until they are done or gone."""
-    given_up: set[str] = set()
-    while True:
-        records, _ = _parse(spec.record)
-        held = {record["hash"] for record in records}
-        missing = [run for run in runs if run.hash not in held | given_up]
-        if not missing:
-            return
-        speed = _Speed(records, engine.options["device"])
-        with ExitStack() as claims:
-            mine = _claimed(spec, missing, engine.size, claims)
-            if not mine:  # all in other hands
-                if time.monotonic() > deadline:
-                    return
-                time.sleep(_POLL_SECONDS)
-                continue
-            held = {record["hash"] for record in _parse(spec.record)[0]}  # those recorded since by others
-            mine = [run for run in mine if run.hash not in held]
-            if not mine:
-                continue
-            seconds = [speed(run, _steps_done(spec, run)) for run in mine]
-            if None not in seconds and time.monotonic() + sum(seconds) > deadline:
-                given_up |= {run.hash for run in mine}
-                continue
-            try:
-                added = engine(mine)
-            except _OutOfTime:
-                names = ", ".join(run.key for run in mine)
-                say(f"not in time, to go on from the last checkpoint another time: {names}")
-                given_up |= {run.hash for run in mine}
-                continue
-            record_results(spec, runs, added, say)
-
-
-def _claimed(spec: Spec, missing: Sequence[Run], size: int, claims: ExitStack) -> list[Run]:
-    """Claim the first pack of runs of which any is free; returns those that are now this process's."""
-    for group in _packs(missing, max(size, 1)):
-        mine = []
-        for run in group:
-            claim = _Claim(spec, run)
-            if claim.acquire():
-                claims.callback(claim.release)
-                mine.append(run)
-        if mine:
-            return mine
-    return []
-
-
 def _tidy(spec: Spec, found: Records) -> None:
-    """Remove what sweeps that were killed left and no sweep uses: files half written, checkpoints of recorded runs."""
+    """Remove what interrupted sweeps left and no sweep uses: files half written, checkpoints of recorded runs."""
     checkpoints = spec.work / "checkpoints"
     for folder in (spec.record.parent, spec.path.parent / "portraits", checkpoints, *spec.work.glob("models/*")):
         remove_leftovers(folder)
@@ -970,10 +766,10 @@ def _tidy(spec: Spec, found: Records) -> None:
         return
     for record in found:
         run = _run(record)
-        if not training._checkpoint(checkpoints, run).exists():
+        if not engine.checkpoint_path(checkpoints, run).exists():
             continue
-        claim = _Claim(spec, run)
-        with suppress(OSError):  # to tidy up is no condition of anything
+        claim = Claim(spec, run)
+        with suppress(OSError):  # clean-up is best effort
             if claim.acquire():
                 try:
                     _drop_checkpoint(spec, run, found.missing)
@@ -982,21 +778,21 @@ def _tidy(spec: Spec, found: Records) -> None:
 
 
 def _drop_checkpoint(spec: Spec, run: Run, others: Sequence[Run]) -> None:
-    """Remove the checkpoint of a run that is recorded, unless a longer run of its course is or was on its way."""
+    """Remove the checkpoint of a run that is recorded, unless it is of a longer run of its course, or useful to one."""
     folder = spec.work / "checkpoints"
     try:
-        if training._checkpoint_step(folder, run) > run.total_steps:
+        if engine.checkpoint_step(folder, run) > run.total_steps:
             return
     except CheckpointError:
         return
     if not any(other.course == run.course and other.total_steps > run.total_steps for other in others):
-        training.remove_checkpoint(run, folder)
+        engine.checkpoint_path(folder, run).unlink(missing_ok=True)
 
 
 def record_results(
     spec: Spec, runs: Sequence[Run], added: Sequence[dict[str, Any]], say: Callable[[str], object]
 ) -> None:
-    """Add records to the table, then remove the checkpoints that no run goes on from."""
+    """Add records to the table, then remove the checkpoints that no run continues from."""
     if not added:
         return
     try:
@@ -1012,7 +808,7 @@ def record_results(
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """One line on a record."""
+    """Return one line on a record."""
     if record["status"] == "diverged":
         return f"{record['key']}  diverged at step {record['diverged_at']:,}"
     fit = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"

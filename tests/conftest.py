@@ -10,7 +10,7 @@ import torch
 from browser import Page, find_chromium
 from torch.distributions import HalfNormal, LogNormal, Uniform, Weibull
 
-from isa import LpNested, Node, isa_prior
+from isa import LpNested, Node, isa_prior, models
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,11 @@ LP_NESTED = {
 def lp_nested(request) -> LpNested:
     """Each distribution of the table in turn."""
     return LP_NESTED[request.param]()
+
+
+@pytest.fixture
+def small_discriminator(monkeypatch) -> None:
+    """Give FactorVAE a discriminator of one hidden layer."""
+    from tiny_runs import SmallDiscriminator
+
+    monkeypatch.setattr(models, "build_discriminator", SmallDiscriminator)

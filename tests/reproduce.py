@@ -88,7 +88,8 @@ def measure(target: Path, *, compile: bool, pack: bool, seed: int) -> None:
     from isa import data
     from isa.data import _car, faces3d
     from isa.data._head import draw_identities
-    from isa.training import Run, train_pack
+    from isa.engine import train_pack
+    from isa.run import Run
 
     whole = data.load("dsprites")
     part = whole.restrict(scale=[0, 5], orientation=range(0, 40, 8), x=range(0, 32, 4), y=range(0, 32, 4))

@@ -48,7 +48,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from isa import cli, cluster, latents, sweep, training
+from isa import cli, cluster, engine, latents, results, sweep
 from isa._files import write_atomically, write_table
 from isa.data import FactorDataset
 from isa.data.cache import cached_array
@@ -196,7 +196,7 @@ def quicken() -> None:
     sweep._CHECKPOINT_SECONDS = 1e-9
     sweep._POLL_SECONDS = 0.02
     cluster._POLL_SECONDS = 0.1
-    training._commit = lambda: None  # asks git each time, and others may commit meanwhile
+    results.commit = lambda: None  # asks git each time, and others may commit meanwhile
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ def apart(bench: Bench, row: Row, work: Callable[[Bench, Row], None]) -> None:
     bench.problems += problems
 
 
-_WRITES = (("checkpoint", training, "_save_tensors"), ("portrait", latents, "portrait"), ("record", sweep, "_append"))
+_WRITES = (("checkpoint", engine, "save_tensors"), ("portrait", latents, "portrait"), ("record", sweep, "_append"))
 """What a sweep writes: before it does, a function of a module is called."""
 _SIZES = {"checkpoint": 1_000_000, "portrait": 80_000, "record": 4_097}
 """Bytes below what each takes."""
@@ -680,7 +680,7 @@ FAULTS: dict[str, Callable[[Bench, Row], None]] = {
 
 def soak(bench: Bench, faults: Sequence[str]) -> list[Row]:
     """Bring about each kind of fault, and say on stdout what came of it."""
-    rows, commit = [], training._commit()
+    rows, commit = [], results.commit()
     for fault in faults:
         row = Row(fault, commit=commit)
         began = time.monotonic()

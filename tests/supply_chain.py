@@ -132,6 +132,7 @@ def write_locks(text: str) -> None:
         f"{made}# PyTorch's builds without CUDA for Linux on x86-64 and Python {', '.join(CPU_BUILDS)}, in this order.",
         "# That for 3.11 is the one that was tested with. pip has to be told where PyTorch publishes them.",
         " \\\n".join([version, *(f"    --hash=sha256:{digest}" for digest in CPU_BUILDS.values())]),
+        by_name["triton"],  # the tests take it without CUDA, too
     ]
     (LOCKS / "torch-cpu.txt").write_text("\n".join(cpu) + "\n", encoding="utf-8")
 

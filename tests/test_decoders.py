@@ -13,8 +13,10 @@ import tiny_sweep
 import torch
 from torch import nn
 
-from isa import decoders, latents, models, objectives, training
+from isa import decoders, engine, latents, models, objectives
 from isa.decoders import CompressedDecoder, compress, export, to_script
+from isa.results import Result
+from isa.run import Run
 from isa.sweep import Spec, sweep
 
 TINY = {"dataset": "cars3d", "model": "small", "latent_dim": 3, "batch_size": 16, "steps": 60, "precision": "fp32"}
@@ -57,9 +59,9 @@ def small() -> CompressedDecoder:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[training.Result, object]:
+def trained(tmp_path_factory) -> tuple[Result, object]:
     """A model that a sweep would have kept, and its folder."""
-    result = training.train(training.Run(**TINY), dataset=tiny_sweep.DATASET, device="cpu", progress=False)
+    result = engine.train(Run(**TINY), dataset=tiny_sweep.DATASET, device="cpu", progress=False)
     return result, result.save(tmp_path_factory.mktemp("models") / result.run.key)
 
 

@@ -18,10 +18,11 @@ from browser import Page
 from PIL import Image
 from test_decoders import posteriors, vae
 
-from isa import analysis, exhibits, latents, training
+from isa import analysis, engine, exhibits, latents
 from isa.decoders import compress
 from isa.explorers import explorer_html
-from isa.training import Run
+from isa.results import Result
+from isa.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "book" / "_static" / "explorers"
@@ -60,9 +61,9 @@ def records() -> list[list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> training.Result:
+def tiny() -> Result:
     run = Run(dataset="cars3d", model="small", latent_dim=3, batch_size=16, steps=60, precision="fp32")
-    return training.train(run, dataset=tiny_sweep.DATASET, device="cpu", progress=False)
+    return engine.train(run, dataset=tiny_sweep.DATASET, device="cpu", progress=False)
 
 
 @pytest.fixture(scope="module")

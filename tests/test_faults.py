@@ -18,7 +18,7 @@ import soak
 import torch
 from tiny_sweep import watch_starts, write_spec
 
-from isa import _files, latents, sweep, training
+from isa import _files, engine, latents, sweep
 from isa.sweep import RecordsWarning, Spec, status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,7 +168,7 @@ def limited() -> Iterator[None]:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: training._save_tensors(path, {"a": torch.zeros(2**16)}),
+        lambda path: _files.save_tensors(path, {"a": torch.zeros(2**16)}, {}),
         lambda path: _files.write_atomically(path, lambda temporary: Path(temporary).write_bytes(bytes(2**17))),
     ],
     ids=["tensors", "bytes"],
@@ -214,7 +214,7 @@ def test_what_killed_writers_left_is_removed_after_a_day(spec, tmp_path):
     _sweep(spec.grid(beta=1), keep_models=True)
     work = spec.work
     files = [spec.record, *(tmp_path / "portraits").iterdir(), *(work / "models").glob("*/model.safetensors")]
-    files.append(training._checkpoint(work / "checkpoints", spec.runs()[0]))
+    files.append(engine.checkpoint_path(work / "checkpoints", spec.runs()[0]))
     assert len(files) == 4
     left = []
     for path in files:
@@ -274,7 +274,7 @@ def test_of_a_pack_only_the_checkpoint_that_cannot_be_read_is_moved_away(spec, m
     with monkeypatch.context() as patch:
         patch.setattr(training, "remove_checkpoint", lambda run, folder: None)
         _sweep(spec.grid(beta=[1, 4], steps=6))
-    torn, whole = (training._checkpoint(spec.work / "checkpoints", run) for run in own.runs())
+    torn, whole = (engine.checkpoint_path(spec.work / "checkpoints", run) for run in own.runs())
     os.truncate(torn, 99)
     starts = watch_starts(monkeypatch, "beta")
     with pytest.warns(RecordsWarning, match="starts anew"):

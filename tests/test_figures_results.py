@@ -12,7 +12,7 @@ from matplotlib.text import Annotation
 
 from isa.analysis import Interval, curve, mean_interval
 from isa.figures import results as draw
-from isa.training import Run
+from isa.run import Run
 
 
 @pytest.fixture(autouse=True)

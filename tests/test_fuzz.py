@@ -26,9 +26,10 @@ import torch
 from fuzz import TARGETS, Target
 from PIL import Image
 
-from isa import Node, cli, data, isa_prior, sweep, training
+from isa import Node, cli, data, isa_prior, results, sweep
 from isa.data import SourceError, cars3d, dsprites
-from isa.training import CheckpointError
+from isa.engine import CheckpointError
+from isa.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # inputs may be of any kind, also of such as scipy or torch warn of
 
@@ -187,9 +188,9 @@ def test_a_pipe_is_no_file(tmp_path):
     with pytest.raises(ValueError, match="not a file"):
         fuzz.decoders.CompressedDecoder.load(tmp_path / "pipe.bin")
     with pytest.raises(CheckpointError, match="not a file"):
-        training.load_model(tmp_path / "pipe.safetensors")
+        results.load_model(tmp_path / "pipe.safetensors")
     with pytest.raises(ValueError, match="must be a file"):
-        training.read_record(tmp_path / "record.json")
+        results.read_record(tmp_path / "record.json")
     with pytest.raises(SourceError, match="is not a file"):
         data.load("dsprites", tmp_path / "pipe.npz")
     with pytest.raises(SourceError, match="is not a file"):
@@ -563,7 +564,7 @@ def test_a_record_that_is_none(held, capsys):
 
 @pytest.mark.parametrize("status", ["trained", "diverged", "gone", None, []])
 def test_a_record_that_lacks_what_is_shown(status, capsys):
-    held = json.dumps({"hash": training.Run().hash, "status": status, "images_title": "x"})
+    held = json.dumps({"hash": Run().hash, "status": status, "images_title": "x"})
     folder = fuzz._file("trained/record.json", held.encode()).parent
     assert cli.main(["train", f"--output={folder}"]) == 1
     printed = capsys.readouterr()

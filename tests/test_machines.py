@@ -15,7 +15,8 @@ import torch
 from machines import CONDITIONS, TABLE, Condition, Failed, Untried
 
 from isa import objectives
-from isa.training import Run, train
+from isa.engine import train
+from isa.run import Run
 
 RUN = Run(dataset="cars3d", model="small", latent_dim=3, batch_size=16, precision="fp32", steps=3)
 NAMES = {condition.name: condition for condition in CONDITIONS}

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
+from scipy.stats import ks_2samp
 
 from isa import mig
 
@@ -55,6 +56,12 @@ def grid_only(monkeypatch):
     monkeypatch.setattr(mig, "_DIRECT_MEMBERS", 0)
 
 
+@pytest.fixture
+def gpu_path(monkeypatch):
+    """The CPU takes the path of a GPU: no blocks, one tile, sums in whole numbers."""
+    monkeypatch.setattr(mig, "_in_blocks", lambda device: False)
+
+
 def hard_posteriors() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(N,) means and log variances that are hard on one part of the fast sums or another."""
     rng = np.random.default_rng(3)
@@ -97,6 +104,63 @@ def test_fast_entropies_are_the_double_sums(name, grid_only):
     assert error.max() < 1e-4
     assert (error <= np.array(reported) + 1e-9).all()
     assert max(reported) < 2e-3
+
+
+# Entropies of all images and of the slices of three factors, and the number that the generator gives next.
+GOLDEN = {
+    ("trained", None): (1.376681147113, 1.3618386552894, 1.2552057322849, 1.2965050905256, 0.6377332592520275),
+    ("trained", 30): (1.4545741584625, 1.3679960046058, 1.2435145761338, 1.3079865284239, 0.2543339980407757),
+    ("collapsed", None): (1.4187212243364, 1.4187756679951, 1.4186296746481, 1.4187427980404, 0.6377332592520275),
+    ("collapsed", 30): (1.2401260704368, 1.4039182046393, 1.4181211303761, 1.3976076105153, 0.2543339980407757),
+    ("few means, mixed", None): (
+        -0.8304624311068,
+        -0.8692436051336,
+        -1.1138643946785,
+        -1.0437644753998,
+        0.6377332592520275,
+    ),
+    ("half 1e-6, half 1", 30): (
+        -0.9723077010897,
+        -1.9808354718449,
+        -3.2189875083384,
+        -2.9209180703291,
+        0.2543339980407757,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "n_samples"), GOLDEN)
+def test_entropies_and_draws_stay_what_they_were(name, n_samples, grid_only):
+    mean, log_var = (torch.tensor(x[:, None]) for x in HARD[name])
+    generator = torch.Generator().manual_seed(0)
+    bootstrap = 0 if n_samples is None else 2
+    result = mig.mutual_information_gap(mean, log_var, SIZES, None, n_samples, None, generator, n_bootstrap=bootstrap)
+    found = [*result.entropy.tolist(), *result.conditional_entropy[:, 0].tolist()]
+    found.append(float(torch.rand(1, dtype=torch.float64, generator=generator)))
+    np.testing.assert_allclose(found, GOLDEN[name, n_samples], atol=1e-9)
+
+
+def test_the_path_of_a_gpu_gives_what_the_cpu_gives(grid_only, monkeypatch):
+    mean, log_var = (np.stack([values[i] for values in HARD.values()], 1) for i in (0, 1))
+    cpu = gap(mean, log_var)
+    monkeypatch.setattr(mig, "_in_blocks", lambda device: False)
+    gpu = gap(mean, log_var)
+    np.testing.assert_allclose(gpu.entropy, cpu.entropy, atol=1e-7)
+    np.testing.assert_allclose(gpu.conditional_entropy, cpu.conditional_entropy, atol=1e-7)
+    np.testing.assert_allclose(gpu.entropy_error, cpu.entropy_error, atol=1e-6)
+
+
+def test_deposits_of_a_gpu_do_not_depend_on_their_order(gpu_path):
+    generator = torch.Generator().manual_seed(0)
+    at = torch.randint(3, (10_000,), generator=generator)
+    first, second = torch.rand(2, 10_000, dtype=torch.complex128, generator=generator)
+    sums = torch.zeros(2, 4, dtype=torch.complex128)
+    order = torch.randperm(10_000, generator=generator)
+    mig._deposit(sums[0], at, first, second)
+    mig._deposit(sums[1], at[order], first[order], second[order])
+    assert torch.equal(sums[0], sums[1])
+    exact = [complex(first[at == i].sum() + second[at == i - 1].sum()) for i in range(4)]
+    np.testing.assert_allclose(sums[0], exact, rtol=1e-12)
 
 
 def test_error_bounds_of_gaps_hold(monkeypatch):
@@ -384,6 +448,75 @@ def test_a_gpu_gives_what_the_cpu_gives(grid_only):
     assert gpu.entropy.device.type == "cpu"
     np.testing.assert_allclose(gpu.entropy, cpu.entropy, atol=1e-6)
     np.testing.assert_allclose(gpu.conditional_entropy, cpu.conditional_entropy, atol=1e-6)
+    again = gap(torch.tensor(mean, device="cuda"), torch.tensor(log_var, device="cuda"))
+    assert torch.equal(again.entropy, gpu.entropy) and torch.equal(again.conditional_entropy, gpu.conditional_entropy)
+    mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents())
+    cpu, gpu = (information(mean.to(d), log_var.to(d), [[[0, 3], [1, 2]]], n_draws=20) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(gpu.mutual_information, cpu.mutual_information, atol=1e-4)
+
+
+# --- factors that are not scored, subsamples --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_samples", [None, 30])
+def test_unscored_factors_are_measured_and_change_nothing(n_samples, grid_only):
+    mean, log_var = (
+        np.stack([HARD[name][i] for name in ("trained", "collapsed", "few means, narrow")], 1) for i in (0, 1)
+    )
+    results, states = [], []
+    for unscored in ((), (2, 1)):
+        generator = torch.Generator().manual_seed(0)
+        arguments = (torch.tensor(mean), torch.tensor(log_var), SIZES, (0,), n_samples, None, generator)
+        results.append(mig.mutual_information_gap(*arguments, n_bootstrap=2, unscored=unscored))
+        states.append(generator.get_state())
+    without, result = results
+    assert torch.equal(*states)
+    for name in ("entropy", "conditional_entropy", "entropy_error", "mutual_information", "bootstrap_scores"):
+        assert torch.equal(getattr(without, name), getattr(result, name))
+    assert without.unscored == () and without.unscored_mutual_information.shape == (0, 3)
+    assert result.unscored == (2, 1)
+    every = gap(mean, log_var, factors=(2, 1))
+    deviation = (result.unscored_mutual_information - every.mutual_information).abs()
+    error = (
+        1e-4
+        if n_samples is None
+        else 4 * gap(mean, log_var, n_samples=30, factors=(2, 1)).mutual_information_standard_error
+    )
+    assert (deviation <= error).all()
+
+
+def test_unscored_information_is_the_double_sums():
+    mean, log_var = two_latents(480)
+    result = gap(mean, log_var, (4, 10, 12), factors=(1,), unscored=(2, 0))
+    noise = draws(480, 2, 0)
+    for j in range(2):
+        column = (mean.T[j : j + 1].numpy(), log_var.T[j : j + 1].numpy(), noise[j : j + 1], (4, 10, 12))
+        for row, f in enumerate((2, 0)):
+            wanted = max(0.0, slow_entropies(*column) - slow_entropies(*column, f))
+            assert float(result.unscored_mutual_information[row, j]) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_a_subsample_leaves_the_rest_alone():
+    mean, log_var = two_latents(480)
+    generators = [torch.Generator().manual_seed(3) for _ in range(3)]
+    without, some, every = (
+        mig.mutual_information_gap(mean, log_var, (40, 12), generator=g, subsample=count)
+        for g, count in zip(generators, (None, 100, 480), strict=True)
+    )
+    assert without.subsampled_score is None
+    assert without.score == some.score == every.score
+    assert every.subsampled_score == pytest.approx(every.score, abs=1e-12)
+    assert some.subsampled_score != some.score
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    again = gap(mean, log_var, (40, 12), seed=3, subsample=100)
+    assert again.subsampled_score == some.subsampled_score
+
+
+def test_a_subsampled_score_is_that_of_fewer_samples():
+    mean, log_var = two_latents(480)
+    subsampled = [gap(mean, log_var, (4, 10, 12), seed=s, subsample=30).subsampled_score for s in range(200)]
+    drawn = [gap(mean, log_var, (4, 10, 12), seed=s, n_samples=30).score for s in range(200, 400)]
+    assert ks_2samp(subsampled, drawn).pvalue > 1e-3
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
@@ -445,6 +578,145 @@ def test_long_joint_sums_are_announced(monkeypatch):
     mean, log_var = two_latents(480)
     with pytest.warns(UserWarning, match="groups: 1 joint entropies over N = 480"):
         gap(mean, log_var, (40, 12), groups=[(0, 1)])
+
+
+# --- subspaces --------------------------------------------------------------------------------------------------------
+
+
+def information(mean, log_var, groupings, sizes=SIZES, seed=0, **kwargs) -> mig.SubspaceInformation:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = (torch.as_tensor(mean), torch.as_tensor(log_var))
+    return mig.subspace_information(*tensors, groupings, sizes, generator=generator, **kwargs)
+
+
+def slow_information(mean, log_var, groups, sizes, seed, n_draws) -> np.ndarray:
+    """(n_draws, F, S) differences of log densities, for the draws that the estimator makes from this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randperm(len(mean), generator=generator)[:n_draws].numpy()
+    noise = torch.randn(n_draws, mean.shape[1], dtype=torch.float64, generator=generator).numpy()
+    value = np.unravel_index(np.arange(len(mean)), sizes)
+    out = np.empty((n_draws, len(sizes), len(groups)))
+    for i, (image, e) in enumerate(zip(images, noise, strict=True)):
+        z = mean[image] + np.exp(0.5 * log_var[image]) * e
+        density = -0.5 * (z - mean) ** 2 * np.exp(-log_var) - 0.5 * log_var
+        for s, group in enumerate(groups):
+            joint = density[:, group].sum(1)
+            for f in range(len(sizes)):
+                inside = value[f] == value[f][image]
+                out[i, f, s] = logsumexp(joint[inside]) - np.log(inside.sum()) - logsumexp(joint) + np.log(len(mean))
+    return out
+
+
+def five_latents(n: int = N, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    value = np.arange(n)[:, None] % 12
+    mean = np.sin(value * [0.5, 0.3, 0.0, 1.0, 2.0]) + 0.5 * rng.standard_normal((n, 5))
+    return mean, 2 * np.log(rng.uniform(0.1, 0.5, (n, 5)))
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("sizes", [SIZES, (N,), (4, 1, 144)])
+def test_subspace_information_is_the_double_sums(sizes, single, monkeypatch):
+    mean, log_var = (x.astype(np.float32) for x in five_latents())
+    groupings = [[[0, 3], [1, 2, 4]], [[4], [0, 1]]]
+    wanted = [slow_information(mean.astype(float), log_var.astype(float), g, sizes, 0, 40) for g in groupings]
+    kept = [f for f, size in enumerate(sizes) if size > 1]
+    for boxes in (None, 20 * 14, 1):
+        if boxes is not None:
+            monkeypatch.setattr(mig, "_BOX", boxes)
+        cast = np.float32 if single else np.float64
+        result = information(mean.astype(cast), log_var.astype(cast), groupings, sizes, n_draws=40)
+        assert result.factors == tuple(kept) and result.n_draws == 40
+        for g, differences in enumerate(wanted):
+            tolerance = 1e-5 if single else 1e-10
+            np.testing.assert_allclose(result.mutual_information[g], differences.mean(0)[kept], atol=tolerance)
+            error = differences.std(0, ddof=1)[kept] / 40**0.5
+            np.testing.assert_allclose(result.standard_error[g], error, atol=tolerance)
+
+
+def test_subspace_information_on_the_path_of_a_gpu_and_by_threads(monkeypatch):
+    sizes = (8, 40, 32)
+    mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents(math.prod(sizes)))
+    groupings = [[[0, 3], [1, 2, 4]]]
+    cpu = information(mean, log_var, groupings, sizes, n_draws=5)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(before, 2))
+        other = information(mean, log_var, groupings, sizes, n_draws=5)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(cpu.mutual_information, other.mutual_information)
+    monkeypatch.setattr(mig, "_in_blocks", lambda device: False)
+    gpu = information(mean, log_var, groupings, sizes, n_draws=5)
+    np.testing.assert_allclose(gpu.mutual_information, cpu.mutual_information, atol=1e-5)
+
+
+def test_a_factor_that_lives_in_one_subspace():
+    angle = 2 * np.pi * np.unravel_index(np.arange(N), SIZES)[1] / 16
+    other = np.unravel_index(np.arange(N), SIZES)[2]
+    mean = np.stack([np.cos(angle), np.sin(angle), 0 * angle, 0.5 * other], 1)
+    log_var = np.tile([-12.0, -12.0, 0.0, 0.0], (N, 1))
+    for dtype in (torch.float32, torch.float64):
+        tensors = (torch.tensor(x, dtype=dtype) for x in (mean, log_var))
+        result = information(*tensors, [[[0, 1], [2, 3]]], n_draws=50)
+        found, error = result.mutual_information[0], result.standard_error[0]
+        np.testing.assert_allclose(found[:, 0], [0, math.log(16), 0], atol=1e-5)
+        np.testing.assert_allclose(found[:2, 1], 0, atol=1e-5)  # slices of other factors are the whole mixture
+        assert 5 * float(error[2, 1]) < float(found[2, 1]) < math.log(12)
+
+
+def test_independent_latents_know_nothing():
+    sizes = (4, 5000)
+    rng = np.random.default_rng(0)
+    mean = rng.standard_normal((20_000, 4))
+    result = information(mean, np.zeros((20_000, 4)), [[[0, 1], [2, 3]]], sizes, n_draws=100)
+    assert (result.mutual_information[0, 0].abs() < 4 * result.standard_error[0, 0]).all()
+    assert (result.standard_error[0, 0] < 0.01).all()
+
+
+def test_groups_of_one_latent_have_its_information():
+    mean, log_var = five_latents()
+    result = information(mean, log_var, [[[j] for j in range(5)]], seed=1, n_draws=N)
+    single = gap(mean, log_var)
+    error = torch.hypot(result.standard_error[0], single.mutual_information_standard_error)
+    unclamped = single.entropy - single.conditional_entropy
+    assert ((result.mutual_information[0] - unclamped).abs() < 4 * error).all()
+
+
+def test_subspace_standard_errors_are_the_scatter_of_generators():
+    mean, log_var = five_latents()
+    runs = [information(mean, log_var, [[[0, 3], [1, 2, 4]]], seed=s, n_draws=25) for s in range(400)]
+    scatter = torch.stack([r.mutual_information for r in runs]).std(0)
+    reported = torch.stack([r.standard_error for r in runs]).square().mean(0).sqrt()
+    np.testing.assert_allclose(scatter / reported, 1.0, atol=0.15)  # the scatter of 400 is known to 3.5 %
+
+
+def test_the_order_of_groupings_does_not_matter():
+    mean, log_var = five_latents()
+    groupings = mig.random_groupings((2, 3), 4, torch.Generator().manual_seed(0))
+    a = information(mean, log_var, groupings, n_draws=20)
+    b = information(mean, log_var, [grouping[::-1] for grouping in groupings[::-1]], n_draws=20)
+    assert a.mutual_information.shape == a.standard_error.shape == (4, 3, 2)
+    np.testing.assert_allclose(b.mutual_information.flip(0, 2), a.mutual_information, atol=1e-12)
+
+
+def test_densities_out_of_all_proportion_stay_finite():
+    mean, log_var = (np.stack([values[i] for values in HARD.values()], 1) for i in (0, 1))
+    for dtype, limit in ((torch.float32, 99), (torch.float32, 500), (torch.float64, 500)):
+        tensors = (torch.tensor(x, dtype=dtype) for x in (mean.clip(-1e30, 1e30), log_var.clip(-limit, limit)))
+        result = information(*tensors, [[list(range(5)), list(range(5, 10)), list(range(10, len(HARD)))]], n_draws=50)
+        assert result.mutual_information.isfinite().all() and result.standard_error.isfinite().all()
+
+
+def test_random_groupings():
+    groupings = mig.random_groupings((4, 3, 1), 300, torch.Generator().manual_seed(0))
+    assert len(groupings) == 300
+    for grouping in groupings:
+        assert [len(group) for group in grouping] == [4, 3, 1]
+        assert sorted(j for group in grouping for j in group) == list(range(8))
+    share = np.mean([grouping[0].count(5) for grouping in groupings])
+    assert share == pytest.approx(0.5, abs=4 * 0.5 / 300**0.5)
+    assert groupings == mig.random_groupings((4, 3, 1), 300, torch.Generator().manual_seed(0))
 
 
 # --- the binned variant, active units --------------------------------------------------------------------------------
@@ -517,6 +789,7 @@ GOOD = torch.zeros(12, 3)
         ({"groups": [(0,), ()]}, ValueError, "groups must hold at least one group and no empty one"),
         ({"n_bootstrap": -1}, ValueError, "n_bootstrap must be 0 or more, got -1"),
         ({"checked_points": 0}, ValueError, "checked_points must be 1 or more, got 0"),
+        ({"unscored": (2,)}, ValueError, "factors must be indices from 0 to 1, got 2"),
     ],
 )
 def test_bad_input_is_refused(change, error, message):
@@ -532,6 +805,11 @@ def test_bad_input_to_the_others_is_refused():
         mig.mutual_information_gap_binned(GOOD, (3, 4), bins=1)
     with pytest.raises(ValueError, match="mean has 12 rows"):
         mig.mutual_information_gap_binned(GOOD, (3, 5))
+    for n_draws in (1, 13):
+        with pytest.raises(ValueError, match="n_draws must be 2 to N = 12"):
+            mig.subspace_information(GOOD, GOOD, [[[0], [1]]], (3, 4), n_draws=n_draws)
+    with pytest.raises(ValueError, match=r"groupings must have one number of groups, got \[1, 3\]"):
+        mig.subspace_information(GOOD, GOOD, [[[0]], [[0], [1], [2]]], (3, 4), n_draws=2)
     for threshold in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="threshold must be a finite number"):
             mig.active_units(GOOD, threshold)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from isa import objectives
 from isa.lpnested import isa_prior
@@ -211,11 +212,8 @@ def test_known_bias_of_weighted_sampling(separation, bias):
 # The sum over the batch
 
 
-@pytest.fixture(params=[2**19, 60], ids=["one-block", "many-blocks"])
-def block(request, monkeypatch):
-    """Run the sums in one block, and in blocks of a few rows that do not divide the batch."""
-    monkeypatch.setattr(objectives, "_EAGER_BLOCK", request.param)
-
+BATCHES = [23, 602]
+"""Batch sizes: one block of samples, and several of which the last is not full."""
 
 HARD = {
     "ordinary": lambda b, d: batch(b, d),
@@ -230,8 +228,9 @@ HARD = {
 @pytest.mark.parametrize("case", HARD)
 @pytest.mark.parametrize("sampling", ["weighted", "stratified"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_aggregate_log_densities_against_the_full_table(case, sampling, dtype, block):
-    b, d, n = 23, 4, 500
+@pytest.mark.parametrize("b", BATCHES)
+def test_aggregate_log_densities_against_the_full_table(case, sampling, dtype, b):
+    d, n = 4, 5000
     inputs = [v.to(dtype) for v in HARD[case](b, d)]
     weights = objectives.sampling_weights(b, n, sampling).matrix(b)
     # The reference is double precision on the same, possibly rounded, inputs.
@@ -246,98 +245,100 @@ def test_aggregate_log_densities_against_the_full_table(case, sampling, dtype, b
     torch.testing.assert_close(mean.marginals.double(), expected[1].mean(0), **tolerance)
 
 
-@given(
-    b=st.integers(2, 12),
-    d=st.integers(1, 5),
-    block_size=st.integers(1, 300),
-    seed=st.integers(0, 10**6),
-    sampling=st.sampled_from(["weighted", "stratified"]),
-)
-@settings(deadline=None, max_examples=40)
-def test_gradients_against_autograd_through_the_full_table(b, d, block_size, seed, sampling):
+def check_gradients(b, d, seed, sampling):
     inputs = [v.requires_grad_() for v in batch(b, d, seed=seed)]
     n = b + 5
     joint, marginals = exact(*inputs, objectives.sampling_weights(b, n, sampling).matrix(b))
     of_joint, of_marginals = draw(b, seed=seed + 3), draw(b, d, seed=seed + 4)
-    expected = torch.autograd.grad(
-        (joint * of_joint).sum() + (marginals * of_marginals).sum(), inputs, retain_graph=True
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objectives, "_EAGER_BLOCK", block_size)
-        estimate = objectives.aggregate_log_densities(*inputs, n, sampling)
-        loss = (estimate.joint * of_joint).sum() + (estimate.marginals * of_marginals).sum()
-        for result, value in zip(torch.autograd.grad(loss, inputs), expected, strict=True):
-            torch.testing.assert_close(result, value, rtol=1e-9, atol=1e-11)
-        expected = torch.autograd.grad(joint.mean() + (marginals.mean(0) * of_marginals[0]).sum(), inputs)
-        estimate = objectives.mean_aggregate_log_densities(*inputs, n, sampling)
-        loss = estimate.joint + (estimate.marginals * of_marginals[0]).sum()
-        for result, value in zip(torch.autograd.grad(loss, inputs), expected, strict=True):
-            torch.testing.assert_close(result, value, rtol=1e-9, atol=1e-11)
+    estimate = objectives.aggregate_log_densities(*inputs, n, sampling)
+    means = objectives.mean_aggregate_log_densities(*inputs, n, sampling)
+    correlation = objectives.total_correlation(*inputs, n, sampling)
+    for result, value in (
+        (
+            (estimate.joint * of_joint).sum() + (estimate.marginals * of_marginals).sum(),
+            (joint * of_joint).sum() + (marginals * of_marginals).sum(),
+        ),
+        (
+            means.joint + (means.marginals * of_marginals[0]).sum(),
+            joint.mean() + (marginals.mean(0) * of_marginals[0]).sum(),
+        ),
+        (3 * correlation, 3 * (joint - marginals.sum(-1)).mean()),
+    ):
+        torch.testing.assert_close(result, value)
+        results, values = (torch.autograd.grad(loss, inputs, retain_graph=True) for loss in (result, value))
+        torch.testing.assert_close(results, values, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("function", [objectives.aggregate_log_densities, objectives.mean_aggregate_log_densities])
+@given(
+    b=st.integers(2, 12),
+    d=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+    sampling=st.sampled_from(["weighted", "stratified"]),
+)
+@settings(deadline=None, max_examples=40)
+def test_gradients_against_autograd_through_the_full_table(b, d, seed, sampling):
+    check_gradients(b, d, seed, sampling)
+
+
 @pytest.mark.parametrize("sampling", ["weighted", "stratified"])
-def test_gradients_by_finite_differences(function, sampling, block):
+def test_gradients_of_several_blocks(sampling):
+    check_gradients(602, 4, 1, sampling)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [objectives.aggregate_log_densities, objectives.mean_aggregate_log_densities, objectives.total_correlation],
+)
+@pytest.mark.parametrize("sampling", ["weighted", "stratified"])
+def test_gradients_by_finite_differences(function, sampling):
     inputs = [v.requires_grad_() for v in batch(7, 3, seed=8)]
-    assert torch.autograd.gradcheck(lambda *v: tuple(function(*v, 30, sampling)), inputs, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda *v: function(*v, 30, sampling), inputs, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", HARD)
-@pytest.mark.parametrize("part", ["joint", "marginals"])
-def test_single_precision_gradients(case, part, block):
-    n = 500
-    inputs = [v.float() for v in HARD[case](23, 4)]
-    single = [v.clone().requires_grad_() for v in inputs]
-    double = [v.double().requires_grad_() for v in inputs]
-    full = objectives.AggregateLogDensities(
-        *exact(*double, objectives.sampling_weights(23, n, "stratified").matrix(23))
-    )
-    expected = torch.autograd.grad(getattr(full, part).sum() / 23, double)
-    estimate = objectives.mean_aggregate_log_densities(*single, n, "stratified")
-    for result, value in zip(torch.autograd.grad(getattr(estimate, part).sum(), single), expected, strict=True):
-        assert (result.double() - value).abs().max() <= 1e-5 * max(1.0, value.abs().max().item())
+@pytest.mark.parametrize("b", BATCHES)
+def test_single_precision_gradients(case, b):
+    n = 5000
+    single = [v.float().requires_grad_() for v in HARD[case](b, 4)]
+    double = [v.detach().double().requires_grad_() for v in single]
+    joint, marginals = exact(*double, objectives.sampling_weights(b, n, "stratified").matrix(b))
+    of_joint, of_product = (torch.autograd.grad(v.sum() / b, double, retain_graph=True) for v in (joint, marginals))
+    means = objectives.mean_aggregate_log_densities(*single, n, "stratified")
+    correlation = objectives.total_correlation(*single, n, "stratified")
+    for estimate, parts in (
+        (means.joint, [of_joint]),
+        (means.marginals.sum(), [of_product]),
+        (correlation, [of_joint, [-v for v in of_product]]),
+    ):
+        results = torch.autograd.grad(estimate, single, retain_graph=True)
+        for result, *values in zip(results, *parts, strict=True):
+            scale = max(1.0, *(v.abs().max().item() for v in values))  # of the parts, which may cancel
+            assert (result.double() - sum(values)).abs().max() <= 1e-5 * scale
 
 
-def test_no_gradients_are_formed_for_nothing(monkeypatch):
+def test_without_gradients_none_is_formed():
     inputs = batch(6, 2)
-    expected = objectives.total_correlation(*inputs, 50)
-    monkeypatch.setattr(objectives, "_gradients_block", None)
-    assert torch.equal(objectives.total_correlation(*inputs, 50), expected)
+    with_gradient = objectives.total_correlation(*(v.clone().requires_grad_() for v in inputs), 50)
+    torch.testing.assert_close(objectives.total_correlation(*inputs, 50), with_gradient.detach())
     with torch.no_grad():
-        assert torch.equal(objectives.total_correlation(*(v.requires_grad_() for v in inputs), 50), expected)
+        assert not objectives.total_correlation(*(v.requires_grad_() for v in inputs), 50).requires_grad
+    joint, marginals, gradient = torch.ops.isa.total_correlation(*(v.detach() for v in inputs), 0.1, 0.2, False)
+    assert (joint.shape, marginals.shape, gradient.numel()) == ((), (2,), 0)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Note the storage, in elements, of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for leaf in torch.utils._pytree.tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.elements = max(self.elements, leaf.untyped_storage().nbytes() // leaf.element_size())
-        return result
-
-
-def test_nothing_of_batch_by_batch_by_latents_is_ever_held(monkeypatch):
-    b, d = 96, 16
-    monkeypatch.setattr(objectives, "_EAGER_BLOCK", 4 * b * d)
-    z, mean, log_var = batch(b, d)
-    ones = torch.ones_like(z)
-    with LargestTensor() as forward:
-        objectives._aggregate(z, mean, log_var, 0.5, 0.5)
-    with LargestTensor() as backward:
-        objectives._aggregate(z, mean, log_var, 0.5, 0.5, ones[:, 0], ones)
-    assert 4 * b * d <= forward.elements <= 6 * b * d
-    assert 4 * b * d <= backward.elements <= 6 * b * d
-
+def test_memory_does_not_grow_as_batch_by_batch_by_latents():
+    b, d = 500, 30
+    inputs = [v.requires_grad_() for v in batch(b, d)]
     saved = []
-    inputs = [v.requires_grad_() for v in (z, mean, log_var)]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        objectives.total_correlation(*inputs, 1000)
-        objectives.aggregate_log_densities(*inputs, 1000)
-    assert max(saved) <= 6 * b * d
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t),
+    ):
+        joint, marginals = objectives.aggregate_log_densities(*inputs, 1000)
+        (joint.sum() - marginals.sum() + objectives.total_correlation(*inputs, 1000)).backward()
+    largest = max(event.self_cpu_memory_usage for event in profile.events()) // 8
+    assert b * b < largest < b * b * d / 10
+    assert max(saved) <= 3 * b * d
 
 
 # Several models, compilation
@@ -347,47 +348,45 @@ def test_stacked_models_equal_each_alone():
     inputs = batch(2, 3, 11, 4)
     together = objectives.aggregate_log_densities(*inputs, 100)
     means = objectives.mean_aggregate_log_densities(*inputs, 100)
-    assert together.joint.shape == (2, 3, 11) and means.marginals.shape == (2, 3, 4)
+    correlation = objectives.total_correlation(*inputs, 100)
+    assert together.joint.shape == (2, 3, 11) and means.marginals.shape == (2, 3, 4) and correlation.shape == (2, 3)
     for i, j in itertools.product(range(2), range(3)):
         alone = objectives.aggregate_log_densities(*(v[i, j] for v in inputs), 100)
         assert torch.equal(together.joint[i, j], alone.joint)
         assert torch.equal(together.marginals[i, j], alone.marginals)
         torch.testing.assert_close(means.joint[i, j], alone.joint.mean())
         torch.testing.assert_close(means.marginals[i, j], alone.marginals.mean(0))
+        assert torch.equal(correlation[i, j], objectives.total_correlation(*(v[i, j] for v in inputs), 100))
 
 
-@pytest.mark.parametrize("ill", [math.nan, math.inf, 1e200])
-def test_a_model_that_has_diverged_spoils_no_other(ill, block):
-    """Values and gradients, as computed on a processor and, all models at once, on an accelerator."""
-    well = batch(3, 11, 4)
-    spoilt = [v.clone() for v in well]
-    for v in spoilt:
-        v[1] = ill
-    ones = torch.ones_like(well[0])
-    for function in (objectives._aggregate, objectives._aggregate_stacked):
-        weights = (ones[..., 0], ones)
-        upstream = (weights,) if function is objectives._aggregate_stacked else weights
-        for result, value in zip(
-            function(*spoilt, 0.1, 0.3, *upstream), function(*well, 0.1, 0.3, *upstream), strict=True
-        ):
-            torch.testing.assert_close(result[[0, 2]], value[[0, 2]], rtol=1e-12, atol=1e-12)
-            assert not torch.equal(result[1], value[1])
-
-
-def test_accelerators_stacked_sums_equal_the_processors():
+@pytest.mark.parametrize("diverged", [math.nan, math.inf, 1e200])
+def test_a_model_that_has_diverged_spoils_no_other(diverged):
     inputs = batch(3, 11, 4)
-    weights = draw(3, 11), draw(3, 11, 4, seed=1)
-    stacked = objectives._aggregate_stacked(*inputs, 0.1, 0.3, weights)
-    for result, value in zip(stacked, objectives._aggregate(*inputs, 0.1, 0.3, *weights), strict=True):
-        torch.testing.assert_close(result, value)
+    spoilt = [v.clone() for v in inputs]
+    for v in spoilt:
+        v[1] = diverged
+    for result, value in zip(
+        torch.ops.isa.total_correlation(*spoilt, 0.1, 0.3, True),
+        torch.ops.isa.total_correlation(*inputs, 0.1, 0.3, True),
+        strict=True,
+    ):
+        assert torch.equal(result[[0, 2]], value[[0, 2]])
+        assert not torch.equal(result[1], value[1])
 
 
-@pytest.mark.parametrize("function", [objectives.aggregate_log_densities, objectives.mean_aggregate_log_densities])
-def test_mapped_gradients_equal_each_alone(function):
-    def loss(*inputs):
-        joint, marginals = function(*inputs, 100, "stratified")
-        return (joint.square()).sum() - marginals.sum()
+def densities_loss(*inputs):
+    joint, marginals = objectives.aggregate_log_densities(*inputs, 100, "stratified")
+    return joint.square().sum() - marginals.sum()
 
+
+def tcvae_loss(z, mean, log_var):
+    fit = z.square().sum(-1)
+    prior = objectives.standard_normal(4, dtype=z.dtype)
+    return objectives.beta_tcvae(fit, z, mean, log_var, prior, 4.0, dataset_size=100, sampling="stratified").loss
+
+
+@pytest.mark.parametrize("loss", [densities_loss, tcvae_loss])
+def test_mapped_gradients_equal_each_alone(loss):
     inputs = batch(3, 11, 4)
     mapped = torch.func.vmap(torch.func.grad(loss, (0, 1, 2)))(*inputs)
     shared = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None, None))(inputs[0], inputs[1][0], inputs[2][0])
@@ -403,17 +402,13 @@ def test_operators_declare_what_they_return(with_gradients):
     inputs = [v.requires_grad_(False) for v in batch(2, 5, 3)]
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.isa.log_densities, (*inputs, 0.1, 0.2), test_utils=tests)
-    torch.library.opcheck(torch.ops.isa.mean_log_densities, (*inputs, 0.1, 0.2, with_gradients), test_utils=tests)
+    torch.library.opcheck(torch.ops.isa.total_correlation, (*inputs, 0.1, 0.2, with_gradients), test_utils=tests)
     upstream = draw(2, 5), draw(2, 5, 3)
     torch.library.opcheck(torch.ops.isa.log_densities_gradient, (*inputs, *upstream, 0.1, 0.2), test_utils=tests)
 
 
-@pytest.mark.parametrize("function", [objectives.aggregate_log_densities, objectives.mean_aggregate_log_densities])
-def test_a_compiled_step_takes_the_sum_as_one_node(function):
-    def loss(*inputs):
-        joint, marginals = function(*inputs, 100)
-        return joint.square().sum() - marginals.sum()
-
+@pytest.mark.parametrize("loss", [densities_loss, tcvae_loss])
+def test_a_compiled_step_takes_the_sum_as_one_node(loss):
     inputs = [v.requires_grad_() for v in batch(11, 4)]
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     results = torch.autograd.grad(compiled(*inputs), inputs)
@@ -423,52 +418,51 @@ def test_a_compiled_step_takes_the_sum_as_one_node(function):
 
 def test_a_compiled_step_over_mapped_models():
     inputs = batch(3, 11, 4)
-    step = torch.func.vmap(torch.func.grad(lambda *v: objectives.total_correlation(*v, 100), (0, 1, 2)))
+    step = torch.func.vmap(torch.func.grad(tcvae_loss, (0, 1, 2)))
     for result, value in zip(
         torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs), step(*inputs), strict=True
     ):
         torch.testing.assert_close(result, value)
 
 
-@pytest.fixture
-def fresh_blocks(monkeypatch):
-    """Compile every call's blocks, and forget afterwards that they were compiled."""
-    monkeypatch.setattr(objectives, "_COMPILE_FROM", 0)
-    monkeypatch.setattr(objectives, "_CPU_BLOCK", 100)
-    monkeypatch.setattr(objectives, "_log_densities_block", objectives._Block(objectives._block_log_densities))
-    monkeypatch.setattr(objectives, "_gradients_block", objectives._Block(objectives._block_with_gradients))
+LARGE = (1100, 7)
+"""A batch and a number of latents from which the sums are compiled."""
 
 
-def test_compiled_blocks_equal_plain_ones(fresh_blocks, monkeypatch):
-    inputs = [v.requires_grad_() for v in batch(11, 4, dtype=torch.float32)]
-    compiled = objectives.total_correlation(*inputs, 100)
-    gradients = torch.autograd.grad(compiled, inputs)
-    if not objectives._gradients_block.compiles:
-        pytest.skip("nothing can be compiled here")
-    monkeypatch.setattr(objectives._gradients_block, "compiles", False)
-    plain = objectives.total_correlation(*inputs, 100)
-    torch.testing.assert_close(compiled, plain)
-    for result, value in zip(gradients, torch.autograd.grad(plain, inputs), strict=True):
-        torch.testing.assert_close(result, value)
+@pytest.mark.parametrize("sampling", ["weighted", "stratified"])
+def test_large_batches_in_single_precision(sampling):
+    inputs = [v.requires_grad_() for v in batch(*LARGE, dtype=torch.float32, spread=3.0)]
+    double = [v.detach().double().requires_grad_() for v in inputs]
+    joint, marginals = exact(*double, objectives.sampling_weights(LARGE[0], 5000, sampling).matrix(LARGE[0]))
+    result, value = objectives.total_correlation(*inputs, 5000, sampling), (joint - marginals.sum(-1)).mean()
+    assert result.item() == pytest.approx(value.item(), abs=2e-5)
+    for gradient, expected in zip(torch.autograd.grad(result, inputs), torch.autograd.grad(value, double), strict=True):
+        assert (gradient - expected).abs().max() <= 3e-6 * expected.abs().max()
 
 
-def test_without_a_compiler_blocks_run_as_they_are(fresh_blocks, monkeypatch, caplog):
-    inputs = batch(11, 4)
-    calls = []
+WITHOUT_COMPILER = """
+import logging, sys, torch
+from isa import objectives
+logging.basicConfig(format="%(message)s")
+inputs = torch.load(sys.argv[1])
+torch.save([objectives.total_correlation(*inputs, 5000) for _ in range(2)], sys.argv[1])
+"""
 
-    def refuse(function, **options):
-        calls.append(function)
-        raise RuntimeError("no compiler found")
 
-    monkeypatch.setattr(torch, "compile", refuse)
-    with caplog.at_level(logging.WARNING, logger="isa.objectives"):
-        first, second = (objectives.aggregate_log_densities(*inputs, 100).joint for _ in range(2))
+def test_large_batches_without_a_compiler(tmp_path):
+    inputs = batch(*LARGE, dtype=torch.float32)
+    torch.save(inputs, tmp_path / "tensors.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path / "tensors.pt")],
+        env={**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the aggregate posterior runs uncompiled:") == 1
+    first, second = torch.load(tmp_path / "tensors.pt")
     assert torch.equal(first, second)
-    torch.testing.assert_close(first, exact(*inputs, torch.full((11, 11), 1 / 1100))[0])
-    assert len(calls) == 1
-    assert [record.getMessage() for record in caplog.records] == [
-        "the aggregate posterior runs uncompiled: no compiler found"
-    ]
+    torch.testing.assert_close(first, objectives.total_correlation(*inputs, 5000))
 
 
 # The decomposition
@@ -702,6 +696,22 @@ def test_a_weight_for_each_of_several_models(name):
         alone = objective_of(name, logits[i])(fit[i], z[i], mean[i], log_var[i], prior, beta[i].item())
         for result, value in zip(together, alone, strict=True):
             torch.testing.assert_close(result[i], value)
+
+
+@pytest.mark.parametrize("sampling", ["weighted", "stratified"])
+def test_the_gradient_of_beta_tcvae_is_that_of_eq_3(sampling):
+    inputs = [v.requires_grad_() for v in (draw(40, seed=9), *batch(40, 4))]
+    prior, weights = PRIORS["ISA"], objectives.sampling_weights(40, 80, sampling)
+
+    def eq_3(fit, z, mean, log_var):
+        joint, marginals = exact(z, mean, log_var, weights.matrix(40))
+        posterior, product = log_density_table(z, mean, log_var).sum(-1).diagonal(), marginals.sum(-1)
+        return (posterior - joint + 4.0 * (joint - product) + product - prior.log_prob(z) - fit).mean()
+
+    terms = objectives.beta_tcvae(*inputs, prior, 4.0, dataset_size=80, sampling=sampling)
+    results, values = (torch.autograd.grad(loss, inputs) for loss in (terms.loss, eq_3(*inputs)))
+    torch.testing.assert_close(results, values, rtol=1e-9, atol=1e-11)
+    assert not (terms.index_code_mi.requires_grad or terms.dimension_wise_kl.requires_grad)
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)

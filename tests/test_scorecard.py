@@ -16,6 +16,7 @@ from scipy import stats
 
 from isa import isa_prior, orientation
 from isa.analysis import Interval, compare, representative
+from isa.run import Run
 from isa.scorecard import (
     MEASURES,
     RULES,
@@ -44,7 +45,6 @@ from isa.scorecard.rules import (
     together,
 )
 from isa.sweep import COLUMNS, Spec, _append
-from isa.training import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = ROOT / "book/claims.yaml"

@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import numpy as np
@@ -22,10 +25,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sweep import DATASET, SPEC, watch_starts, without_times, write_spec
 
-from isa import _files, cli, isa_prior, sweep, training
+from isa import _files, cli, engine, isa_prior, local, packs, results, sweep
+from isa.engine import train
 from isa.latents import Portrait
+from isa.run import Run
 from isa.sweep import COLUMNS, Records, RecordsWarning, Spec, read_records, status
-from isa.training import Run, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +41,17 @@ def spec(tmp_path) -> Spec:
 
 def _sweep(spec: Spec, **options) -> Records:
     return sweep.sweep(spec, **({"device": "cpu", "progress": False} | options))
+
+
+def assert_equal(record: dict, alone: dict) -> None:
+    """Compare what a table holds with what training alone gives, times apart."""
+    for name, value in without_times(alone).items():
+        if isinstance(value, float):
+            assert record[name] == pytest.approx(value, rel=1e-8), name
+        elif isinstance(value, list) and np.asarray(value).dtype.kind == "f":
+            np.testing.assert_allclose(record[name], value, rtol=1e-8, err_msg=name)
+        else:
+            assert record[name] == value, name
 
 
 # --- specifications --------------------------------------------------------------------------------------------------
@@ -71,13 +86,31 @@ def test_a_grid_of_ones_own_keeps_what_is_shared_and_where_it_is_recorded(spec):
     assert [(run.beta, run.steps, run.batch_size) for run in own.runs()] == [(1, 9, 16), (7, 9, 16)]
 
 
+SEEDS = st.integers(0, 30) | st.tuples(st.integers(0, 30), st.integers(0, 5)).map(lambda r: f"{r[0]}-{r[0] + r[1]}")
+
+
+@given(seeds=st.lists(SEEDS, min_size=1, max_size=4))
+def test_seeds_are_a_number_a_range_or_a_list_of_seeds_and_ranges(seeds, tmp_path_factory):
+    named = set()
+    for one in seeds:
+        first, _, last = str(one).partition("-")
+        named |= set(range(int(first), int(last or first) + 1))
+    text = SPEC.replace("seeds: 2", f"seeds: [{', '.join(map(str, seeds))}]")
+    spec = Spec.read(write_spec(tmp_path_factory.mktemp("seeds"), text))
+    assert {run.seed for run in spec.runs(1)} == named and len(spec.runs(1)) == 2 * len(named)
+    assert [run.seed for run in spec.grid(seeds="7-9").runs()] == [7, 8, 9]
+
+
 BAD = {
     "unknown key": ("beta: [1, 4]", "bta: [1, 4]", "tier 1, grid 1: a grid has the unknown key 'bta'; allowed are"),
     "key of the whole": ("title:", "titel:", "a specification has the unknown key 'titel'; allowed are title, every"),
     "empty list": ("beta: [1, 4], seeds: 2", "beta: [], seeds: 2", "tier 1, grid 1: beta is an empty list"),
     "beta": ("beta: [1, 4], seeds: 2", "beta: [1, -1]", "tier 1, grid 1: beta must be .*, got -1"),
     "text for a number": ("steps: 6", "steps: 6, learning_rate: 1e-4", "learning_rate must be a number, got '1e-4'"),
-    "no seeds": ("seeds: 2", "seeds: 0", "seeds must be a number of seeds from 1 to 10,000, got 0"),
+    "no seeds": ("seeds: 2", "seeds: 0", "seeds must be a number of seeds from 1 to 10,000, a range .*, got 0"),
+    "seeds backwards": ("seeds: 2", "seeds: 14-10", "seeds must be .*, a range such as 10-14, or a list .*, got 14-10"),
+    "too many seeds": ("seeds: 2", "seeds: [0-9998, 9999-10000]", "seeds must be a number of seeds from 1 to 10,000"),
+    "seeds of another kind": ("seeds: 2", "seeds: [1, true]", r"seeds must be .*, got \[1, True\]"),
     "seed and seeds": ("seeds: 2", "seeds: 2, seed: 1", "seed and seeds exclude each other"),
     "tier": ("  1:", "  one:", "a tier must have a number from 1 on, got 'one'"),
     "no grids": (
@@ -161,7 +194,7 @@ def test_committed_specifications_and_records_are_whole(path):
     for record in read_records(spec.record):
         assert record["hash"] in named, f"{record['key']} is recorded in {spec.record} and named by nothing"
         assert "-dirty" not in record["commit"], f"{record['key']} was made by code that was not committed"
-        run = Run.from_dict({name: record[name] for name in sweep._RUN_FIELDS if record[name] is not None})
+        run = Run.from_dict({name: record[name] for name in Run.model_fields if record[name] is not None})
         assert record["total_steps"] == run.total_steps and record["reduced"] == run.reduced
 
 
@@ -196,7 +229,7 @@ def test_a_sweep_trains_what_is_missing_and_nothing_twice(spec, monkeypatch):
     records = _sweep(spec, tier=1, report=said.append)
     assert len(records) == records.wanted == 4 and not records.missing
     assert [line.split()[0] for line in said] == [run.key for run in spec.runs(1)]
-    monkeypatch.setattr(training, "train_pack", lambda *a, **k: pytest.fail("a recorded run is trained again"))
+    monkeypatch.setattr(engine, "fit", lambda *a, **k: pytest.fail("a recorded run is trained again"))
     assert _sweep(spec, tier=1).rows == records.rows
     partial = _sweep(spec, budget=0)
     assert partial.rows == records.rows
@@ -206,14 +239,7 @@ def test_a_sweep_trains_what_is_missing_and_nothing_twice(spec, monkeypatch):
 def test_a_record_is_what_training_alone_gives(spec):
     records = _sweep(spec, tier=1)
     for run, record in zip(spec.runs(1), records, strict=True):
-        alone = train(run, dataset=DATASET, device="cpu").record
-        for name, value in without_times(alone).items():
-            if isinstance(value, float):
-                assert record[name] == pytest.approx(value, rel=1e-8), name
-            elif isinstance(value, list) and value and not isinstance(value[0], str):
-                np.testing.assert_allclose(record[name], value, rtol=1e-8, err_msg=name)
-            else:
-                assert record[name] == value, name
+        assert_equal(record, train(run, dataset=DATASET, device="cpu").record)
     with open(spec.record, newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))
     assert lines[0] == list(COLUMNS) and len(lines) == 5
@@ -224,7 +250,7 @@ def test_every_run_leaves_its_portrait_and_its_model_where_that_is_asked_for(spe
     for record in records:
         portrait = Portrait.load(spec.path.parent / "portraits" / f"{record['key']}.npz")
         assert portrait.about["hash"] == record["hash"]
-        run, _, _ = training.load_model(spec.work / "models" / record["key"])
+        run, _, _ = results.load_model(spec.work / "models" / record["key"])
         assert run.hash == record["hash"]
 
 
@@ -354,7 +380,7 @@ def test_a_run_that_diverges_is_recorded_and_spoils_no_other(spec):
     assert [row.diverged for row in status(own)] == [1]
 
 
-# --- resuming, claims, budget ----------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 class _Killed(BaseException):
@@ -367,34 +393,36 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoint(tmp_path, monkeypatch)
     other = tmp_path / "other"
     other.mkdir()
     spec = Spec.read(write_spec(other, text))
-    original = training.train_pack
-    seen = []
+    original, seen = engine.fit, []
 
-    def interrupted(runs, **options):
-        options |= {"checkpoint_every": 10, "checkpoint_seconds": 0}
+    def interrupted(runs, dataset, **options):
+        asked = options.pop("callback")
+        options |= {"checkpoint_every": 20, "checkpoint_seconds": 0}
 
         def callback(step, terms):
+            asked(step, terms)
             seen.append(step)
-            if step >= 25 and len(seen) < 4:
+            if len(seen) == 1:
                 raise _Killed
 
-        return original(runs, **options, callback=callback)
+        return original(runs, dataset, **options, callback=callback)
 
-    monkeypatch.setattr(training, "train_pack", interrupted)
+    monkeypatch.setattr(engine, "fit", interrupted)
     with pytest.raises(_Killed):
         _sweep(spec, tier=1)
-    assert not spec.record.exists()
-    assert list((spec.work / "checkpoints").glob("*.checkpoint.safetensors"))
-    seen += [0] * 4
+    assert not spec.record.exists() and seen == [50]
+    assert [engine.checkpoint_step(spec.work / "checkpoints", run) for run in spec.runs(1)] == [40, 0]
+    assert status(spec)[0].in_progress == 0
+    starts = watch_starts(monkeypatch, "beta")
     rows = _sweep(spec, tier=1).rows
-    assert 20 in seen  # the first look after going on
+    assert sorted(starts) == [(1, 40), (4, 0)]
     assert [without_times(row) for row in rows] == [without_times(row) for row in whole]
     assert not list((spec.work / "checkpoints").iterdir())
 
 
 def test_a_checkpoint_that_cannot_be_read_is_moved_away(spec):
     run = spec.runs()[0]
-    path = training._checkpoint(spec.work / "checkpoints", run)
+    path = engine.checkpoint_path(spec.work / "checkpoints", run)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"torn")
     with pytest.warns(RecordsWarning, match="starts anew"):
@@ -402,17 +430,77 @@ def test_a_checkpoint_that_cannot_be_read_is_moved_away(spec):
     assert [file.name for file in path.parent.iterdir()] == [f"{path.name}.unreadable"]
 
 
-def test_a_longer_run_takes_over_the_checkpoint_of_a_shorter_one(spec, monkeypatch):
-    own = spec.grid(steps=[6, 12], beta=1)
+# --- one training, several records ------------------------------------------------------------------------------------
+
+
+def test_a_shorter_run_is_recorded_on_the_way_of_the_longer(spec, monkeypatch, tmp_path):
+    own = spec.grid(steps=[60, 110], beta=[1, 4])
     starts = watch_starts(monkeypatch, "total_steps")
-    _sweep(own)
-    assert starts == [(6, 0), (12, 6)]
-    assert not list((spec.work / "checkpoints").iterdir())
+    records = _sweep(own)
+    assert starts == [(110, 0), (110, 0)]
+    assert [record["total_steps"] for record in records] == [60, 60, 110, 110]
+    assert [record["total_steps"] for record in read_records(spec.record)] == [60, 110, 60, 110]
+    assert len(list((tmp_path / "portraits").iterdir())) == 4
+    for run, record in zip(own.runs(), records, strict=True):
+        alone = train(run, dataset=DATASET, device="cpu").record
+        assert_equal(record, alone)
+    assert not list(spec.work.glob("checkpoints/*"))
+
+
+def test_runs_of_one_course_in_two_specifications_train_once(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("short", "long")]
+    for folder, steps in zip(folders, ("6", "12"), strict=True):
+        folder.mkdir()
+        write_spec(folder, SPEC.replace("steps: 6", f"steps: {steps}"))
+    specs = [Spec.read(folder / "tiny.yaml") for folder in folders]
+    starts = watch_starts(monkeypatch, "total_steps")
+    found = _sweep(specs, tier=1, pack=4)
+    assert starts == [(12, 0)]
+    assert [len(records) for records in found] == [4, 4]
+    for spec, steps in zip(specs, (6, 12), strict=True):
+        rows = read_records(spec.record)
+        assert [row["total_steps"] for row in rows] == [steps] * 4 and [row["pack_size"] for row in rows] == [4] * 4
+        assert len(list((spec.path.parent / "portraits").iterdir())) == 4
+
+
+def test_a_shorter_run_does_not_wait_for_a_longer_one_of_a_later_tier(tmp_path, monkeypatch):
+    first, second = "{objective: beta-vae, beta: 1}", "{objective: beta-vae, beta: 1, steps: [3, 12]}"
+    path = write_spec(tmp_path, f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{first}], 2: [{second}]}}")
+    spec = Spec.read(path)
+    starts = watch_starts(monkeypatch, "total_steps")
+    assert len(_sweep(spec)) == 3
+    assert starts == [(6, 0), (12, 0)]  # the run of 3 steps, of tier 2, is recorded on the way of the first
+    assert [record["total_steps"] for record in read_records(spec.record)] == [3, 6, 12]
+
+
+def test_a_checkpoint_beyond_the_end_of_a_run_is_left_alone(spec, monkeypatch):
+    short, long = spec.grid(steps=[30, 60], beta=1).runs()
+    folder = spec.work / "checkpoints"
+    options = {"dataset": DATASET, "device": "cpu", "checkpoints": folder, "checkpoint_every": 40}
+    train(long, **options)
+    held = engine.checkpoint_path(folder, long).read_bytes()
+    (record,) = _sweep(spec.grid(steps=30, beta=1))
+    assert_equal(record, train(short, dataset=DATASET, device="cpu").record)
+    assert engine.checkpoint_path(folder, long).read_bytes() == held
+    assert len(_sweep(spec.grid(steps=[20, 60], beta=1))) == 2
+    assert not list(folder.iterdir())
+
+
+def test_runs_that_continue_from_different_steps_are_different_packs(spec, monkeypatch):
+    own = spec.grid(steps=60, beta=[1, 4, 5])
+    folder = spec.work / "checkpoints"
+    train(own.runs()[1], dataset=DATASET, device="cpu", checkpoints=folder, checkpoint_every=40)
+    starts = watch_starts(monkeypatch, "beta")
+    assert len(_sweep(own, pack=3)) == 3
+    assert starts == [(1, 0), (4, 40)]
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_another_sweep_trains_is_left_to_it(spec):
     runs = spec.runs(1)
-    claim = filelock.FileLock(sweep._Claim(spec, runs[1]).path, thread_local=False)
+    claim = filelock.FileLock(packs.Claim(spec, runs[1]).path, thread_local=False)
     Path(claim.lock_file).parent.mkdir(parents=True)
     claim.acquire()
     assert [row.in_progress for row in status(spec)] == [1, 0]
@@ -457,7 +545,173 @@ def test_two_sweeps_share_the_runs_and_a_killed_one_leaves_its_own_to_the_next(s
         assert without_times(record) == without_times(again[record["hash"]])
 
 
-def test_a_budget_starts_nothing_that_would_not_be_done(spec, monkeypatch):
+# --- budget -----------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A card on which training takes no time but that of a clock that can be set: an engine that only counts."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now, self.startup, self.pace, self.fixed, self.measuring = 0.0, 0.0, {}, 0.0, 0.0
+        self.started: list[list[Run]] = []
+        self.ended: list[str] = []
+        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep)
+        for module in (packs, local, sweep):
+            monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(engine, "fit", self.fit)
+        monkeypatch.setattr(results, "measure", self.measure)
+        monkeypatch.setattr(local, "_on_device", lambda dataset, device: dataset)
+        monkeypatch.setattr(local, "_own_stream", lambda device: nullcontext())
+
+    def fit(self, runs, dataset, *, callback, **options):
+        self.started.append(runs)
+        ends = {run.course: run for run in sorted(runs, key=lambda run: run.total_steps)}
+        assert len({run.pack_key for run in ends.values()}) == 1
+        self.now += self.startup
+        for step in range(50, max(run.total_steps for run in runs) + 1, 50):
+            self.now += 50 * (self.fixed + self.pace.get(runs[0].objective, 1e-3) * len(ends))
+            callback(step, {})
+            if ended := [run for run in runs if run.total_steps == step]:
+                yield SimpleNamespace(runs=ended, pack=list(ends.values()))
+
+    def measure(self, trained, dataset, **options) -> list[SimpleNamespace]:
+        self.now += self.measuring * len(trained.runs)
+        self.ended += [run.hash for run in trained.runs]
+        records = [{**RECORD, **run.to_dict(), "hash": run.hash, "key": run.key} for run in trained.runs]
+        return [
+            SimpleNamespace(run=run, evaluation=None, record=record)
+            for run, record in zip(trained.runs, records, strict=True)
+        ]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(runs) for runs in self.started]
+
+
+RECORD = {"status": "trained", "total_steps": 1000, "pack_size": 4, "train_seconds": 1.0, "evaluation_seconds": 0.5}
+RECORD |= {"log_likelihood": -20.0, "mig": 0.1, "factors": ["size"], "mig_size": 0.1, "device": "a card"}
+
+BUDGET_SPEC = """\
+title: Runs of three kinds
+every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, steps: 1000, precision: fp32}
+tiers:
+  1:
+    - {objective: beta-vae, beta: 1, seeds: 8}
+    - {objective: beta-tcvae, beta: 2, seeds: 8}
+  2:
+    - {objective: isa-vae, subspaces: [2, 1], seeds: 8}
+"""
+
+
+@pytest.fixture
+def bench(monkeypatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+@pytest.fixture
+def card(tmp_path) -> Spec:
+    return Spec.read(write_spec(tmp_path, BUDGET_SPEC))
+
+
+def test_without_a_budget_everything_is_trained_in_the_order_of_the_plan(bench, card):
+    assert len(_sweep(card, device="cuda", pack=5)) == 24
+    assert bench.sizes == [4] * 6  # eight runs are two packs of four, for which one compiled step suffices
+    assert [run.objective for runs in bench.started for run in runs[:1]] == [
+        *(["beta-vae"] * 2),
+        *(["beta-tcvae"] * 2),
+        *(["isa-vae"] * 2),
+    ]
+    bench.started.clear()
+    assert len(_sweep(card, device="cuda")) == 24 and not bench.started
+
+
+def test_a_pack_of_a_gpu_has_eighteen_runs(bench, card):
+    assert len(_sweep(card.grid(seeds=36), device="cuda")) == 36
+    assert bench.sizes == [18, 18]
+
+
+def test_several_specifications_are_trained_tier_by_tier(bench, card, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = Spec.read(write_spec(tmp_path / "other", BUDGET_SPEC.replace("seeds: 8", "seeds: 20-21")))
+    found = _sweep([other.path, card], device="cuda")
+    assert [len(records) for records in found] == [6, 24]
+    order = [(runs[0].objective, runs[0].seed) for runs in bench.started]
+    tiers = [("beta-vae", 20), ("beta-tcvae", 20), ("beta-vae", 0), ("beta-tcvae", 0), ("isa-vae", 20), ("isa-vae", 0)]
+    assert order == tiers
+    assert len(read_records(card.record)) == 24 and len(read_records(other.record)) == 6
+    bench.started.clear()
+    (tmp_path / "third").mkdir()
+    third = Spec.read(write_spec(tmp_path / "third", BUDGET_SPEC.replace("  2:", "  3:")))
+    assert [len(records) for records in _sweep([third, card], tier=2, device="cuda")] == [16, 24]
+    with pytest.raises(ValueError, match=r"tier must be one of 1, 3 in .*, got 7"):
+        _sweep([third, card], tier=7)
+
+
+def test_a_budget_starts_packs_that_fit_and_shrinks_the_last_one(bench, card):
+    # A pack of four takes 4 s and so long: the first two, then 1 s is left for one run of the next kind.
+    bench.pace = {"beta-tcvae": 1e-3}
+    records = _sweep(card, device="cuda", pack=4, budget=9.5)
+    assert bench.sizes[:2] == [4, 4] and {run.objective for runs in bench.started[:2] for run in runs} == {"beta-vae"}
+    assert bench.sizes[2:] == [4, 1]  # the first of its kind is stopped when its speed is known, then one run fits
+    assert len(records) == 9 and bench.now <= 9.5
+    assert [record["objective"] for record in records] == ["beta-vae"] * 8 + ["beta-tcvae"]
+
+
+def test_a_kind_that_does_not_fit_is_passed_over_for_a_later_one(bench, card):
+    bench.pace = {"beta-tcvae": 1.0, "isa-vae": 1e-4}
+    said = []
+    records = _sweep(card, device="cuda", pack=8, budget=600.0, report=said.append)
+    assert {record["objective"] for record in records} == {"beta-vae", "isa-vae"} and len(records) == 16
+    assert [len(runs) for runs in bench.started if runs[0].objective == "beta-tcvae"] == [8]
+    assert sum(line.startswith("not in time") for line in said) == 1
+    assert bench.now < 600
+
+
+def test_the_longest_runs_are_passed_over_and_the_shorter_ones_of_their_courses_trained(bench, card):
+    own = card.grid(steps=[1000, 50_000], seeds=3)
+    records = _sweep(own, device="cuda", budget=20.0)
+    assert [record["total_steps"] for record in records] == [1000] * 3
+    assert [max(run.total_steps for run in runs) for runs in bench.started] == [50_000, 1000]
+
+
+@pytest.mark.parametrize("budget", [0.3, 2.0, 4.5, 8.0, 13.7, 21.0, 30.0, 60.0])
+@pytest.mark.parametrize("fixed", [0.0, 2e-3])
+def test_a_budget_is_kept_and_at_most_one_pack_of_known_speed_is_lost(budget, fixed, bench, card):
+    bench.pace, bench.startup, bench.fixed, bench.measuring = {"beta-tcvae": 2e-3}, 0.5, fixed, 0.01
+    records = _sweep(card, device="cuda", pack=4, budget=budget)
+    done = {record["hash"] for record in records}
+    lost = [runs for runs in bench.started if not {run.hash for run in runs} <= done]
+    seen: set[str] = set()
+    known = []
+    for runs in bench.started:
+        known += [runs] * (runs[0].objective in seen and runs in lost)
+        seen.add(runs[0].objective)
+    assert len(known) <= 1 and all(len(runs) <= 4 for runs in lost)
+    assert bench.now <= budget + bench.startup + 100 * (fixed + 8e-3)  # two looks after the start
+    assert set(bench.ended) == done == {record["hash"] for record in read_records(card.record)}
+
+
+def test_records_of_a_shared_card_do_not_hold_a_sweep_back(bench, card, monkeypatch):
+    (first, *_) = card.runs()
+    slow = {**RECORD, **first.to_dict(), "hash": first.hash, "key": first.key, "train_seconds": 1e6}
+    sweep._append(card.record, [slow])
+    assert len(_sweep(card, device="cuda", budget=60.0)) == 24
+    monkeypatch.setattr(results, "device_name", lambda device: "a card")  # on a processor of that name they do
+    own = card.grid(seeds=20)
+    bench.started.clear()
+    assert len(_sweep(own, device="cpu", budget=60.0)) == 8 and not bench.started
+
+
+def test_a_first_estimate_from_records_gives_way_to_what_is_measured(bench, card, monkeypatch):
+    monkeypatch.setattr(results, "device_name", lambda device: "a card")
+    (first, *_) = card.runs()
+    sweep._append(card.record, [{**RECORD, **first.to_dict(), "hash": first.hash, "key": first.key}])  # 1 ms a step
+    bench.pace = {"beta-vae": 2e-3}
+    assert len(_sweep(card.grid(seeds=8), device="cpu", budget=7.5)) == 4
+    assert bench.sizes == [1, 1, 1] and bench.now <= 7.5
+
+
+def test_a_budget_of_a_processor_goes_by_its_records(spec, monkeypatch):
     _sweep(spec, tier=1)
     records = read_records(spec.record)
     for record in records:
@@ -468,18 +722,151 @@ def test_a_budget_starts_nothing_that_would_not_be_done(spec, monkeypatch):
     assert left.seconds is None  # the ISA prior's runs are of a kind that is not recorded
     beta_vae = spec.grid(beta=[1, 4], seeds=4)
     assert status(beta_vae)[0].seconds == pytest.approx(4 * 6005)
-    monkeypatch.setattr(training, "train_pack", lambda *a, **k: pytest.fail("a run is started"))
+    assert status(spec.grid(beta=[1, 4], seeds=2, steps=[6, 12]))[0].seconds == pytest.approx(4 * (12_000 + 5))
+    monkeypatch.setattr(engine, "fit", lambda *a, **k: pytest.fail("a run is started"))
     assert len(_sweep(beta_vae, budget=6004)) == 4
     with pytest.raises(ValueError, match="budget must be a number of seconds, at least 0, got -1"):
         _sweep(spec, budget=-1)
 
 
 def test_a_run_of_unknown_speed_is_stopped_once_it_is_seen_to_be_too_slow(spec, monkeypatch):
-    monkeypatch.setattr(training, "_COMPILE_FROM", 10**9)
+    monkeypatch.setattr(engine, "_COMPILE_FROM", 10**9)
     own = spec.grid(beta=1, steps=10**6, seeds=2)
     said = []
     assert len(_sweep(own, budget=2.0, report=said.append)) == 0
-    assert len(said) == 2 and all(line.startswith("not in time") for line in said)
+    assert len(said) == 1 and said[0].startswith("not in time")  # the other is of the same speed
+
+
+# --- measuring in a second thread, copies -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threaded(monkeypatch) -> None:
+    """The course of a sweep on a card, on this processor."""
+    monkeypatch.setattr(local, "_on_device", lambda dataset, device: dataset)
+    monkeypatch.setattr(local, "_own_stream", lambda device: nullcontext())
+
+
+def test_measuring_while_the_next_pack_trains_gives_the_same_records(spec, threaded, monkeypatch, tmp_path):
+    threads = set()
+    original = results.measure
+
+    def measure(*arguments, **options):
+        threads.add(threading.current_thread())
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(results, "measure", measure)
+    found = _sweep(spec, device="cuda", pack=2)
+    assert len(threads) == 1 and threading.main_thread() not in threads
+    other = tmp_path / "other"
+    other.mkdir()
+    alone = _sweep(Spec.read(write_spec(other)), pack=2)
+    assert [without_times(record) for record in found] == [without_times(record) for record in alone]
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_runs_are_claimed_until_they_are_recorded(spec, threaded, monkeypatch):
+    claimed, training = [], threading.Event()
+    original, fit = results.measure, engine.fit
+
+    def measure(trained, *arguments, **options):
+        training.wait(60)
+        claimed.append([packs.Claim(spec, run).is_held() for run in trained.runs])
+        return original(trained, *arguments, **options)
+
+    def watched(runs, *arguments, **options):
+        if runs[0].objective == "isa-vae" or len(runs) == 1:
+            training.set()
+        return fit(runs, *arguments, **options)
+
+    monkeypatch.setattr(results, "measure", measure)
+    monkeypatch.setattr(engine, "fit", watched)
+    _sweep(spec.grid(beta=[1, 4, 5], seeds=1), device="cuda", pack=2)
+    assert claimed == [[True, True], [True]]
+    assert [row.in_progress for row in status(spec)] == [0, 0]
+
+
+@pytest.mark.parametrize("pack", [2, 4])
+def test_what_a_measurement_raises_ends_the_sweep(pack, spec, threaded, monkeypatch):
+    original = results.measure
+    asked = []
+
+    def measure(*arguments, **options):
+        asked.append(arguments)
+        if len(asked) == 2:
+            raise RuntimeError("no second pack can be measured")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(results, "measure", measure)
+    with pytest.raises(RuntimeError, match="no second pack can be measured"):
+        _sweep(spec, device="cuda", pack=pack)
+    assert len(read_records(spec.record)) == pack
+    assert [row.in_progress for row in status(spec)] == [0, 0]
+    monkeypatch.undo()
+    assert len(_sweep(spec)) == 9
+
+
+def test_an_interrupted_sweep_records_what_is_trained(spec, threaded, monkeypatch):
+    original, packs_begun = engine.fit, []
+
+    def fit(runs, *arguments, **options):
+        packs_begun.append(runs)
+        if len(packs_begun) == 2:
+            raise KeyboardInterrupt
+        return original(runs, *arguments, **options)
+
+    monkeypatch.setattr(engine, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        _sweep(spec, device="cuda", pack=4)
+    assert {record["hash"] for record in read_records(spec.record)} == {run.hash for run in packs_begun[0]}
+
+
+def test_copies_are_complete_after_every_pack_and_of_limited_size(spec, monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    _sweep(spec, tier=1)
+    size = max(path.stat().st_size for path in (tmp_path / "portraits").iterdir())
+    monkeypatch.setattr(local, "_MOST_OUT_BYTES", 2 * size + 30_000)
+    seen = []
+
+    def look(line: str) -> None:
+        # A run is reported when it is recorded, just before it is copied.
+        seen.append(len(read_records(out / "records-tiny.csv")))
+
+    records = _sweep(spec, out=out, report=look)
+    assert seen == [0, 1, 2, 3, 4]
+    new = [record for record in records if record["hash"] not in {run.hash for run in spec.runs(1)}]
+    assert [row["hash"] for row in read_records(out / "records-tiny.csv")] == [row["hash"] for row in new]
+
+    def bundled() -> dict[str, bytes]:
+        found = {}
+        for path in sorted(out.glob("portraits-*.tar")):
+            assert path.stat().st_size <= 2 * size + 30_000
+            with tarfile.open(path) as bundle:
+                found |= {member.name: bundle.extractfile(member).read() for member in bundle}
+        return found
+
+    portraits = tmp_path / "portraits"
+    assert bundled() == {f"{row['key']}.npz": (portraits / f"{row['key']}.npz").read_bytes() for row in new}
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"portraits-{number}.tar" for number in (1, 2, 3)),
+        "records-tiny.csv",
+    ]
+    held = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    _sweep(spec.grid(beta=9), out=out)  # another call leaves the bundles of this one as they are
+    assert {name: (out / name).read_bytes() for name in held} == held
+    assert len(bundled()) == 6 and len(read_records(out / "records-tiny.csv")) == 6
+
+
+def test_a_profile_has_every_kind_of_missing_run_and_records_nothing(spec, tmp_path):
+    path = tmp_path / "profile.txt"
+    assert len(_sweep(spec, budget=0, profile=path, pack=4)) == 0
+    text = path.read_text()
+    assert text.count("ms per run and step") == 2 and "4 runs at once" in text and "isa-vae" in text
+    assert "aten::bmm" in text
+    assert not spec.record.exists() and not (tmp_path / "portraits").exists()
+
+
+# --- packs ------------------------------------------------------------------------------------------------------------
 
 
 def test_runs_of_one_shape_train_as_packs(spec):
@@ -492,16 +879,15 @@ def test_runs_of_one_shape_train_as_packs(spec):
 
 
 def test_a_pack_that_does_not_fit_is_halved(spec, monkeypatch):
-    original = training.train_pack
-    sizes = []
+    original, sizes = engine.fit, []
 
-    def small_memory(runs, **options):
+    def small_memory(runs, dataset, **options):
         sizes.append(len(runs))
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return original(runs, **options)
+        return original(runs, dataset, **options)
 
-    monkeypatch.setattr(training, "train_pack", small_memory)
+    monkeypatch.setattr(engine, "fit", small_memory)
     with pytest.warns(RecordsWarning, match="4 runs at once do not fit; 2 are tried"):
         assert len(_sweep(spec, tier=1, pack=4)) == 4
     assert sizes == [4, 2, 2]
@@ -589,11 +975,11 @@ def test_records_hold_no_text_that_json_cannot(spec):
 
 
 ABSENT = ("autograd", "dask", "distributed", "IPython", "jupyter_book", "myst_nb", "papermill", "platformdirs")
-ABSENT += ("pydantic", "sphinx")
+ABSENT += ("sphinx",)
 
 
 def test_training_needs_no_more_than_a_compute_node_has(tmp_path):
-    """A machine that only trains has torch, numpy, scipy, Pillow, matplotlib, PyYAML, safetensors, filelock, tqdm."""
+    """A machine that only trains lacks what the book, the toys and a cluster need."""
     write_spec(tmp_path)
     program = f"""
 import sys

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isa import cli, models, sweep, training
+from isa import cli, engine, local, models
 from isa.data import Factor, FactorDataset, Provenance
 
 SIZES = (2, 5, 7)
@@ -71,15 +71,16 @@ def write_spec(folder: Path, text: str = SPEC) -> Path:
 
 
 def watch_starts(monkeypatch, field: str) -> list[tuple]:
-    """Return a list that is to have of every pack the first run's value of a field, and the first step."""
+    """Return a list that collects, of every pack, a field of its longest run and the step that it starts from."""
     starts = []
-    original = training._train
+    original = engine.fit
 
-    def watched(pack, start, *rest):
-        starts.append((getattr(pack.run, field), start))
-        return original(pack, start, *rest)
+    def watched(runs, dataset, **options):
+        longest = max(runs, key=lambda run: run.total_steps)
+        starts.append((getattr(longest, field), engine.checkpoint_step(options["checkpoints"], longest)))
+        return original(runs, dataset, **options)
 
-    monkeypatch.setattr(training, "_train", watched)
+    monkeypatch.setattr(engine, "fit", watched)
     return starts
 
 
@@ -91,7 +92,7 @@ def _slow_dataset(name: str, source: str | None, cache_dir: str | None) -> Facto
 
 DATASET = squares()
 models.MODELS["small"] = small
-sweep._dataset = _slow_dataset
+local._dataset = _slow_dataset
 
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))

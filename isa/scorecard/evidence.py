@@ -13,7 +13,7 @@ import yaml
 from isa import data
 from isa.sweep import Spec, read_records
 from isa.toys import ica
-from isa.training import OBJECTIVES, Run
+from isa.run import OBJECTIVES, Run
 
 __all__ = ["Evidence", "Missing", "Setting"]
 

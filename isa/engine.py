@@ -1,0 +1,576 @@
+"""Training of packs: P runs of one shape, their parameters stacked, one set of kernels for all of them.
+
+::
+
+    result = train(Run(objective="isa-vae", beta=2.0))
+    results = train_pack([Run(seed=seed) for seed in range(10)])
+
+The training step is :meth:`Pack.update`: images, :func:`losses`, gradients, :func:`adam`. No operation mixes runs, so
+each is trained as if alone up to rounding. Batches and noise are functions of a run's seed and of the step, so an
+interrupted run resumes to the same result. With ``precision="bf16"``, matrix multiplications and convolutions compute
+in bfloat16; normalisation, posterior, sample, objective and Adam compute in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.optim.adam import adam as fused_adam
+from tqdm import tqdm
+
+from isa import data, kernels, models, objectives, results
+from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors
+from isa.data import FactorDataset
+from isa.lpnested import StackedPrior
+from isa.run import Run
+
+__all__ = ["CheckpointError", "Pack", "Trained", "checkpoint_path", "checkpoint_step", "fit", "train", "train_pack"]
+
+_logger = logging.getLogger(__name__)
+
+_NOISE, _PERMUTATION = range(2)  # streams of random numbers; evaluation has others
+_CHUNK = 16  # steps whose noise is drawn at once
+_WARM_STEPS = 3  # steps before a CUDA graph is captured
+_LOOK_EVERY = 50  # steps between two looks at the losses, each of which makes the host wait for the device
+_PATIENCE = 25  # steps in a row that a loss may be out of bounds: one sample far out can outweigh all others
+_DIVERGED, _MOST_LOSS = 100.0, 1e15  # bounds of a loss: relative to its first value, and for its square in float32
+_COMPILE_FROM = 300  # steps from which compiling pays
+_AGREEMENT = {"bf16": 0.05, "fp32": 1e-3}  # relative errors of gradients, compared with float64
+
+
+class Feed:
+    """Images and noise of every step of P runs. FactorVAE takes a second batch, half an epoch away from the first."""
+
+    def __init__(self, runs: Sequence[Run], dataset: FactorDataset) -> None:
+        self.runs, self.run, self.dataset, self.device = runs, runs[0], dataset, dataset.device
+        self.per_epoch = len(dataset) // self.run.batch_size
+        self.batches = 2 if self.run.base == "factor-vae" else 1
+        self._pool = ThreadPoolExecutor(1)
+        self._orders: dict[tuple[int, int], Future] = {}
+        self._noise = lru_cache(maxsize=2)(partial(self._draw, torch.randn, _NOISE, self.batches))
+        self._uniform = lru_cache(maxsize=2)(partial(self._draw, torch.rand, _PERMUTATION, 1))
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return indices (batches, P, B), noise (batches, P, B, D) and, for FactorVAE, permutations (P, B, D)."""
+        chunk, place = divmod(step, _CHUNK)
+        order = self._uniform(chunk)[place, 0].argsort(1) if self.batches == 2 else None
+        return self._index(step), self._noise(chunk)[place], order
+
+    def _index(self, step: int) -> Tensor:
+        epoch, first = divmod(step, self.per_epoch)
+        second = (first + (self.per_epoch + 1) // 2) % self.per_epoch
+        orders, size = self._order(epoch), self.run.batch_size
+        batches = [slice(batch * size, (batch + 1) * size) for batch in (first, second)[: self.batches]]
+        return torch.stack([torch.stack([orders[run.seed][batch] for run in self.runs]) for batch in batches])
+
+    def _order(self, epoch: int) -> dict[int, Tensor]:
+        """Return the order of the images by seed. On a GPU, the order of the next epoch is drawn meanwhile."""
+        epochs = (epoch, epoch + 1) if self.device.type == "cuda" else (epoch,)
+        keys = [(number, run.seed) for number in epochs for run in self.runs]
+        kept = {key: self._orders[key] for key in keys if key in self._orders}
+        for number, seed in keys:
+            if (number, seed) not in kept:
+                kept[number, seed] = self._pool.submit(self.dataset.epoch, number, seed=seed)
+        self._orders = kept
+        return {run.seed: kept[epoch, run.seed].result() for run in self.runs}
+
+    def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
+        shape = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim)
+        sources = [run.generator(self.device, stream, chunk) for run in self.runs]
+        return torch.stack([function(shape, generator=source, device=self.device) for source in sources], 2)
+
+
+def build_networks(runs: Sequence[Run], channels: int, dtype: torch.dtype = torch.float32) -> models.Networks:
+    """Return the networks of the runs with their initial parameters, on the CPU."""
+    first, discriminator = runs[0], None
+    vaes = [models.build(run.model, run.latent_dim, channels, seed=run.seed) for run in runs]
+    encoder, decoder = (models.stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
+    if first.base == "factor-vae":
+        discriminator = models.stack([models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs])
+    trees, scales = [run.tree for run in runs], [run.scale for run in runs]
+    prior = StackedPrior(trees, scales, first.latent_dim, first.learn_exponents)
+    return models.Networks(encoder, decoder, prior, discriminator, dtype)
+
+
+class Objective(NamedTuple):
+    """What the runs of a pack minimise; ``images`` is the size of the data set."""
+
+    base: str
+    likelihood: str
+    kl: str
+    sampling: str
+    images: int
+
+
+def term_names(run: Run) -> list[str]:
+    """Return the names of the terms that :func:`losses` returns. The first is the loss."""
+    terms = {
+        "beta-vae": objectives.BetaVAETerms._fields,
+        "beta-tcvae": objectives.BetaTCVAETerms._fields,
+        "factor-vae": (*objectives.FactorVAETerms._fields, "discriminator_loss"),
+    }
+    learned = len(run.tree.exponents) - 1 if run.learn_exponents else 0
+    return [*terms[run.base], *(f"exponent_{node + 1}" for node in range(learned))]
+
+
+def losses(
+    networks: models.Networks, objective: Objective, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the loss, summed over runs, and all terms (P, T), for x (batches, P, B, C, H, W)."""
+    logits, z, mean, log_var = networks(x[0], noise[0])
+    fit = objectives.LIKELIHOODS[objective.likelihood](logits, x[0])
+    arguments = (fit, z, mean, log_var, networks.prior(), beta)
+    if objective.base == "beta-vae":
+        terms = [*objectives.beta_vae(*arguments, kl=objective.kl)]
+    elif objective.base == "beta-tcvae":
+        terms = [*objectives.beta_tcvae(*arguments, dataset_size=objective.images, sampling=objective.sampling)]
+    else:
+        discriminator = networks.discriminator
+        constant = {name: value.detach() for name, value in discriminator.named_parameters()}
+        judged = functional_call(discriminator, constant, z.to(networks.dtype))
+        terms = [*objectives.factor_vae(*arguments, discriminator_logits=judged, kl=objective.kl)]
+        with torch.no_grad():
+            permuted = networks.sample(x[1], noise[1])[0].gather(-2, order)
+        answers = [discriminator(codes.detach().to(networks.dtype)) for codes in (z, permuted)]
+        terms.append(objectives.discriminator_loss(*answers))
+    total = terms[0].sum() + (terms[-1].sum() if order is not None else 0)
+    if networks.prior.learned:
+        terms += networks.prior.exponents()[:, 1:].unbind(1)
+    return total, torch.stack(terms, 1).detach()
+
+
+def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, betas: tuple[float, float]) -> None:
+    """Update float32 values as Kingma and Ba (2015), and copy them into parameters of any precision.
+
+    Compiled, this is one pass over memory: 28 ms for the networks of A.4 where PyTorch's fused kernel, which needs
+    float32 gradients and a copy of the result, takes 90 ms.
+    """
+    for parameter, gradient, value, mean, square in tensors:
+        gradient = gradient.float()
+        mean.lerp_(gradient, 1 - betas[0])
+        square.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+        value.sub_(rate * mean / (square.sqrt() / correction + 1e-8))
+        parameter.copy_(value)
+
+
+@lru_cache
+def _compiled(function: Callable) -> Callable:
+    torch._dynamo.config.recompile_limit = 64  # one version for every kind of pack of a sweep
+    return torch.compile(function, dynamic=False)
+
+
+class Pack:
+    """Runs in training. ``state`` contains everything that changes, each tensor (P, ...); a checkpoint is a slice."""
+
+    def __init__(self, runs: Sequence[Run], dataset: FactorDataset, compile: bool = False) -> None:
+        run = self.run = runs[0]
+        self.dataset, self.device, self.compiled = dataset, dataset.device, compile
+        self.objective = Objective(run.base, run.likelihood, run.kl, run.sampling, len(dataset))
+        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        self.networks = build_networks(runs, dataset.image_shape[0], dtype).to(self.device)
+        self.parameters = dict(self.networks.named_parameters())
+        self.names = term_names(run)
+        self.beta = torch.zeros(len(runs), device=self.device)
+        self.taken = torch.zeros((), dtype=torch.float64, device=self.device)  # steps, on the device
+        self.curve = torch.zeros(len(runs), run.total_steps, len(self.names), device=self.device)
+        self.state = {name: value for name, value in self.networks.state_dict().items() if name not in self.parameters}
+        self.state["curve"] = self.curve
+        self.moments = {}
+        for name, value in self.parameters.items():
+            tensors = [torch.zeros_like(value, dtype=torch.float32, requires_grad=False) for _ in range(3)]
+            self.moments[name] = tensors  # the value in float32, and the moments of its gradient
+            self.state |= {f"{kind}.{name}": x for kind, x in zip(("value", "mean", "square"), tensors, strict=True)}
+        groups = (
+            (("encoder", "decoder"), run.learning_rate, (0.9, 0.999)),
+            (("prior",), run.exponent_learning_rate, (0.9, 0.999)),
+            (("discriminator",), 1e-4, (0.5, 0.9)),  # Kim and Mnih (2018)
+        )
+        named = [([name for name in self.parameters if name.startswith(parts)], *rest) for parts, *rest in groups]
+        self.groups = [group for group in named if group[0]]
+        self.graph, self.warm = None, 0
+        self.load(runs)
+
+    @torch.no_grad()
+    def load(self, runs: Sequence[Run]) -> None:
+        """Start other runs of the same shape, with the compiled code and the graph of the earlier ones."""
+        self.runs, self.run, self.feed = list(runs), runs[0], Feed(runs, self.dataset)
+        self.beta.copy_(torch.tensor([run.beta for run in runs]))
+        for value in self.state.values():
+            value.zero_()
+        initial = build_networks(runs, self.dataset.image_shape[0])
+        for name, value in initial.named_parameters():
+            self.moments[name][0].copy_(value)
+        for own, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
+            own.copy_(value)
+        self._start(0)
+
+    def _start(self, step: int) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.moments[name][0])
+        self.taken.fill_(step)
+        self.step, self.seen, self.terms = step, 0, None
+        self.diverged: list[int | None] = [None] * len(self.runs)
+
+    def update(self, index: Tensor, noise: Tensor, order: Tensor | None) -> Tensor:
+        """Take one training step: images, losses, gradients, Adam. Return the terms (P, T) before the update."""
+        x = self.images(index)
+        total, terms = self._call(losses, self.networks, self.objective, self.beta, x, noise, order)
+        gradients = dict(zip(self.parameters, torch.autograd.grad(total, list(self.parameters.values())), strict=True))
+        self.taken += 1
+        for names, rate, betas in self.groups:
+            tensors = [(self.parameters[name].detach(), gradients[name], *self.moments[name]) for name in names]
+            if self.compiled or self.device.type == "cuda":
+                step_size = (rate / (1 - betas[0] ** self.taken)).float()
+                correction = (1 - betas[1] ** self.taken).sqrt().float()
+                self._call(adam, tensors, step_size, correction, betas)
+            else:
+                copies, low, values, means, squares = map(list, zip(*tensors, strict=True))
+                wide, steps = [gradient.float() for gradient in low], [(self.taken - 1).float() for _ in low]
+                rates = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
+                fused_adam(values, wide, means, squares, [], steps, fused=True, amsgrad=False, maximize=False, **rates)
+                torch._foreach_copy_(copies, values)
+        return terms
+
+    def images(self, index: Tensor) -> Tensor:
+        """Return images (..., C, H, W), in bfloat16 only if that is exact: if they are binary."""
+        dtype = self.networks.dtype if self.dataset.packed else torch.float32
+        x = self.dataset.images(index.flatten(), dtype=dtype, check=False)
+        return x.view(*index.shape, *self.dataset.image_shape)
+
+    def _call(self, function: Callable, *arguments: Any) -> Any:
+        """Call a function, compiled if the pack is; if compiling fails at the first step, uncompiled from then on."""
+        if self.compiled:
+            try:
+                return _compiled(function)(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ImportError, OSError, UnicodeError) as error:
+                if self.terms is not None or function is not losses:
+                    raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                _logger.warning("the step runs uncompiled: %s", reason)
+                self.compiled = False
+        return function(*arguments)
+
+    def advance(self) -> None:
+        """Take one step: on a CPU directly, on a GPU as a CUDA graph after the first three."""
+        inputs = self.feed(self.step)
+        if self.device.type == "cpu":
+            self.terms = self.update(*inputs)
+        elif self.graph is None and self.warm < _WARM_STEPS:  # on a stream of its own, as capture requires
+            self.warm, stream = self.warm + 1, torch.cuda.Stream(self.device)
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                self.terms = self.update(*inputs)
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+        else:
+            if self.graph is None:
+                self.graph, self.inputs = torch.cuda.CUDAGraph(), [x if x is None else x.clone() for x in inputs]
+                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # another thread may evaluate
+                    self.outputs = self.update(*self.inputs)
+            for static, value in zip(self.inputs, inputs, strict=True):
+                if static is not None:
+                    static.copy_(value)
+            self.graph.replay()
+            self.terms = self.outputs
+        self.curve[:, self.step] = self.terms
+        self.step += 1
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Find the step at which each run diverged, among the steps since the last look.
+
+        That is the first step with a term that is not finite, or the first of 25 steps whose loss exceeds a hundred
+        times its first value, or the loss of a model that knows nothing (log 2 per pixel), if that is larger.
+        """
+        first = max(0, self.seen - _PATIENCE + 1)
+        terms = self.curve[:, first : self.step]
+        blank = math.log(2) * math.prod(self.dataset.image_shape)
+        limit = (_DIVERGED * self.curve[:, 0, 0].abs().clamp(min=blank)).clamp(max=_MOST_LOSS)
+        bad = ~terms.isfinite().all(-1)
+        far = (terms[..., 0].abs() > limit[:, None]) & ~bad
+        patience = min(_PATIENCE, self.run.total_steps)
+        if far.shape[1] >= patience:
+            windows = far.unfold(1, patience, 1).all(-1)
+            bad[:, : windows.shape[1]] |= windows
+        if self.step == self.run.total_steps:
+            bad = torch.cat([bad, ~self._finite()[:, None]], 1)
+        found = torch.where(bad.any(1), bad.int().argmax(1) + first, -1).tolist()
+        self.seen = self.step
+        for number, step in enumerate(found):
+            if self.diverged[number] is None and step >= 0:
+                self.diverged[number] = step
+                _logger.warning("%s diverged at step %d", self.runs[number].key, step)
+
+    def _finite(self) -> Tensor:
+        """Return (P,) True if all parameters, moments and statistics of a run are finite, and exponents positive."""
+        values = [value for name, value in self.state.items() if name != "curve"]
+        if self.networks.prior.learned:
+            values.append(self.networks.prior.exponents().log())
+        return torch.stack([value.isfinite().view(len(self.runs), -1).all(1) for value in values]).all(0)
+
+    def disagreement(self) -> float:
+        """Return the largest relative error of the next step's loss and gradients, compared with float64."""
+        index, *inputs = self.feed(self.step)
+        inputs, found = [self.beta, self.images(index), *inputs], []
+        for dtype in (self.networks.dtype, torch.float64):
+            networks, call = copy.deepcopy(self.networks), self._call  # copies, for the statistics of a normalisation
+            if dtype == torch.float64:
+                networks, networks.dtype, call = networks.double(), dtype, lambda function, *rest: function(*rest)
+                inputs = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
+            total, terms = call(losses, networks, self.objective, *inputs)
+            found.append([x.double() for x in (terms[:, 0], *torch.autograd.grad(total, list(networks.parameters())))])
+        errors, norms = (
+            torch.stack([x.norm() for x in xs]) for xs in ([a - b for a, b in zip(*found, strict=True)], found[1])
+        )
+        return (errors / (norms + 1e-3 * norms[1:].max())).nan_to_num(nan=math.inf).max().item()
+
+    @torch.no_grad()
+    def save(self, folder: Path, seconds: float) -> None:
+        """Write a checkpoint of each run."""
+        for number, run in enumerate(self.runs):
+            tensors = {name: value[number].cpu() for name, value in self.state.items()}
+            tensors["curve"] = tensors["curve"][: self.step]
+            metadata = {"course": run.course, "run": run.to_dict(), "step": self.step, "seconds": seconds}
+            save_tensors(checkpoint_path(folder, run), tensors, metadata)
+
+    @torch.no_grad()
+    def restore(self, folder: Path, step: int) -> float:
+        """Continue from checkpoints of all runs after the same step; return the seconds of training before it."""
+        seconds = 0.0
+        for number, run in enumerate(self.runs):
+            places = {name: value[number] for name, value in self.state.items()}
+            places["curve"] = self.curve[number, :step]
+            for name, value in read_tensors(checkpoint_path(folder, run), places).items():
+                places[name].copy_(value)
+            seconds = max(seconds, read_metadata(checkpoint_path(folder, run))["seconds"])
+        self._start(step)
+        return seconds
+
+
+def checkpoint_path(folder: str | os.PathLike[str], run: Run) -> Path:
+    """Return the path of a run's checkpoint. Runs that differ only in the number of steps share it."""
+    return Path(folder, f"{run.dataset}-{run.base}-{run.beta:g}-seed{run.seed}-{run.course}.checkpoint.safetensors")
+
+
+def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
+    """Return the step of a run's checkpoint, 0 if there is none. Raise a CheckpointError if it is not the run's."""
+    if folder is None or not (path := checkpoint_path(folder, run)).exists():
+        return 0
+    found = read_metadata(path)
+    step, seconds = found.get("step"), found.get("seconds")
+    if found.get("course") != run.course or type(step) is not int or step < 0 or not isinstance(seconds, float):
+        raise CheckpointError(f"{path} is not a checkpoint of {run.key}: move it away to start again")
+    return step
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Runs of a pack after their last step: a copy, which later steps do not change."""
+
+    runs: list[Run]
+    rows: list[int]
+    """Row of each run in everything below."""
+    pack: list[Run]
+    """The run of each row, which may be a longer one of the same course."""
+    networks: models.Networks
+    state: dict[str, Tensor]
+    """Parameters in float32 and buffers, each (P, ...)."""
+    curves: np.ndarray
+    """(P, steps, T) terms."""
+    names: list[str]
+    """(T,) names of the terms."""
+    diverged: list[int | None]
+    """(P,) step at which each run diverged."""
+    seconds: float
+    compiled: bool
+
+
+@torch.no_grad()
+def _trained(pack: Pack, runs: list[Run], rows: list[int], seconds: float) -> Trained:
+    names = [name for name in pack.state if not name.startswith(("mean.", "square.", "curve"))]
+    state = {name.removeprefix("value."): pack.state[name].clone() for name in names}
+    curves = pack.curve[:, : min(pack.step, runs[0].total_steps)].cpu().numpy().copy()
+    networks = copy.deepcopy(pack.networks)
+    return Trained(
+        runs, rows, pack.runs, networks, state, curves, pack.names, list(pack.diverged), seconds, pack.compiled
+    )
+
+
+_reusable: list[tuple[tuple, Pack]] = []
+
+
+def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
+    """Return a pack of the runs; on a GPU, the previous one with its graph if that has the same shape."""
+    key = (runs[0].pack_key, len(runs), id(dataset), compile)
+    if _reusable and _reusable[0][0] == key:
+        _reusable[0][1].load(runs)
+        return _reusable[0][1]
+    _reusable.clear()
+    pack = Pack(runs, dataset, compile)
+    if dataset.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        if (error := pack.disagreement()) > _AGREEMENT[runs[0].precision]:
+            _logger.warning("a step on this device differs from float64 by %.1g: the plain path is used", error)
+            kernels.enabled = pack.compiled = False
+        _reusable.append((key, pack))
+    return pack
+
+
+def fit(
+    runs: Sequence[Run],
+    dataset: FactorDataset,
+    *,
+    device: torch.device | str | None = None,
+    compile: bool | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 500,
+    checkpoint_seconds: float = 0.0,
+    progress: bool | None = None,
+    callback: Callable[[int, dict[str, np.ndarray]], object] | None = None,
+) -> Iterator[Trained]:
+    """Train runs of one shape together, and yield them when they end, the shortest first.
+
+    Parameters
+    ----------
+    runs
+        Runs of one ``pack_key``, and runs that are parts of these: of equal ``course``, with fewer steps.
+    dataset
+        The images.
+    device
+        By default where the images are.
+    compile
+        Compile the step, if there is a working compiler; by default for at least 300 steps.
+    checkpoints, checkpoint_every, checkpoint_seconds
+        Folder of checkpoints, from which runs resume, and the least steps and seconds between two of them. Checkpoints
+        beyond the end of the longest run are ignored.
+    progress
+        Show a progress bar; by default if stderr is a terminal.
+    callback
+        Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
+        exception that it raises ends the training.
+    """
+    if device is not None and dataset.device != torch.device(device):
+        dataset = dataset.to(device)
+    total = max(run.total_steps for run in runs)
+    compile = total >= _COMPILE_FROM if compile is None else compile
+    folder = None if checkpoints is None else Path(checkpoints)
+    starts = {run: checkpoint_step(folder, run) for run in runs if run.total_steps == total}
+    if max(starts.values()) > total:
+        folder, starts = None, dict.fromkeys(starts, 0)
+    for start in sorted(set(starts.values())):
+        pack = _pack([run for run in starts if starts[run] == start], dataset, compile)
+        seconds = saved = pack.restore(folder, start) if start else 0.0
+        row = {run.course: number for number, run in enumerate(pack.runs)}
+        left = [run for run in runs if run.course in row and run.total_steps >= start]
+        with _bar(pack, start, progress) as bar:
+            while left:
+                end = min(run.total_steps for run in left)
+                if pack.step > pack.seen and (pack.step % _LOOK_EVERY == 0 or pack.step == end):
+                    pack.look()
+                    latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
+                    bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
+                    bar.update(pack.step - bar.n)
+                    if callback is not None:
+                        callback(pack.step, latest)
+                if pack.step == end or None not in pack.diverged:
+                    ended = [run for run in left if run.total_steps == end]
+                    yield _trained(pack, ended, [row[run.course] for run in ended], seconds)
+                    left = [run for run in left if run.total_steps > end]
+                    continue
+                began = time.perf_counter()
+                with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+                    for _ in range(min(every - pack.step % every for every in (_LOOK_EVERY, checkpoint_every, end))):
+                        pack.advance()
+                if pack.device.type == "cuda":
+                    torch.cuda.synchronize(pack.device)
+                seconds += time.perf_counter() - began
+                due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
+                if folder is not None and due and pack.step < total:  # at the end, the result follows
+                    saved = seconds
+                    pack.save(folder, seconds)
+        missed = [run for run in runs if run.course in row and run.total_steps < start]
+        for steps in {run.total_steps for run in missed}:
+            alone = [run for run in missed if run.total_steps == steps]
+            yield from fit(alone, dataset, compile=compile, progress=progress, callback=callback)
+
+
+def _bar(pack: Pack, start: int, progress: bool | None) -> tqdm:
+    name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
+    shown = sys.stderr.isatty() if progress is None else progress
+    return tqdm(total=pack.run.total_steps, initial=start, unit=" steps", desc=name, disable=not shown, mininterval=0.5)
+
+
+def train_pack(
+    runs: Sequence[Run],
+    *,
+    dataset: FactorDataset | None = None,
+    device: torch.device | str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    evaluation: bool = True,
+    n_samples: int | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> list[results.Result]:
+    """Train runs of one shape together, each as if alone up to rounding, and measure each.
+
+    Parameters
+    ----------
+    runs
+        Different runs of one ``pack_key``, which may differ in seed, beta, and the prior's exponents and scale; and
+        shorter runs of the same courses.
+    dataset, cache_dir
+        The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.data.load`.
+    device
+        By default a GPU if there is one, otherwise the CPU.
+    evaluation, n_samples
+        Measure the trained models, with this number of draws for the entropies of the MIG; all images by default.
+    progress, **options
+        As for :func:`fit`.
+
+    Returns
+    -------
+    list of Result
+        In the order of ``runs``. A run that diverged has a result, with the step and without an evaluation.
+    """
+    runs = list(runs)
+    total = max((run.total_steps for run in runs), default=0)
+    longest = {run.course for run in runs if run.total_steps == total}
+    shapes = {run.replace(steps=total).pack_key for run in runs}
+    if len(shapes) != 1 or {run.course for run in runs} != longest or len({run.hash for run in runs}) < len(runs):
+        allowed = "different runs that share everything except seed, beta, exponents and scale"
+        raise ValueError(f"runs must be {allowed}, or shorter parts of these, got {[run.key for run in runs]}")
+    if dataset is None:
+        shown = sys.stderr.isatty() if progress is None else progress
+        dataset = data.load(runs[0].dataset, runs[0].source, cache_dir=cache_dir, progress=shown)
+    if dataset.name != runs[0].dataset:
+        raise ValueError(f"dataset must be that of the runs, {runs[0].dataset!r}, got {dataset.name!r}")
+    for name, value in (("batch_size", runs[0].batch_size), ("n_samples", n_samples)):
+        if value is not None and value > len(dataset):
+            raise ValueError(f"{name} must be at most {len(dataset)}, the number of images, got {value}")
+    dataset = dataset.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found: dict[str, results.Result] = {}
+    for trained in fit(runs, dataset, progress=progress, **options):
+        measured = results.measure(trained, dataset, evaluation=evaluation, n_samples=n_samples, progress=progress)
+        found |= {result.run.hash: result.cpu() for result in measured}
+    return [found[run.hash] for run in runs]
+
+
+def train(run: Run, **options: Any) -> results.Result:
+    """Train one run and measure it, with the options of :func:`train_pack`."""
+    return train_pack([run], **options)[0]

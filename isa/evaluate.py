@@ -1,0 +1,222 @@
+"""Measurements of trained models: one pass over all images, and the mutual information of latents and factors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from isa import mig, objectives
+from isa.data import FactorDataset
+from isa.models import Networks
+from isa.run import DEFAULTS, Run
+
+__all__ = ["Evaluation", "evaluate", "measurements", "subspaces"]
+
+_logger = logging.getLogger(__name__)
+
+_EVALUATION, _MIG, _SUBSPACES = 2, 3, 4  # streams of random numbers; 0 and 1 belong to training
+_BATCH = 2048  # images at once; part of the order in which noise is drawn
+_LOG_VAR_LIMIT = 500.0  # beyond, sigma and 1 / sigma approach the limits of float64
+_DRAWS = {"cpu": 100, "cuda": 250}  # of joint densities
+_GROUPINGS = {"cpu": 5, "cuda": 20}  # random ones
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measurements of one model over all N images of a data set, with one sample of each posterior."""
+
+    log_likelihood: Tensor
+    """(N,) log p(x|z), nats."""
+    kl: Tensor
+    """(N,) log q(z|x) - log p(z) (Eq. 12), nats."""
+    mean: Tensor
+    """(N, D) posterior means."""
+    log_var: Tensor
+    """(N, D) posterior log-variances."""
+    active: Tensor
+    """(D,) True for latents whose posterior mean has a variance over images above 0.01."""
+    mig: mig.MutualInformationGap
+    binned: float
+    """MIG of the posterior means in 20 bins."""
+    groups: list[list[int]] | None
+    """Subspaces of latents: those of the prior, or of the data set's default layout; None if there are none."""
+    subspaces: mig.SubspaceInformation | None
+    """Mutual information of subspaces and factors: of ``groups``, then of random groupings of the same sizes."""
+
+    def cpu(self) -> Evaluation:
+        """Return the same with all tensors on the CPU."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Evaluation(**{name: x.cpu() if isinstance(x, Tensor) else x for name, x in values.items()})
+
+
+def subspaces(run: Run) -> list[list[int]] | None:
+    """Return the subspaces of a run's prior as groups of latents.
+
+    A prior without subspaces is compared by the default layout of the data set, if the number of latents agrees.
+    """
+    children = () if run.tree is None else run.tree.children  # an integer stands for leaves
+    sizes = [size for child in children for size in ([1] * child if isinstance(child, int) else [child.n_leaves])]
+    if max(sizes, default=1) == 1:
+        sizes = DEFAULTS[run.dataset].subspaces
+    if len(sizes) < 2 or sum(sizes) != run.latent_dim:
+        return None
+    ends = np.cumsum(sizes).tolist()
+    return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _measure(networks: Networks, likelihood: str, x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    """Return log p(x|z) and log q(z|x) - log p(z), each (P, B), and posterior means and log-variances, (P, B, D)."""
+    logits, z, mean, log_var = networks(x, noise)
+    kl = objectives.gaussian_log_density(z, mean, log_var) - networks.prior().log_prob(z)
+    return objectives.LIKELIHOODS[likelihood](logits, x), kl, mean, log_var
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_measure, dynamic=False)
+
+
+@torch.no_grad()
+def evaluate(
+    networks: Networks,
+    runs: Sequence[Run],
+    dataset: FactorDataset,
+    *,
+    rows: Sequence[int] | None = None,
+    n_samples: int | None = None,
+    compile: bool = False,
+    progress: bool = False,
+) -> list[Evaluation | None]:
+    """Measure P trained models in one pass over all images.
+
+    Parameters
+    ----------
+    networks, runs
+        The stacked networks, left in evaluation mode, and their P runs, whose seeds determine the noise.
+    dataset
+        The images, on the device of the networks.
+    rows
+        Models whose mutual information is measured; all by default.
+    n_samples
+        Number of draws for the entropies of the MIG; all images by default.
+    compile
+        Compile the pass: ten seconds, which a few hundred thousand images repay.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    list of Evaluation
+        For each of ``rows``; None if posteriors or reconstructions are not finite, or log-variances beyond ±500.
+    """
+    networks.eval()
+    device, size, latents = dataset.device, len(runs), runs[0].latent_dim
+    dtype = networks.dtype if dataset.packed else torch.float32
+    sources = [run.generator(device, _EVALUATION) for run in runs]
+    fit, kl = torch.empty(2, size, len(dataset), device=device)
+    mean, log_var = torch.empty(2, size, len(dataset), latents, device=device)
+    with tqdm(total=len(dataset), unit=" images", desc="evaluating", disable=not progress, mininterval=0.5) as bar:
+        for start in range(0, len(dataset), _BATCH):
+            index = torch.arange(start, min(start + _BATCH, len(dataset)), device=device)
+            x = dataset.images(index, dtype=dtype, check=False).expand(size, -1, -1, -1, -1)
+            noise = torch.stack([torch.randn(len(index), latents, generator=one, device=device) for one in sources])
+            measure = _compiled() if compile and len(index) == _BATCH else _measure
+            values = measure(networks, runs[0].likelihood, x, noise)
+            for whole, part in zip((fit, kl, mean, log_var), values, strict=True):
+                whole[:, start : start + _BATCH] = part
+            bar.update(len(index))
+    each = [value.isfinite().flatten(1).all(1) for value in (fit, kl, mean, log_var)]
+    usable = (torch.stack(each).all(0) & (log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT)).tolist()
+    found: list[Evaluation | None] = []
+    for row in range(size) if rows is None else rows:
+        one = None
+        if usable[row]:
+            one = _information(runs[row], dataset, n_samples, fit[row], kl[row], mean[row], log_var[row])
+        if one is None:
+            _logger.warning("%s cannot be measured: its posteriors or reconstructions are out of bounds", runs[row].key)
+        found.append(one)
+    return found
+
+
+def _information(
+    run: Run, dataset: FactorDataset, n_samples: int | None, fit: Tensor, kl: Tensor, mean: Tensor, log_var: Tensor
+) -> Evaluation | None:
+    """Add the mutual information of latents and factors; None if it is not finite."""
+    device = dataset.device
+    scored = DEFAULTS[run.dataset].scored
+    unscored = [f for f, size in enumerate(dataset.factor_sizes) if size > 1 and scored and f not in scored]
+    gap = mig.mutual_information_gap(
+        mean,
+        log_var,
+        dataset.factor_sizes,
+        factors=scored,
+        n_samples=n_samples,
+        generator=run.generator(device, _MIG),
+        unscored=unscored,
+        subsample=10_000,
+    )
+    tensors = (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)
+    numbers = torch.tensor([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score])
+    if not all(bool(value.isfinite().all()) for value in (numbers, *tensors)):
+        return None
+    groups, joint = subspaces(run), None
+    if groups is not None:
+        source = run.generator("cpu", _SUBSPACES)
+        random = mig.random_groupings([len(group) for group in groups], _GROUPINGS[device.type], source)
+        draws = min(_DRAWS[device.type], len(dataset))
+        sizes = dataset.factor_sizes
+        joint = mig.subspace_information(mean, log_var, [groups, *random], sizes, n_draws=draws, generator=source)
+    binned = mig.mutual_information_gap_binned(mean, dataset.factor_sizes, scored).score
+    return Evaluation(fit, kl, mean, log_var, mig.active_units(mean), gap, binned, groups, joint)
+
+
+def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, Any]:
+    """Return what a record contains of an evaluation."""
+    gap, names, sizes = evaluation.mig, dataset.factor_names, dataset.factor_sizes
+    fit, kl = evaluation.log_likelihood.double(), evaluation.kl.double()
+    unscored = list(gap.unscored)
+    grid = fit.view(sizes)
+    by_value = [grid.movedim(factor, 0).flatten(1).mean(1).tolist() for factor in unscored]
+    scored = [names[factor] for factor in gap.factors]
+    found = {
+        "mig": gap.score,
+        **{f"mig_{name}": value for name, value in zip(scored, gap.gaps.tolist(), strict=True)},
+        "mig_standard_error": gap.standard_error,
+        "mig_error_bound": gap.error_bound,
+        "log_likelihood": fit.mean().item(),
+        "log_likelihood_first_10000": fit[:10_000].mean().item(),
+        "divergence": kl.mean().item(),
+        "elbo": (fit - kl).mean().item(),
+        "active_units": int(evaluation.active.sum()),
+        "factors": scored,
+        "mutual_information": gap.mutual_information.tolist(),
+        "entropy": gap.entropy.tolist(),
+        "conditional_entropy": gap.conditional_entropy.tolist(),
+        "unscored": [names[factor] for factor in unscored],
+        "log_likelihood_by_value": by_value,
+        "unscored_mutual_information": gap.unscored_mutual_information.tolist(),
+        "mig_binned": evaluation.binned,
+        "mig_10000_samples": gap.subsampled_score,
+    }
+    if (joint := evaluation.subspaces) is not None:
+        own, *random = joint.mutual_information.cpu()
+        ranked = torch.stack(random).sort(-1, descending=True).values
+        found |= {
+            "subspaces_compared": evaluation.groups,
+            "subspace_factors": [names[factor] for factor in joint.factors],
+            "subspace_mutual_information": own.tolist(),
+            "subspace_standard_error": joint.standard_error[0].tolist(),
+            "random_subspace_mean": ranked.mean(0).tolist(),
+            "random_subspace_deviation": ranked.std(0).tolist(),
+            "subspace_draws": joint.n_draws,
+            "random_groupings": len(random),
+        }
+    return found

@@ -1,0 +1,307 @@
+"""What one training is: every choice that changes its result, and a hash of these choices.
+
+::
+
+    run = Run(dataset="dsprites", objective="isa-vae", beta=2.0, seed=0)
+    run.hash, run.total_steps, run.tree
+    run.replace(seed=1)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from isa import models
+from isa.lpnested import LpNested, Node
+
+__all__ = ["DEFAULTS", "OBJECTIVES", "Defaults", "Run", "sentence"]
+
+
+class Defaults(NamedTuple):
+    """Default settings of one data set; ``scored`` are the factors that enter the MIG, all if None."""
+
+    model: str
+    latent_dim: int
+    epochs: float
+    subspaces: tuple[int, ...]
+    p1: float  # of fixed exponents; learned ones start at 2
+    images: int  # from which the number of steps follows before anything is loaded
+    scored: tuple[int, ...] | None
+
+
+DEFAULTS: dict[str, Defaults] = {
+    "dsprites": Defaults("mlp", 20, 20, (4, 4, 4, 4, 4), 2.2, 737_280, (1, 2, 3, 4)),
+    "faces3d": Defaults("mlp", 10, 1500, (4, 3, 3), 1.9, 127_050, (1, 2, 3)),
+    "cars3d": Defaults("conv", 18, 1000, (6, 6, 6), 2.2, 17_568, None),
+}
+"""Tables 1 (dsprites) and 2 (faces3d). The paper does not print the subspaces of faces3d (three here, as in A.2), nor
+any hyperparameters of cars3d (three subspaces of six here, and about as many steps as on dSprites). The MIG leaves out
+the shape in dSprites, as in the paper, and the identity of a face."""
+
+OBJECTIVES: dict[str, str] = {
+    "beta-vae": "beta-vae",
+    "isa-vae": "beta-vae",
+    "beta-tcvae": "beta-tcvae",
+    "isa-tcvae": "beta-tcvae",
+    "factor-vae": "factor-vae",
+}
+"""Key in ``isa.objectives.OBJECTIVES`` of each objective. The prefix isa- stands for an ISA prior."""
+
+_FORMAT = 1
+"""Part of every hash. Raise it if a change of this package changes the result of a run."""
+
+_P0 = 2.1
+_MOST_LATENTS = models.IMAGE_SIZE**2
+_MOST_STEPS = 100_000_000  # every term of every step is kept
+
+
+def _refuse(wrong: bool, allowed: str, value: object) -> None:
+    if wrong:
+        raise ValueError(f"{allowed}, got {value!r}")
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Weight = Annotated[float, Field(strict=True, ge=0, le=1e38), AfterValidator(abs)]  # one hash for 0.0 and -0.0
+Positive = Annotated[float, Field(strict=True, gt=0, le=1e38)]
+
+
+def sentence(error: ValidationError) -> str:
+    """Return the first error in one sentence that names the field, its value and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name = (*first["loc"], "the name of a field")[0]  # without a location if it is not Unicode
+    if first["type"] == "extra_forbidden":
+        return f"{name!r} is not a field of {error.title}: the fields are {', '.join(Run.model_fields)}"
+    return f"{first['msg'].replace('Input should', f'{name} must', 1)}, got {first['input']!r}"
+
+
+class Run(BaseModel):
+    """Everything that determines one training; checked when it is made, before any data is loaded.
+
+    Fields left out take the data set's defaults (:data:`DEFAULTS`). Bad ones raise a ``ValueError`` of one sentence.
+
+    Parameters
+    ----------
+    dataset, source
+        Data set, and the path of its published files; None for the images that this package draws. The hash contains
+        only whether there is a source.
+    objective, beta
+        ``"beta-vae"`` (Eq. 2), ``"isa-vae"`` (Eq. 12), ``"beta-tcvae"`` (Eq. 3), ``"isa-tcvae"`` or ``"factor-vae"``,
+        and the weight of its divergence (beta-vae, isa-vae) or total correlation (the others).
+    seed
+        Seed of the initial parameters, the order of the images and all noise.
+    prior
+        ``"normal"``, N(0, I); ``"isa"``; or the text of any tree, such as ``"2.1[5*2.2[4]]"``. The default follows from
+        the objective.
+    subspaces, p0, p1, scale, learn_exponents
+        Layout and exponents of the ISA prior, ``p1`` one number or one for each subspace; s of Eq. 11, or ``"unit"`` if
+        every latent has variance 1; learn all exponents except the root's, starting from these.
+    model, latent_dim
+        ``"mlp"`` or ``"conv"``; the number of latents follows from the prior if it has a tree.
+    epochs, steps, batch_size, learning_rate, exponent_learning_rate
+        Passes over the data, or number of steps instead; images per step (an incomplete last batch of an epoch is left
+        out); Adam's learning rates.
+    likelihood, kl, sampling, precision
+        ``"bernoulli"`` or ``"gaussian"`` pixels; the divergence by one sample (Eq. 12) or in closed form (normal prior,
+        no TCVAE objective); estimator of the aggregate posterior in TCVAE objectives; ``"bf16"`` or ``"fp32"`` matrix
+        multiplications and convolutions.
+
+    Examples
+    --------
+    >>> run = Run(objective="isa-vae", seed=3)
+    >>> run.total_steps, str(run.tree), run.key.startswith("dsprites-isa-vae-1-seed3-")
+    (7200, '2.1[5*2.2[4]]', True)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Literal["dsprites", "faces3d", "cars3d"] = "dsprites"
+    source: (
+        Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)] | None
+    ) = None
+    objective: Literal["beta-vae", "isa-vae", "beta-tcvae", "isa-tcvae", "factor-vae"] = "beta-vae"
+    beta: Weight = 1.0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+    prior: str | None = None
+    subspaces: tuple[Count, ...] | None = None
+    p0: Positive | None = None
+    p1: Positive | tuple[Positive, ...] | None = None
+    scale: Positive | Literal["unit"] | None = None
+    learn_exponents: Annotated[bool, Field(strict=True)] = False
+    model: str | None = None
+    latent_dim: Annotated[Count, Field(le=_MOST_LATENTS)] | None = None
+    epochs: Positive | None = None
+    steps: Annotated[Count, Field(le=_MOST_STEPS)] | None = None
+    batch_size: Count = 2048
+    learning_rate: Positive = 1e-3
+    exponent_learning_rate: Positive = 5e-4
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    kl: Literal["monte_carlo", "closed_form"] = "monte_carlo"
+    sampling: Literal["weighted", "stratified"] = "weighted"
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(sentence(error)) from None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Run:
+        """Fill in the defaults of the data set, and check what concerns several fields."""
+        defaults, isa = DEFAULTS[self.dataset], self.objective.startswith("isa-")
+        self._fill(model=defaults.model, epochs=float(defaults.epochs), prior="isa" if isa else "normal")
+        steps, normal = self.total_steps, self.prior == "normal"
+        _refuse(self.model not in models.MODELS, f"model must be one of {', '.join(models.MODELS)}", self.model)
+        _refuse(self.batch_size > defaults.images, f"batch_size must be at most {defaults.images:,}", self.batch_size)
+        _refuse(steps > _MOST_STEPS, f"epochs must make at most {_MOST_STEPS:,} steps", self.epochs)
+        for name in ("subspaces", "p0", "p1"):
+            value = getattr(self, name)
+            _refuse(self.prior != "isa" and value is not None, f"{name} requires the prior 'isa'", value)
+        _refuse(normal and isa, "prior must be 'isa' or the text of a tree with this objective", self.prior)
+        _refuse(normal and self.scale is not None, "scale requires an ISA prior", self.scale)
+        _refuse(normal and self.learn_exponents, "learn_exponents requires an ISA prior", True)
+        if normal:
+            self._fill(latent_dim=defaults.latent_dim)
+        else:
+            self._complete_isa(defaults)
+        open_kl = not normal or self.base == "beta-tcvae"
+        allowed = "kl must be monte_carlo with an ISA prior and with TCVAE objectives"
+        _refuse(self.kl == "closed_form" and open_kl, allowed, self.kl)
+        alone = self.sampling == "stratified" and self.batch_size < 2
+        _refuse(alone, "batch_size must be at least 2 for sampling 'stratified'", self.batch_size)
+        return self
+
+    def _complete_isa(self, defaults: Defaults) -> None:
+        if self.prior == "isa":
+            self._fill(subspaces=defaults.subspaces, p0=_P0, p1=2.0 if self.learn_exponents else defaults.p1)
+            number = len(self.subspaces)
+            _refuse(not number, "subspaces must contain at least one size", self.subspaces)
+            wrong = isinstance(self.p1, tuple) and len(self.p1) != number
+            _refuse(wrong, f"p1 must be one number or {number}, one for each subspace", self.p1)
+        self._fill(scale=1.0)
+        unit = self.scale == "unit" and self.learn_exponents
+        _refuse(unit, "scale must be a number if exponents are learned", self.scale)
+        try:
+            tree = self.tree
+        except ValueError as error:
+            raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
+        _refuse(tree.n_leaves > _MOST_LATENTS, f"prior must have at most {_MOST_LATENTS:,} latents", tree.n_leaves)
+        LpNested(tree, self.scale)  # raises if no single scale gives every latent variance 1
+        self._fill(latent_dim=tree.n_leaves)
+        leaves = f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}"
+        _refuse(self.latent_dim != tree.n_leaves, leaves, self.latent_dim)
+
+    def _fill(self, **values: Any) -> None:
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def base(self) -> str:
+        """What is minimised, whatever the prior: ``"beta-vae"``, ``"beta-tcvae"`` or ``"factor-vae"``."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def tree(self) -> Node | None:
+        """The prior's tree, with the initial values of learned exponents; None for the normal prior."""
+        if self.prior == "normal":
+            return None
+        if self.prior != "isa":
+            return Node.parse(self.prior)
+        p1 = self.p1 if isinstance(self.p1, tuple) else (self.p1,) * len(self.subspaces)
+        return Node(self.p0, [Node(p, size) for p, size in zip(p1, self.subspaces, strict=True)])
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * (DEFAULTS[self.dataset].images // self.batch_size)))
+
+    @property
+    def reduced(self) -> bool:
+        """True if the run sees fewer images than at the paper's scale; such a result is labelled."""
+        defaults = DEFAULTS[self.dataset]
+        full = defaults.epochs * (defaults.images // 2048) * 2048
+        return self.total_steps * self.batch_size < 0.99 * full
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that identify everything that determines the result.
+
+        Equivalent descriptions of a run, such as an ISA prior and the text of its tree, have the same hash.
+        """
+        return _digest(self._determinants() | {"steps": self.total_steps})
+
+    @property
+    def course(self) -> str:
+        """Hash of everything except the number of steps: a shorter run of a course is a part of a longer one."""
+        return _digest(self._determinants())
+
+    def _determinants(self) -> dict[str, Any]:
+        tree = self.tree
+        names = ("dataset", "beta", "seed", "model", "latent_dim", "batch_size", "learning_rate", "likelihood")
+        found = {name: getattr(self, name) for name in (*names, "precision")} | {
+            "objective": self.base,
+            "source": "drawn" if self.source is None else "published",
+            "prior": "normal" if tree is None else str(tree),
+            "format": _FORMAT,
+            "estimate": self.sampling if self.base == "beta-tcvae" else self.kl,
+        }
+        if tree is not None:
+            found["scale"] = self.scale
+            found["learned"] = self.exponent_learning_rate if self.learn_exponents else None
+        return found
+
+    @property
+    def key(self) -> str:
+        """Name for files and lists: data set, objective, beta, seed and hash."""
+        return f"{self.dataset}-{self.objective}-{self.beta:g}-seed{self.seed}-{self.hash}"
+
+    @property
+    def pack_key(self) -> tuple:
+        """Equal for runs that can be trained together: everything except seed, beta, exponents and scale."""
+        tree = self.tree
+        shape = None if tree is None else (tree.structure, self.learn_exponents, self.exponent_learning_rate)
+        names = ("dataset", "source", "base", "model", "latent_dim", "total_steps", "batch_size", "learning_rate")
+        return (*(getattr(self, name) for name in (*names, "likelihood", "kl", "sampling", "precision")), shape)
+
+    def generator(self, device: torch.device | str, *stream: int) -> torch.Generator:
+        """Return a generator of the run's random numbers, whose state is a function of the seed and of ``stream``."""
+        low, high = np.random.SeedSequence([self.seed, *stream]).generate_state(2, np.uint32).tolist()
+        return torch.Generator(device).manual_seed(low << 31 ^ high)
+
+    def replace(self, **values: Any) -> Run:
+        """Return a run with some fields changed."""
+        return Run(**(self.model_dump() | values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON represents them."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """Make a run of what :meth:`to_dict` or a specification gives."""
+        return cls(**values)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,175 @@
+"""Measurements of trained models against plain formulas, and at the limits of floating-point numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import KINDS, numbers, stack, tiny, train, train_pack
+from tiny_sweep import DATASET, small
+from torch.distributions import Bernoulli, Normal
+
+from isa import mig, models
+from isa.data import Factor, FactorDataset
+from isa.evaluate import evaluate, measurements, subspaces
+from isa.results import Result
+
+pytestmark = pytest.mark.usefixtures("small_discriminator")
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def _shapes() -> FactorDataset:
+    """Return images with the factors of dSprites: a bar of three shapes at two sizes, angles and positions."""
+    sizes = (3, 2, 2, 2, 3)
+    images = np.zeros((*sizes, 64, 64), np.uint8)
+    for shape, scale, angle, x, y in np.ndindex(sizes):
+        width, height = (4 + 8 * shape, 4 + 4 * scale)[:: 1 - 2 * angle]
+        images[shape, scale, angle, x, y, 15 * y : 15 * y + height, 15 * x : 15 * x + width] = 1
+    factors = [
+        Factor(name, range(size)) for name, size in zip(("shape", "scale", "angle", "x", "y"), sizes, strict=True)
+    ]
+    return FactorDataset.from_array("dsprites", "bars", factors, images * 255, DATASET.provenance)
+
+
+@pytest.mark.parametrize(("kind", "model"), [(kind, "small") for kind in KINDS] + [("isa-vae", "conv")])
+def test_an_evaluation_is_that_of_plain_formulas(kind, model):
+    runs = [tiny(**KINDS[kind], model=model, steps=3, seed=seed) for seed in (0, 4)]
+    x = DATASET.images(torch.arange(len(DATASET)))
+    for run, result in zip(runs, train_pack(runs, evaluation=True), strict=True):
+        found, record = result.evaluation, result.record
+        noise = torch.randn(len(DATASET), run.latent_dim, generator=run.generator("cpu", 2))
+        with torch.no_grad():
+            assert not result.model.training
+            mean, log_var = result.model.encode(x)
+            z = mean + torch.exp(log_var / 2) * noise
+            pixels = result.model.decode(z)
+            pixels = Bernoulli(logits=pixels) if run.likelihood == "bernoulli" else Normal(pixels, 1.0)
+            fit = pixels.log_prob(x).sum((1, 2, 3))
+            kl = Normal(mean, torch.exp(log_var / 2)).log_prob(z).sum(-1) - result.prior.log_prob(z)
+        torch.testing.assert_close(found.mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.log_var, log_var, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.log_likelihood, fit, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(found.kl, kl, rtol=1e-4, atol=1e-4)
+        assert record["log_likelihood"] == pytest.approx(fit.mean().item(), rel=1e-6)
+        assert record["divergence"] == pytest.approx(kl.mean().item(), rel=1e-4, abs=1e-5)
+        assert record["elbo"] == pytest.approx((fit - kl).mean().item(), rel=1e-6)
+        assert record["active_units"] == int((mean.var(0, correction=0) > 0.01).sum())
+        assert record["mig"] == found.mig.score
+        assert np.shape(record["mutual_information"]) == (len(record["factors"]), run.latent_dim)
+        (alone,) = evaluate(stack([result.model], run, getattr(result.prior, "tree", None)), [run], DATASET)
+        torch.testing.assert_close(alone.log_likelihood, found.log_likelihood, rtol=1e-6, atol=0)
+        torch.testing.assert_close(alone.kl, found.kl, rtol=1e-5, atol=1e-5)
+        assert alone.mig.score == pytest.approx(found.mig.score, rel=1e-4, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def bars() -> tuple[FactorDataset, Result]:
+    """Images with an unscored factor, and a model of them with three subspaces."""
+    shapes = {"latent_dim": None, "subspaces": (2, 1, 2), "dataset": "dsprites", "learning_rate": 0.01}
+    images = _shapes()
+    return images, train(tiny(objective="isa-vae", **shapes, steps=60), dataset=images, evaluation=True)
+
+
+def test_a_record_has_the_measurements_of_every_factor(bars):
+    images, result = bars
+    record, found = result.record, result.evaluation
+    assert record["unscored"] == ["shape"] and record["factors"] == ["scale", "angle", "x", "y"]
+    fit = found.log_likelihood.double().view(3, -1).mean(1)
+    np.testing.assert_allclose(record["log_likelihood_by_value"], fit[None], rtol=1e-12)
+    every = mig.mutual_information_gap(found.mean, found.log_var, images.factor_sizes)
+    information = [record["unscored_mutual_information"][0], *record["mutual_information"]]
+    np.testing.assert_allclose(information, every.mutual_information, atol=0.25)  # other draws of 72 images
+    assert (
+        record["mig_binned"] == mig.mutual_information_gap_binned(found.mean, images.factor_sizes, (1, 2, 3, 4)).score
+    )
+    assert record["mig_10000_samples"] == pytest.approx(record["mig"])  # these have 72 images
+    assert record["evaluation_seconds"] > 0
+
+
+def test_a_record_compares_subspaces_with_random_ones(bars):
+    images, result = bars
+    record = result.record
+    assert record["subspaces_compared"] == [[0, 1], [2], [3, 4]]
+    assert record["subspace_factors"] == list(images.factor_names)
+    assert record["random_groupings"] == 5 and record["subspace_draws"] == 72
+    tables = ("subspace_mutual_information", "subspace_standard_error")
+    own, error, mean, deviation = (
+        np.array(record[name]) for name in (*tables, "random_subspace_mean", "random_subspace_deviation")
+    )
+    for table in (own, error, mean, deviation):
+        assert table.shape == (5, 3) and np.isfinite(table).all()
+    assert (error > 0).all() and (deviation >= 0).all()
+    assert (np.diff(mean, axis=1) <= 0).all()  # the subspace with the most information on a factor comes first
+    assert (own < np.log(images.factor_sizes)[:, None] + 5 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "groups"),
+    [
+        ({"objective": "isa-vae", "subspaces": (2, 1)}, [[0, 1], [2]]),
+        ({"objective": "isa-vae", "prior": "2.1[1.5[2], 1]"}, [[0, 1], [2]]),
+        ({"objective": "isa-vae", "prior": "2.1[2, 1.5[1.2[2], 1]]", "latent_dim": 5}, [[0], [1], [2, 3, 4]]),
+        ({"objective": "isa-vae", "prior": "2.1[1.5[3]]"}, None),
+        ({"prior": "2.1[3]"}, None),
+        ({}, None),
+        ({"latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
+        ({"prior": "1.2[18]", "latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
+    ],
+)
+def test_subspaces_are_those_of_the_prior_or_of_the_data_set(fields, groups):
+    assert subspaces(tiny(**fields)) == groups
+
+
+def test_a_mean_over_the_first_ten_thousand_images_is_recorded():
+    fit = torch.zeros(20_000)
+    fit[10_000:] = -2.0
+    changed = dataclasses.replace(train(tiny(), evaluation=True).evaluation, log_likelihood=fit, kl=fit)
+    grid = SimpleNamespace(factor_names=DATASET.factor_names, factor_sizes=(2, 100, 100))
+    found = measurements(changed, grid)
+    assert found["log_likelihood_first_10000"] == 0.0 and found["log_likelihood"] == -1.0
+
+
+def _constant(mean: float, log_var: float) -> models.VAE:
+    """Return networks whose posterior is the same for every image."""
+    vae = small(3, 1)
+    with torch.no_grad():
+        for value in vae.parameters():
+            value.zero_()
+        vae.encoder.net[-1].bias[:3], vae.encoder.net[-1].bias[3:] = mean, log_var
+    return vae
+
+
+PRIORS = ["normal", "2.1[2.2[2], 1]", "0.5[3]", "10[3]", "10[0.5[2], 1]", "0.5[10[2], 1]"]
+MEANS = (0.0, 1e-30, 1.0, 1e3, 1e4, 1e20, 3e38, math.inf, math.nan)
+LOG_VARS = (-1e3, -500.0, -89.0, -80.0, 0.0, 80.0, 89.0, 500.0, 1e3, math.nan)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_extreme_posteriors_are_measured_in_finite_numbers_or_refused(prior, precision, caplog):
+    run = tiny(prior=prior, precision=precision)
+    extremes = [(mean, log_var) for mean in MEANS for log_var in LOG_VARS]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    networks = stack([_constant(*extreme) for extreme in extremes], run, run.tree, dtype)
+    evaluations = evaluate(networks, [run] * len(extremes), DATASET)
+    measured = {extreme for extreme, found in zip(extremes, evaluations, strict=True) if found is not None}
+    for found in evaluations:
+        assert found is None or all(map(math.isfinite, numbers(measurements(found, DATASET))))
+    assert {(0.0, 0.0), (1e-30, 0.0), (1.0, 0.0), (0.0, -80.0)} <= measured
+    assert all(abs(log_var) < 100 and math.isfinite(mean) for mean, log_var in measured)
+    assert caplog.text.count(f"{run.key} cannot be measured") == len(extremes) - len(measured)
+
+
+@cuda
+@pytest.mark.parametrize("kind", ["learned", "beta-vae"])
+def test_a_gpu_measures_what_the_cpu_does(kind):
+    run = tiny(**KINDS[kind], steps=20)
+    result = train(run, device="cuda", evaluation=True)
+    (again,) = evaluate(stack([result.model], run, getattr(result.prior, "tree", None)), [run], DATASET)
+    torch.testing.assert_close(result.evaluation.mean, again.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.evaluation.log_var, again.log_var, rtol=0, atol=1e-4)
+    assert result.evaluation.mig.score == pytest.approx(again.mig.score, abs=0.05)  # its draws are different ones

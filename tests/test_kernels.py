@@ -1,0 +1,171 @@
+"""The Triton kernels of the total correlation: in Triton's interpreter against double precision, and compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from isa import kernels, objectives
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+WEIGHTS = {"weighted": (1e-4, 1e-4), "stratified": (1e-3, 8e-3)}
+"""Weight of a sample's own image and of each other one."""
+
+
+def posteriors(*shape: int, spread: float = 1.0, level: float = -3.0) -> tuple[torch.Tensor, ...]:
+    """Return samples, means and log-variances (P, B, D) of random posteriors."""
+    mean, log_var, noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    log_var = spread * log_var + level
+    return mean + torch.exp(0.5 * log_var) * noise, mean, log_var
+
+
+def collapsed(*shape: int) -> tuple[torch.Tensor, ...]:
+    _, mean, log_var = posteriors(*shape)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return noise, 1e-3 * mean, 1e-3 * log_var
+
+
+def one_outlier(*shape: int) -> tuple[torch.Tensor, ...]:
+    z, mean, log_var = posteriors(*shape)
+    z[:, 3] = 40.0
+    return z, mean, log_var
+
+
+def pack() -> tuple[torch.Tensor, ...]:
+    """Return three runs, of which the second has diverged."""
+    tensors = posteriors(3, 70, 5)
+    for tensor in tensors:
+        tensor[1] = torch.nan
+    return tensors
+
+
+CASES = {
+    "one run, whole tiles": posteriors(1, 64, 4),
+    "one run": posteriors(1, 70, 5),
+    "three runs": posteriors(3, 70, 5),
+    "one latent": posteriors(1, 33, 1),
+    "narrow": posteriors(1, 70, 5, spread=0.1, level=-12.0),
+    "narrow and wide": posteriors(1, 70, 5, spread=6.0),
+    "collapsed": collapsed(1, 70, 5),
+    "one outlier": one_outlier(1, 70, 5),
+}
+PACKS = {
+    "pack": pack(),
+    "reversed": tuple(tensor.flip(0) for tensor in pack()),
+    "first": tuple(tensor[:1] for tensor in pack()),
+    "last": tuple(tensor[2:] for tensor in pack()),
+}
+
+INTERPRET = """
+import sys, torch
+from isa import kernels
+calls = torch.load(sys.argv[1])
+torch.save({key: kernels.total_correlation(*arguments) for key, arguments in calls.items()}, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory) -> dict[tuple[str, str], tuple[torch.Tensor, ...]]:
+    """Results of all cases. Triton reads at its import whether to interpret, hence another process."""
+    path = tmp_path_factory.mktemp("kernels") / "tensors.pt"
+    inputs = {**CASES, **PACKS}
+    torch.save({(case, name): (*inputs[case], *WEIGHTS[name]) for case in inputs for name in WEIGHTS}, path)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", INTERPRET, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return torch.load(path)
+
+
+def reference(inputs: tuple[torch.Tensor, ...], own: float, other: float) -> tuple[torch.Tensor, list, list]:
+    """Return both batch means and the gradients of each, from a table of all densities in double precision."""
+    z, mean, log_var = inputs = [tensor.double().requires_grad_() for tensor in inputs]
+    normal = torch.distributions.Normal(mean[:, None], torch.exp(0.5 * log_var)[:, None])
+    table = normal.log_prob(z[:, :, None])  # (P, i, m, D)
+    weights = torch.full(table.shape[1:3], other, dtype=torch.float64).fill_diagonal_(own).log()
+    joint = torch.logsumexp(table.sum(-1) + weights, -1).mean(-1)
+    marginals = torch.logsumexp(table + weights[..., None], -2).mean(-2)
+    gradients = [torch.autograd.grad(value.sum(), inputs, retain_graph=True) for value in (joint, marginals)]
+    return joint, marginals, gradients
+
+
+@needs_triton
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted_kernels_equal_double_precision(interpreted, case, name):
+    joint, marginals, gradient = interpreted[case, name]
+    expected_joint, expected_marginals, parts = reference(CASES[case], *WEIGHTS[name])
+    torch.testing.assert_close(joint.double(), expected_joint, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(marginals.double(), expected_marginals, rtol=1e-6, atol=1e-5)
+    assert gradient.is_contiguous()
+    for result, of_joint, of_product in zip(gradient.unbind(1), *parts, strict=True):
+        scale = max(of_joint.abs().max(), of_product.abs().max())  # the two may cancel
+        assert (result - (of_joint - of_product)).abs().max() <= 3e-6 * scale
+
+
+@needs_triton
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_run_has_the_same_bits_in_any_pack(interpreted, name):
+    together, turned, first, last = (interpreted[case, name] for case in PACKS)
+    for a, b, c, d in zip(together, turned, first, last, strict=True):
+        assert torch.equal(a[0], b[2]) and torch.equal(a[0], c[0])
+        assert torch.equal(a[2], b[0]) and torch.equal(a[2], d[0])
+        assert a[1].isnan().all()
+
+
+@needs_triton
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("kernel", kernels.TILES)
+def test_kernels_compile_for_an_h100_and_keep_their_values_in_registers(tmp_path, monkeypatch, kernel, name):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function = kernels.load()[kernel]
+    names = function.arg_names
+    constants = {"B": 2048, "D": 20, "STRATIFIED": name == "stratified", **kernels.TILES[kernel]}
+    types = {"diagonal": "fp32", **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(
+        function,
+        {argument: types.get(argument, "*fp32") for argument in names},
+        {(names.index(argument),): value for argument, value in constants.items()},
+        {(place,): [["tt.divisibility", 16]] for place, argument in enumerate(names) if argument not in types},
+    )
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.check_output([tool, "--dump-resource-usage", binary], text=True)
+    assert re.search(r"STACK:(\d+) .* LOCAL:(\d+)", usage).groups() == ("0", "0"), usage
+
+
+def test_kernels_can_be_switched_off(monkeypatch):
+    assert kernels.available() == (importlib.util.find_spec("triton") is not None)
+    monkeypatch.setattr(kernels, "enabled", False)
+    assert not kernels.available()
+
+
+def test_the_module_is_imported_without_triton():
+    script = "import sys; sys.modules['triton'] = None; from isa import kernels; assert not kernels.available()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_operator_on_a_gpu(monkeypatch, enabled, name):
+    monkeypatch.setattr(kernels, "enabled", enabled)
+    inputs = posteriors(2, 3, 70, 5)
+    expected = torch.ops.isa.total_correlation(*(tensor.double() for tensor in inputs), *WEIGHTS[name], True)
+    result = torch.ops.isa.total_correlation(*(tensor.cuda() for tensor in inputs), *WEIGHTS[name], True)
+    for value, truth in zip(result, expected, strict=True):
+        assert (value.cpu() - truth).abs().max() <= 1e-5 * truth.abs().max()
+    assert objectives.total_correlation(*(tensor.cuda() for tensor in inputs), 1000).shape == (2, 3)

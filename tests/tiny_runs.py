@@ -1,0 +1,124 @@
+"""Runs that take milliseconds, of every objective with every kind of prior, for the tests of training."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_sweep import DATASET, SIZES, small_discriminator
+from torch import Tensor, nn
+
+from isa import Node, engine, models
+from isa.data import FactorDataset
+from isa.lpnested import StackedPrior
+from isa.results import Result
+from isa.run import Run
+
+KINDS = {
+    "beta-vae": {"objective": "beta-vae", "beta": 2.0},
+    "closed form": {"objective": "beta-vae", "kl": "closed_form"},
+    "isa-vae": {"objective": "isa-vae", "p1": (1.8, 2.4)},
+    "learned": {"objective": "isa-vae", "learn_exponents": True, "exponent_learning_rate": 0.01},
+    "tree": {"objective": "isa-vae", "prior": "2.1[1.5[2], 1]"},
+    "unit": {"objective": "isa-vae", "subspaces": (2, 2), "scale": "unit"},
+    "beta-tcvae": {"objective": "beta-tcvae", "beta": 3.0},
+    "isa-tcvae": {"objective": "isa-tcvae", "sampling": "stratified"},
+    "factor-vae": {"objective": "factor-vae", "beta": 4.0},
+    "gaussian": {"objective": "beta-vae", "likelihood": "gaussian"},
+}
+GOLDEN = Path(__file__).parent / "golden" / "training.json"
+"""Fifty steps of these kinds, seeds 0 and 7, in both precisions, as the first engine of this package took them."""
+
+
+def narrow(latent_dim: int, channels: int) -> models.VAE:
+    """Build the convolutional pair with an eighth of its channels."""
+
+    def normalised(layer: nn.Module, width: int) -> list[nn.Module]:
+        return [layer, nn.BatchNorm2d(width), nn.ReLU()]
+
+    widths = (channels, 4, 4, 8, 8)
+    down, up = [], [nn.Unflatten(1, (latent_dim, 1, 1)), *normalised(nn.ConvTranspose2d(latent_dim, 8, 4), 8)]
+    for before, after in itertools.pairwise(widths):
+        down += normalised(nn.Conv2d(before, after, 4, stride=2, padding=1), after)
+    for before, after in itertools.pairwise(widths[:0:-1]):
+        up += normalised(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), after)
+    down += [nn.Conv2d(8, 2 * latent_dim, 4), nn.Flatten()]
+    up += [nn.ConvTranspose2d(4, channels, 4, stride=2, padding=1)]
+    return models.VAE(models.Encoder(nn.Sequential(*down), latent_dim), models.Decoder(nn.Sequential(*up), channels))
+
+
+models.MODELS["narrow"] = narrow
+
+
+class SmallDiscriminator(nn.Module):
+    """A discriminator of one hidden layer."""
+
+    def __init__(self, latent_dim: int, seed: int = 0) -> None:
+        super().__init__()
+        net = small_discriminator(latent_dim, seed)
+        self.net = getattr(net, "net", net)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return logits (B, 2)."""
+        return self.net(z)
+
+
+def grey() -> FactorDataset:
+    """Return the squares in a grey that bfloat16 does not represent."""
+    images = (DATASET.images(torch.arange(len(DATASET))) * 200).to(torch.uint8).numpy().reshape(*SIZES, 64, 64)
+    return FactorDataset.from_array("cars3d", "grey squares", DATASET.factors_info, images, DATASET.provenance)
+
+
+def tiny(**changes) -> Run:
+    """Return a run with three latents and 16 of 70 images a step."""
+    settings = {"dataset": "cars3d", "model": "small", "batch_size": 16, "steps": 6, "precision": "fp32"}
+    prior = changes.get("prior", changes.get("objective", "beta-vae"))
+    settings |= {"subspaces": (2, 1)} if prior.startswith("isa") else {"latent_dim": 3}
+    return Run(**(settings | changes))
+
+
+def train_pack(runs: list[Run], **options) -> list[Result]:
+    """Train runs on the squares, by default uncompiled and without an evaluation."""
+    defaults = {"dataset": DATASET, "device": "cpu", "compile": False, "evaluation": False}
+    return engine.train_pack(runs, **(defaults | options))
+
+
+def train(run: Run, **options) -> Result:
+    """Train one run as :func:`train_pack`."""
+    return train_pack([run], **options)[0]
+
+
+CIRCUMSTANCES = ("train_seconds", "evaluation_seconds", "pack_size", "commit")
+
+
+def same_for_ever(record: dict) -> dict:
+    """Return the part of a record that does not depend on when and in which pack its run was trained."""
+    return {name: value for name, value in record.items() if name not in CIRCUMSTANCES}
+
+
+def numbers(value: object) -> list[float]:
+    """Return all numbers in JSON data."""
+    if isinstance(value, (list, dict)):
+        return [number for one in (value.values() if isinstance(value, dict) else value) for number in numbers(one)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def assert_same(one: Result, other: Result) -> None:
+    """Compare two results of one run, bit by bit."""
+    assert one.run == other.run and one.curve.keys() == other.curve.keys()
+    for name, values in one.curve.items():
+        np.testing.assert_array_equal(other.curve[name], values, err_msg=name)
+    for part in ("model", "discriminator"):
+        if getattr(one, part) is not None:
+            expected, found = dict(getattr(one, part).state_dict()), dict(getattr(other, part).state_dict())
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert same_for_ever(one.record) == same_for_ever(other.record)
+
+
+def stack(vaes: list[models.VAE], run: Run, tree: Node | None, dtype: torch.dtype = torch.float32) -> models.Networks:
+    """Stack models with a prior of one tree, ready to be evaluated."""
+    encoder, decoder = (models.stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
+    prior = StackedPrior([tree] * len(vaes), [run.scale] * len(vaes), run.latent_dim, False)
+    return models.Networks(encoder, decoder, prior, None, dtype)
