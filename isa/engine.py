@@ -374,7 +374,8 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
         return 0
     found = read_metadata(path)
     step, seconds = found.get("step"), found.get("seconds")
-    if found.get("course") != run.course or type(step) is not int or step < 0 or not isinstance(seconds, float):
+    whole = type(step) is int and step >= 0 and isinstance(seconds, float) and 0 <= seconds < math.inf
+    if found.get("course") != run.course or not whole:
         raise CheckpointError(f"{path} is not a checkpoint of {run.key}: move it away to start again")
     return step
 

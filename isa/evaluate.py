@@ -25,8 +25,8 @@ _logger = logging.getLogger(__name__)
 _EVALUATION, _MIG, _SUBSPACES = 2, 3, 4  # streams of random numbers; 0 and 1 belong to training
 _BATCH = 2048  # images at once; part of the order in which noise is drawn
 _LOG_VAR_LIMIT = 500.0  # beyond, sigma and 1 / sigma approach the limits of float64
-_DRAWS = {"cpu": 100, "cuda": 250}  # of joint densities
-_GROUPINGS = {"cpu": 5, "cuda": 20}  # random ones
+_DRAWS = 100  # of joint densities
+_GROUPINGS = {"cpu": 10, "cuda": 20}  # random ones, with which the subspaces are compared
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _information(
     if groups is not None:
         source = run.generator("cpu", _SUBSPACES)
         random = mig.random_groupings([len(group) for group in groups], _GROUPINGS[device.type], source)
-        draws = min(_DRAWS[device.type], len(dataset))
+        draws = min(_DRAWS, len(dataset))
         sizes = dataset.factor_sizes
         joint = mig.subspace_information(mean, log_var, [groups, *random], sizes, n_draws=draws, generator=source)
     binned = mig.mutual_information_gap_binned(mean, dataset.factor_sizes, scored).score

@@ -140,8 +140,9 @@ class Speed:
         return steps + self.measuring(jobs)
 
     def measuring(self, jobs: Sequence[Job]) -> float:
-        """Return the seconds that the measurements of jobs take, as far as that is known."""
-        return sum(self.evaluation.get(job.kind, 0.0) for job in jobs)
+        """Return the seconds that measuring jobs takes, for kinds not measured yet as long as for the slowest."""
+        most = max(self.evaluation.values(), default=0.0)
+        return sum(self.evaluation.get(job.kind, most) for job in jobs)
 
 
 class Claim:
@@ -219,21 +220,17 @@ class Watch:
         self, steps: int, deadline: float = math.inf, after: float = 0.0, check: Callable[[], object] = bool
     ) -> None:
         self.steps, self.deadline, self.check = steps, deadline - after, check
-        self.began = time.monotonic()
-        self.first: float | None = None
-        self.last: tuple[float, int] | None = None
-        self.counted = [0.0, 0]  # seconds and steps between looks, without the first interval: it includes compiling
+        self.last: tuple[float, int] | None = time.monotonic(), 0
+        self.intervals: list[tuple[float, int]] = []  # seconds and steps
 
     def __call__(self, step: int, terms: object) -> None:
         self.check()
         now = time.monotonic()
-        if self.first is None:
-            self.first = now
         if self.last is not None:
-            self.counted = [self.counted[0] + now - self.last[0], self.counted[1] + step - self.last[1]]
-            if step < self.steps and now + self.pace * (self.steps - step) > self.deadline:
-                raise OutOfTime
+            self.intervals.append((now - self.last[0], step - self.last[1]))
         self.last = now, step
+        if self.pace is not None and step < self.steps and now + self.pace * (self.steps - step) > self.deadline:
+            raise OutOfTime
 
     def pause(self) -> None:
         """Leave out the time until the next look."""
@@ -241,13 +238,14 @@ class Watch:
 
     @property
     def pace(self) -> float | None:
-        """Seconds of a step of the pack; None before the second look."""
-        return self.counted[0] / self.counted[1] if self.counted[1] else None
+        """Seconds of a step of the pack; None during the first interval, in which it is compiled, and the second."""
+        seconds, steps = (sum(values) for values in zip((0.0, 0), *self.intervals[1:], strict=True))
+        return seconds / steps if steps else None
 
     @property
     def startup(self) -> float:
-        """Seconds before the first look, in which the step is compiled."""
-        return 0.0 if self.first is None else self.first - self.began
+        """Seconds that the first interval took longer than the second."""
+        return max(0.0, self.intervals[0][0] - self.intervals[1][0]) if len(self.intervals) > 1 else 0.0
 
 
 def steps_done(spec: Spec, run: Run) -> int:

@@ -299,21 +299,28 @@ class Spec:
             raise ValueError(f"tier must be one of {', '.join(map(str, self.tiers))} in {self.path}, got {tier!r}")
         return tuple(run for number, runs in self.tiers.items() if tier is None or number <= tier for run in runs)
 
-    def grid(self, **values: object) -> Spec:
-        """The same shared fields and records with the runs of one grid of your own, as its only tier.
+    def grid(self, *, named: bool = False, **values: object) -> Spec:
+        """Return the same shared fields and records with the runs of another grid, as its only tier.
 
         Parameters
         ----------
+        named
+            Add the runs of this specification that differ from those of the grid only in the seed.
         **values
             As in a grid of the file: fields of a run with one value or a list of values, and ``seeds``.
 
         Raises
         ------
-        TypeError, ValueError
-            As the file's grids.
+        ValueError
+            As for the file's grids.
         """
         every = {name: value for name, value in self.every.items() if name not in values}
-        return replace(self, tiers={1: _once(_grid(every, values, _Room()))})
+        runs = _grid(every, values, _Room())
+        if named:
+            names = [name for name in _RUN_FIELDS if name != "seed"]
+            wanted = {tuple(getattr(run, name) for name in names) for run in runs}
+            runs += tuple(run for run in self.runs() if tuple(getattr(run, name) for name in names) in wanted)
+        return replace(self, tiers={1: _once(runs)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

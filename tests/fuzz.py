@@ -67,7 +67,21 @@ with _instrumented():
     import tiny_sweep
     import torch
 
-    from isa import LpNested, Node, cli, cluster, data, decoders, engine, isa_prior, latents, results, sweep
+    from isa import (
+        LpNested,
+        Node,
+        cli,
+        cluster,
+        data,
+        decoders,
+        engine,
+        isa_prior,
+        latents,
+        local,
+        packs,
+        results,
+        sweep,
+    )
     from isa._files import write_table
     from isa.data import cache as data_cache
     from isa.data import cars3d, dsprites, faces3d
@@ -200,7 +214,7 @@ def records(held: bytes) -> None:
     path = _file("any.csv", held)
     with naming(path):
         found = sweep.read_records(path)
-    sweep._Speed(found, "cpu")
+    packs.Speed(found, "cpu")
     for record in found:
         sweep.describe(record).encode("utf-8")
     rows = sweep.Records(found, [], "")
@@ -744,7 +758,7 @@ def _stand_ins() -> Iterator[None]:
         stack.enter_context(patch.object(data, "load", _load))
         stack.enter_context(patch.object(dsprites, "compare", _compare))
         stack.enter_context(patch.object(engine, "train", _no_training))
-        stack.enter_context(patch.object(sweep, "_sweep_here", _no_training))
+        stack.enter_context(patch.object(local.Local, "train", _no_training))
         stack.enter_context(patch.object(cluster, "train", _no_training))
         yield
 

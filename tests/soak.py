@@ -21,6 +21,7 @@ import collections
 import contextlib
 import csv
 import ctypes
+import functools
 import io
 import itertools
 import multiprocessing
@@ -48,7 +49,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from isa import cli, cluster, engine, latents, results, sweep
+from isa import cli, cluster, engine, latents, local, results, sweep
 from isa._files import write_atomically, write_table
 from isa.data import FactorDataset
 from isa.data.cache import cached_array
@@ -62,7 +63,7 @@ tiers:
   1:
     - {{objective: beta-vae, beta: [1, 4], seeds: {seeds}}}
     - {{objective: isa-vae, subspaces: [2, 1], seeds: {seeds}}}
-    - {{objective: beta-vae, beta: 1, steps: 80}} # goes on from where the first run ends
+    - {{objective: beta-vae, beta: 1, steps: 80}} # a longer run of the first run's course
 """
 
 _fork = multiprocessing.get_context("fork")
@@ -192,9 +193,10 @@ def killed_after(process: multiprocessing.Process, seconds: float) -> bool:
 
 
 def quicken() -> None:
-    """Let a sweep in this process write checkpoints, and look after other sweeps, as often as it can."""
-    sweep._CHECKPOINT_SECONDS = 1e-9
-    sweep._POLL_SECONDS = 0.02
+    """Let a sweep in this process write a checkpoint every five steps, and look after other sweeps all the time."""
+    engine.fit = functools.partial(engine.fit, checkpoint_every=5)
+    local._CHECKPOINT_SECONDS = 0.0
+    local._POLL_SECONDS = 0.02
     cluster._POLL_SECONDS = 0.1
     results.commit = lambda: None  # asks git each time, and others may commit meanwhile
 
@@ -569,7 +571,7 @@ def cache_read_only(bench: Bench, row: Row) -> None:
             return FactorDataset(drawn.name, drawn.title, drawn.factors_info, storage, drawn.provenance, **options)
 
         def before() -> None:
-            sweep._dataset = dataset
+            local._dataset = dataset
 
         for state in ("empty", "whole", "half"):
             if state == "whole":

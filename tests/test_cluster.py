@@ -19,9 +19,10 @@ import filelock
 import pytest
 import torch
 from distributed import Client, LocalCluster
-from tiny_sweep import SPEC, without_times, write_spec
+from tiny_sweep import SPEC, watch_starts, without_times, write_spec
 
-from isa import cli, cluster, sweep, training
+from isa import cli, cluster, engine, packs, results, sweep
+from isa.run import Run
 from isa.sweep import Records, Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
@@ -139,7 +140,7 @@ def test_a_worker_killed_in_mid_run_only_delays_its_run(processes, spec, tmp_pat
     assert {path.name for path in (tmp_path / "portraits").iterdir()} == {f"{run.key}.npz" for run in spec.runs()}
     for path in (tmp_path / "portraits").iterdir():
         assert path.read_bytes() == (tmp_path / "alone" / "portraits" / path.name).read_bytes()
-    assert not list((spec.work / "checkpoints").iterdir())
+    assert not list(spec.work.glob("checkpoints/*"))
     assert [one.in_progress for one in sweep.status(spec)] == [0, 0]
 
 
@@ -252,18 +253,18 @@ def test_the_command_sweeps_on_a_cluster_and_trains_nothing_twice(scheduler, spe
     assert {row["hash"]: without_times(row) for row in rows} == _alone(tmp_path / "alone", tier=1)
     again = _sweep(spec, tier=1, scheduler="tcp://nowhere:1")  # nothing is left to ask a scheduler for
     assert not again.missing and sorted(again.column("hash")) == sorted(row["hash"] for row in rows)
-    assert not list((spec.work / "checkpoints").iterdir())
+    assert not list(spec.work.glob("checkpoints/*"))
 
 
-def _failing(monkeypatch, fails: Callable[[training.Run], bool]) -> None:
-    original = training.train_pack
+def _failing(monkeypatch, fails: Callable[[Run], bool]) -> None:
+    original = engine.fit
 
-    def train_pack(runs, **options):
+    def fit(runs, *arguments, **options):
         if any(map(fails, runs)):
             raise TimeoutError("a bad\nday")
-        return original(runs, **options)
+        return original(runs, *arguments, **options)
 
-    monkeypatch.setattr(training, "train_pack", train_pack)
+    monkeypatch.setattr(engine, "fit", fit)
 
 
 def test_an_error_of_one_run_stops_no_other(scheduler, spec, monkeypatch, capsys):
@@ -310,25 +311,25 @@ def test_runs_go_on_from_checkpoints_in_the_sweeps_folder(scheduler, tmp_path, m
     text = SPEC.replace("steps: 6", "steps: 60").replace("seeds: 2}", "seeds: 1}")
     whole = _alone(tmp_path / "alone", text, tier=1)
     spec = Spec.read(write_spec(tmp_path, text))
-    original, starts = training.train_pack, []
+    original, starts = engine.fit, []
 
-    def interrupted(runs, **options):
-        options |= {"checkpoint_every": 10, "checkpoint_seconds": 0}
-        starts.append(training._checkpoint_step(options["checkpoints"], runs[0]))
-        asked = options["callback"]
+    def interrupted(runs, dataset, **options):
+        options |= {"checkpoint_every": 20, "checkpoint_seconds": 0}
+        starts.append(engine.checkpoint_step(options["checkpoints"], runs[0]))
+        asked = options.pop("callback")
 
         def callback(step, terms):
             asked(step, terms)
-            if step >= 25 and len(starts) <= 2:
+            if len(starts) <= 2:
                 raise RuntimeError("the lights went out")
 
-        return original(runs, **{**options, "callback": callback})
+        return original(runs, dataset, **options, callback=callback)
 
-    monkeypatch.setattr(training, "train_pack", interrupted)
+    monkeypatch.setattr(engine, "fit", interrupted)
     with pytest.raises(cluster.ClusterError, match="2 of 2 runs could not be trained"):
         _sweep(spec, tier=1, scheduler=scheduler)
     records = _sweep(spec, tier=1, scheduler=scheduler)
-    assert starts == [0, 0, 20, 20]
+    assert starts == [0, 0, 40, 40]
     assert {record["hash"]: without_times(record) for record in records} == whole
 
 
@@ -348,7 +349,7 @@ def test_models_are_kept_where_the_sweep_keeps_them(scheduler, spec, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (run, *_) = spec.runs(1)
     _sweep(Spec.read("tiny.yaml").grid(beta=1, seeds=1), scheduler=scheduler, keep_models=True)
-    again, model, _ = training.load_model(tmp_path / "work/tiny/models" / run.key)
+    again, model, _ = results.load_model(tmp_path / "work/tiny/models" / run.key)
     assert again == run and not model.training
 
 
@@ -358,12 +359,12 @@ def test_a_budget_starts_nothing_that_would_not_be_done(scheduler, spec, monkeyp
         record["train_seconds"], record["evaluation_seconds"] = 6000.0, 5.0
     spec.record.unlink()
     sweep._append(spec.record, records)
-    monkeypatch.setattr(training, "train_pack", lambda *a, **k: pytest.fail("a run is started"))
+    monkeypatch.setattr(engine, "fit", lambda *a, **k: pytest.fail("a run is started"))
     assert len(_sweep(spec.grid(beta=[1, 4], seeds=4), scheduler=scheduler, budget=6004)) == 4
 
 
 def test_a_run_of_unknown_speed_is_stopped_once_it_is_seen_to_be_too_slow(scheduler, spec, monkeypatch):
-    monkeypatch.setattr(training, "_COMPILE_FROM", 10**9)
+    monkeypatch.setattr(engine, "_COMPILE_FROM", 10**9)
     said = []
     own = spec.grid(beta=1, steps=10**6, seeds=2)
     assert len(_sweep(own, scheduler=scheduler, budget=60.0, report=said.append)) == 0
@@ -381,7 +382,7 @@ def test_without_workers_a_sweep_waits_for_its_budget(spec, monkeypatch):
 
 def test_what_another_sweep_trains_is_left_to_it(scheduler, spec):
     runs = spec.runs(1)
-    claim = filelock.FileLock(sweep._Claim(spec, runs[1]).path, thread_local=False)
+    claim = filelock.FileLock(packs.Claim(spec, runs[1]).path, thread_local=False)
     Path(claim.lock_file).parent.mkdir(parents=True)
     claim.acquire()
     done = []
@@ -396,8 +397,12 @@ def test_what_another_sweep_trains_is_left_to_it(scheduler, spec):
 
 
 def test_a_sweep_that_ends_early_frees_its_workers_and_claims(scheduler, inside, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_COMPILE_FROM", 10**9)
-    spec = Spec.read(write_spec(tmp_path, SPEC.replace("steps: 6", "steps: [6, 1000000]").replace("[1, 4]", "[1, 2]")))
+    monkeypatch.setattr(engine, "_COMPILE_FROM", 10**9)
+    short, long = (
+        "{objective: beta-vae, beta: 1, seeds: 2}",
+        "{objective: beta-vae, beta: 2, steps: 1000000, seeds: 2}",
+    )
+    spec = Spec.read(write_spec(tmp_path, f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{short}, {long}]}}"))
 
     def stop(line: str) -> None:
         if "MIG" in line:
@@ -410,44 +415,38 @@ def test_a_sweep_that_ends_early_frees_its_workers_and_claims(scheduler, inside,
     _until(lambda: not any(worker.state.executing for worker in inside.workers.values()))
 
 
-def test_of_one_course_the_longer_run_waits_for_the_shorter(scheduler, spec, monkeypatch):
-    starts, original = [], training._train
-
-    def watched(pack, start, *rest):
-        starts.append((pack.run.total_steps, start))
-        return original(pack, start, *rest)
-
-    monkeypatch.setattr(training, "_train", watched)
+def test_two_runs_of_one_course_train_once(scheduler, spec, monkeypatch):
+    starts = watch_starts(monkeypatch, "total_steps")
     assert len(_sweep(spec.grid(steps=[6, 12], beta=1), scheduler=scheduler)) == 2
-    assert starts == [(6, 0), (12, 6)]
-    assert not list((spec.work / "checkpoints").iterdir())
+    assert starts == [(12, 0)]
+    assert not list(spec.work.glob("checkpoints/*"))
 
 
 def test_packs_are_as_large_as_asked_and_halved_where_they_do_not_fit(scheduler, spec, monkeypatch):
-    original, sizes = training.train_pack, []
+    original, sizes = engine.fit, []
 
-    def small_memory(runs, **options):
+    def small_memory(runs, *arguments, **options):
         sizes.append(len(runs))
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return original(runs, **options)
+        return original(runs, *arguments, **options)
 
-    monkeypatch.setattr(training, "train_pack", small_memory)
+    monkeypatch.setattr(engine, "fit", small_memory)
     with pytest.warns(sweep.RecordsWarning, match="4 runs at once do not fit; 2 are tried"):
         records = _sweep(spec, scheduler=scheduler, pack=4)
     assert len(records) == 9 and 4 in sizes
     assert {record["pack_size"] for record in records} <= {1, 2}
 
 
-def _sweeping(spec: Spec, said: list[str], **options) -> cluster._Sweep:
-    options = {"device": None, "models": None, "portraits": spec.path.parent / "portraits"} | options
-    return cluster._Sweep(None, spec, spec.runs(), options, None, float("inf"), said.append)
+def _sweeping(spec: Spec, said: list[str]) -> cluster._Sweep:
+    options = {"device": None, "cache_dir": None, "models": None}
+    return cluster._Sweep(None, packs.plan([spec], None), options, None, float("inf"), said.append)
 
 
 def test_a_gpu_takes_packs_unless_another_size_is_asked_for(spec):
     said = []
     sweeping = _sweeping(spec, said)
-    for gpu, pack, size in ((True, None, 16), (False, None, 1), (True, 3, 3), (False, 3, 3)):
+    for gpu, pack, size in ((True, None, 18), (False, None, 1), (True, 3, 3), (False, 3, 3)):
         sweeping.pack = pack
         worker = cluster._Worker("tcp://worker")
         sweeping._welcome(worker, cluster._Introduction("device", gpu, True))
@@ -459,7 +458,7 @@ def test_a_run_that_ends_its_workers_is_given_up_unless_it_gets_on(spec, monkeyp
     sweeping = _sweeping(spec, said)
     run = spec.runs()[0]
     steps = iter([0, 0, 3, 3, 3])
-    monkeypatch.setattr(sweep, "_steps_done", lambda spec, run: next(steps))
+    monkeypatch.setattr(packs, "steps_done", lambda spec, run: next(steps))
 
     def lose(began: int) -> None:
         sweeping._lose(cluster._Worker("tcp://worker", runs=[run], began=[began]))

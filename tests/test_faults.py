@@ -11,14 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 import soak
 import torch
-from tiny_sweep import watch_starts, write_spec
+from tiny_sweep import DATASET, watch_starts, write_spec
 
-from isa import _files, engine, latents, sweep
+from isa import _files, engine, latents, local, packs, sweep
 from isa.sweep import RecordsWarning, Spec, status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,13 @@ LEAST = {"killed at a random moment": 8, "killed at a dangerous instant": 10, "d
 @pytest.fixture
 def spec(tmp_path) -> Spec:
     return Spec.read(write_spec(tmp_path))
+
+
+@pytest.fixture
+def frequent(monkeypatch) -> None:
+    """Checkpoints every four steps."""
+    monkeypatch.setattr(engine, "fit", partial(engine.fit, checkpoint_every=4))
+    monkeypatch.setattr(local, "_CHECKPOINT_SECONDS", 0.0)
 
 
 def _sweep(spec: Spec, **options) -> sweep.Records:
@@ -118,7 +126,7 @@ def calls(monkeypatch) -> list[str]:
     return done
 
 
-def test_files_are_on_the_disk_before_anything_relies_on_them(spec, calls):
+def test_files_are_on_the_disk_before_anything_relies_on_them(spec, calls, frequent):
     _sweep(spec.grid(beta=1))
     # Folders are made: their names come onto the disk before a file in them does.
     assert calls[0] == "sync of a folder of records" and calls.index("sync of a checkpoint") > 0
@@ -196,14 +204,14 @@ def test_a_portrait_that_does_not_fit_leaves_the_one_before_it(spec, tmp_path, m
 
 def test_what_can_only_be_read_has_a_status(spec, monkeypatch):
     own = spec.grid(beta=1, seeds=2)
-    claim = sweep._Claim(spec, own.runs()[0])
+    claim = packs.Claim(spec, own.runs()[0])
     assert claim.acquire()
     claim.release()
 
     def read_only(self) -> bool:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(sweep._Claim, "acquire", read_only)
+    monkeypatch.setattr(packs.Claim, "acquire", read_only)
     assert [(row.runs, row.in_progress) for row in status(own)] == [(2, 0)]
 
 
@@ -240,20 +248,21 @@ def test_what_killed_writers_left_is_removed_after_a_day(spec, tmp_path):
     assert {path.name: path.read_bytes() for path in (*files[:3], own_notes)} == held
 
 
-def _checkpointed(spec: Spec, steps: int, monkeypatch) -> Path:
-    """Train a run of the course, and leave its checkpoint as a kill does that comes before it is removed."""
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "remove_checkpoint", lambda run, folder: None)
-        _sweep(spec.grid(beta=1, steps=steps))
-    (path,) = (spec.work / "checkpoints").iterdir()
-    return path
+def _checkpointed(spec: Spec, steps: int, beta: float = 1) -> Path:
+    """Train a run, and leave its latest checkpoint, of the step before the last."""
+    (run,) = spec.grid(beta=beta, steps=steps).runs()
+    folder = spec.work / "checkpoints"
+    options = {"dataset": DATASET, "device": "cpu", "evaluation": False}
+    engine.train(run, **options, checkpoints=folder, checkpoint_every=steps - 1)
+    return engine.checkpoint_path(folder, run)
 
 
-def test_the_checkpoint_of_a_run_that_was_killed_once_it_was_recorded_is_removed(spec, monkeypatch):
-    path = _checkpointed(spec, 6, monkeypatch)
+def test_the_checkpoint_of_a_run_that_was_killed_once_it_was_recorded_is_removed(spec):
+    _sweep(spec.grid(beta=1, steps=6))
+    path = _checkpointed(spec, 6)
     assert len(_sweep(spec.grid(beta=1, steps=6), budget=0)) == 1
     assert path.exists()  # who reads records writes nothing
-    claim = sweep._Claim(spec, spec.grid(beta=1, steps=12).runs()[0])
+    claim = packs.Claim(spec, spec.grid(beta=1, steps=12).runs()[0])
     assert claim.acquire()
     _sweep(spec.grid(beta=1, steps=6))
     assert path.exists()  # a longer run is being trained
@@ -262,8 +271,8 @@ def test_the_checkpoint_of_a_run_that_was_killed_once_it_was_recorded_is_removed
     assert not path.exists()
 
 
-def test_the_checkpoint_of_a_longer_run_outlives_a_shorter_one(spec, monkeypatch):
-    path = _checkpointed(spec, 12, monkeypatch)
+def test_the_checkpoint_of_a_longer_run_outlives_a_shorter_one(spec):
+    path = _checkpointed(spec, 12)
     held = path.read_bytes()
     assert len(_sweep(spec.grid(beta=1, steps=6))) == 1
     assert path.read_bytes() == held
@@ -271,15 +280,12 @@ def test_the_checkpoint_of_a_longer_run_outlives_a_shorter_one(spec, monkeypatch
 
 def test_of_a_pack_only_the_checkpoint_that_cannot_be_read_is_moved_away(spec, monkeypatch):
     own = spec.grid(beta=[1, 4], steps=12)
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "remove_checkpoint", lambda run, folder: None)
-        _sweep(spec.grid(beta=[1, 4], steps=6))
-    torn, whole = (engine.checkpoint_path(spec.work / "checkpoints", run) for run in own.runs())
+    torn, whole = (_checkpointed(spec, 6, beta) for beta in (1, 4))
     os.truncate(torn, 99)
     starts = watch_starts(monkeypatch, "beta")
     with pytest.warns(RecordsWarning, match="starts anew"):
         assert len(_sweep(own, pack=2)) == 2
-    assert starts == [(1, 0), (4, 6)]
+    assert starts == [(1, 0), (4, 5)]
     assert [path.name for path in torn.parent.iterdir()] == [f"{torn.name}.unreadable"] and not whole.exists()
 
 
@@ -288,17 +294,17 @@ def test_of_a_pack_only_the_checkpoint_that_cannot_be_read_is_moved_away(spec, m
 
 def test_runs_of_one_course_are_never_in_training_at_once(spec):
     own = spec.grid(steps=[6, 12], beta=1)
-    short, long = own.runs()
+    short, long = packs.plan([own], None)
     assert short.course == long.course and short.hash != long.hash
     with ExitStack() as first, ExitStack() as second:
-        assert sweep._claimed(spec, [short], 1, first) == [short]
-        assert sweep._claimed(spec, [long], 1, second) == []
+        assert packs.claim([short], first) == [short]
+        assert packs.claim([long], second) == []
         assert [row.in_progress for row in status(own)] == [1]
     with ExitStack() as second:
-        assert sweep._claimed(spec, [long], 1, second) == [long]
+        assert packs.claim([long], second) == [long]
 
 
-@pytest.mark.parametrize("module", ["sweep", "training", "latents", "cluster"])
+@pytest.mark.parametrize("module", ["sweep", "packs", "local", "engine", "results", "latents", "cluster"])
 def test_no_clock_of_the_day_is_asked(module):
     """Clocks of the day are set, and differ between machines: durations and deadlines are of others."""
     tree = ast.parse((ROOT / "isa" / f"{module}.py").read_text(encoding="utf-8"))

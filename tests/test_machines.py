@@ -40,8 +40,8 @@ def test_a_block_is_not_compiled_where_the_compiler_cannot_read_its_files(monkey
         raise error
 
     monkeypatch.setattr(torch, "compile", fail)
-    block = objectives._Block(lambda value: (value + 1,))
-    assert block(True, torch.ones(2))[0].tolist() == [2, 2] == block(True, torch.ones(2))[0].tolist()
+    block = objectives._Compiled(lambda value: (value + 1,))
+    assert block(torch.ones(2))[0].tolist() == [2, 2] == block(torch.ones(2))[0].tolist()
     (message,) = [record.message for record in caplog.records]
     assert message.startswith("the aggregate posterior runs uncompiled: ") and not message.endswith(": ")
 

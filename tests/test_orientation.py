@@ -300,9 +300,9 @@ def test_no_table_holds_no_runs(tmp_path):
         (SPEC.replace("[2.0]", "2.0"), "exponents must be a list of one or more, got 2.0"),
         (SPEC.replace("[1, 2]", "[]"), r"seeds must be a list of one or more, got \[\]"),
         (SPEC.replace("4.0", "-4.0"), "p must be a positive finite number, got -4.0"),
-        (SPEC.replace("beta: 8", "beta: -8"), "beta must be a finite number of at least 0"),
-        (SPEC.replace("[1, 2]", "[-1]"), "seed must be between"),
-        (SPEC.replace("steps: 5", "steps: 0"), "steps must be at least 1"),
+        (SPEC.replace("beta: 8", "beta: -8"), "beta must be greater than or equal to 0"),
+        (SPEC.replace("[1, 2]", "[-1]"), "seed must be greater than or equal to 0"),
+        (SPEC.replace("steps: 5", "steps: 0"), "steps must be greater than or equal to 1"),
     ],
 )
 def test_a_bad_specification_is_told_in_one_sentence(spec, trained, capsys, text, words):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_sweep import DATASET, SIZES, small_discriminator
+from tiny_sweep import DATASET, SIZES
 from torch import Tensor, nn
 
 from isa import Node, engine, models
@@ -57,8 +57,9 @@ class SmallDiscriminator(nn.Module):
 
     def __init__(self, latent_dim: int, seed: int = 0) -> None:
         super().__init__()
-        net = small_discriminator(latent_dim, seed)
-        self.net = getattr(net, "net", net)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = nn.Sequential(nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return logits (B, 2)."""

@@ -77,7 +77,7 @@ def watch_starts(monkeypatch, field: str) -> list[tuple]:
 
     def watched(runs, dataset, **options):
         longest = max(runs, key=lambda run: run.total_steps)
-        starts.append((getattr(longest, field), engine.checkpoint_step(options["checkpoints"], longest)))
+        starts.append((getattr(longest, field), engine.checkpoint_step(options.get("checkpoints"), longest)))
         return original(runs, dataset, **options)
 
     monkeypatch.setattr(engine, "fit", watched)
