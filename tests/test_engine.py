@@ -357,10 +357,21 @@ def test_a_course_is_trained_once_and_recorded_twice(kind):
     np.testing.assert_allclose(found[1].curve["loss"], train(pair[1]).curve["loss"], rtol=1e-6)
 
 
-def test_a_short_run_of_a_course_diverges_as_it_does_alone():
-    short, long = (tiny(beta=1e30, steps=steps) for steps in (30, 60))
-    for result in (*train_pack([short, long]), train(short), train(long)):
-        assert result.diverged_at == 0 and len(result.curve["loss"]) == 1
+@pytest.mark.parametrize(
+    "run",
+    [
+        tiny(beta=1e30, steps=10),
+        tiny(beta=1e30, steps=30),
+        tiny(objective="isa-vae", learn_exponents=True, exponent_learning_rate=1e38, steps=1),
+    ],
+    ids=["out of bounds for ten steps", "out of bounds", "exponents after the last step"],
+)
+def test_a_short_run_of_a_course_diverges_as_it_does_alone(run):
+    long = run.replace(steps=60)
+    together, alone = train_pack([run, long]), [train(run), train(long)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.diverged_at == other.diverged_at is not None and one.exponents == other.exponents
+        assert len(one.curve["loss"]) == len(other.curve["loss"])
 
 
 # The same again
@@ -614,9 +625,15 @@ def test_a_step_replayed_as_a_cuda_graph_is_the_step(kind):
 @cuda
 def test_a_reused_graph_trains_other_runs():
     runs = [tiny(**KINDS["learned"], steps=20, seed=seed) for seed in range(2)]
-    train_pack([run.replace(seed=run.seed + 5) for run in runs], device="cuda")
-    for result, fresh in zip(train_pack(runs, device="cuda"), [train(run, device="cuda") for run in runs], strict=True):
-        np.testing.assert_allclose(result.curve["loss"], fresh.curve["loss"], rtol=1e-5)
+    images, others = DATASET.to("cuda"), [_varied(run).replace(seed=run.seed + 5) for run in runs]
+    reused, fresh = Pack(runs, images), Pack(others, images)
+    for _ in range(10):
+        reused.advance()
+    reused.load(others)
+    for _ in range(20):
+        reused.advance()
+        fresh.advance()
+    torch.testing.assert_close(reused.curve, fresh.curve, rtol=1e-5, atol=1e-5)
 
 
 # Options

@@ -231,7 +231,8 @@ def test_the_plans_seeds_differ_between_betas():
     for name in ("dsprites", "dsprites-long", "dsprites-controls"):
         spec = Spec.read(ROOT / f"runs/{name}.yaml")
         recorded = {record["hash"] for record in read_records(spec.record)}
-        for run in spec.runs(4 if name == "dsprites" else None):
+        planned = [run for tier, runs in spec.tiers.items() if tier < 5 for run in runs]
+        for run in planned:
             if run.hash not in recorded and run.beta != 1:
                 betas.setdefault(run.seed, set()).add(run.beta)
     assert len(betas) > 100 and all(len(its) == 1 for its in betas.values())
@@ -303,6 +304,12 @@ def test_records_come_back_as_they_were_written(tmp_path):
         "mutual_information": [[0.1, 2 / 3], [1e-300, 0.0]],
         "versions": {"torch": '2,"13'},
         "device": "a, b\nc",
+        "unscored": ["shape"],
+        "log_likelihood_by_value": [[-20.0, -21.25, -19.5]],
+        "mig_binned": 0.125,
+        "subspaces_compared": [[0, 1, 2], [3, 4]],
+        "random_subspace_mean": [[0.5, 0.25]],
+        "random_groupings": 20,
     }
     path = tmp_path / "table.csv"
     sweep._append(path, [record])
@@ -311,12 +318,51 @@ def test_records_come_back_as_they_were_written(tmp_path):
     assert back["mig"] == pytest.approx(1 / 3, rel=1e-8) and (back["mig_size"], back["mig_x"]) == (0.25, 1e-7)
     assert back["mutual_information"] == [[0.1, 0.666666667], [1e-300, 0.0]]
     assert back["versions"] == {"torch": '2,"13'} and back["device"] == "a, b c"
+    for name in ("unscored", "log_likelihood_by_value", "mig_binned", "subspaces_compared", "random_groupings"):
+        assert back[name] == record[name], name
+    assert back["subspace_draws"] is None and back["random_subspace_mean"] == [[0.5, 0.25]]
     held = path.read_bytes()
     sweep._append(path, [back])
     assert path.read_bytes() == held
     with pytest.raises(ValueError, match="finite"):
         sweep._append(path, [{**record, "hash": "other", "elbo": float("nan")}])
     assert path.read_bytes() == held
+
+
+def tables() -> list[Path]:
+    paths = sorted((ROOT / "runs").glob("*.csv"))
+    return [path for path in paths if "hash" in path.read_text(encoding="utf-8").split("\n", 1)[0].split(",")]
+
+
+@pytest.mark.parametrize("path", tables(), ids=lambda path: path.stem)
+def test_a_committed_table_keeps_its_columns_and_cells_when_it_is_written_again(path, tmp_path):
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    before = read_records(copy)
+    sweep.merge_records(copy, [])
+    old, new = (file.read_text(encoding="utf-8").splitlines() for file in (path, copy))
+    added = ",".join(COLUMNS[len(old[0].split(",")) :])
+    assert new[0] == ",".join(filter(None, (old[0], added))) == ",".join(COLUMNS)
+    empty = "," * (added.count(",") + bool(added))
+    assert new[1:] == [f"{line}{empty}" for line in old[1:]]
+    after = read_records(copy)
+    assert [{name: one[name] for name in other} for one, other in zip(after, before, strict=True)] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("mig_binned", "high", "mig_binned must be a number, got 'high'"),
+        ("random_groupings", 0, "random_groupings must be a whole number from 1 on, got '0'"),
+        ("subspace_mutual_information", 1, "subspace_mutual_information must be a list, got '1'"),
+    ],
+)
+def test_measurements_of_another_kind_are_refused(name, value, sentence, spec):
+    rows = _sweep(spec.grid(beta=1)).rows
+    spec.record.unlink()
+    sweep._append(spec.record, [{**rows[0], name: value}])
+    with pytest.raises(ValueError, match=sentence):
+        read_records(spec.record)
 
 
 def test_a_torn_last_line_is_left_aside_and_then_replaced(spec, capsys):

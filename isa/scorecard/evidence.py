@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 
 from isa import data
+from isa.run import OBJECTIVES, Run
 from isa.sweep import Spec, read_records
 from isa.toys import ica
-from isa.run import OBJECTIVES, Run
 
 __all__ = ["Evidence", "Missing", "Setting"]
 
