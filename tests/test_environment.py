@@ -123,8 +123,10 @@ def test_constraints_hold_everything_that_this_environment_got_from_them():
 
 def test_nothing_installed_here_is_pinned_differently():
     pinned = pinned_versions()
+    path = [folder for folder in sys.path if Path(folder).name != "_vendor"]  # copies that setuptools has for itself
     installed = {
-        canonicalize_name(d.name): Version(Version(d.version).public) for d in importlib.metadata.distributions()
+        canonicalize_name(d.name): Version(Version(d.version).public)
+        for d in importlib.metadata.distributions(path=path)
     }
     different = {
         name: (str(version), str(pinned[name]))
