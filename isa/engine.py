@@ -5,7 +5,7 @@
     result = train(Run(objective="isa-vae", beta=2.0))
     results = train_pack([Run(seed=seed) for seed in range(10)])
 
-The training step is :meth:`Pack.update`: images, :func:`losses`, gradients, :func:`adam`. No operation mixes runs, so
+The training step is :meth:`Pack.update`: images, ``losses``, gradients, ``adam``. No operation mixes runs, so
 each is trained as if alone up to rounding. Batches and noise are functions of a run's seed and of the step, so an
 interrupted run resumes to the same result. With ``precision="bf16"``, matrix multiplications and convolutions compute
 in bfloat16; normalisation, posterior, sample, objective and Adam compute in float32.
@@ -118,7 +118,7 @@ class Objective(NamedTuple):
 
 
 def term_names(run: Run) -> list[str]:
-    """Return the names of the terms that :func:`losses` returns. The first is the loss."""
+    """Return the names of the terms that ``losses`` returns. The first is the loss."""
     terms = {
         "beta-vae": objectives.BetaVAETerms._fields,
         "beta-tcvae": objectives.BetaTCVAETerms._fields,
