@@ -20,9 +20,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ _PATIENCE = 25  # steps in a row that a loss may be out of bounds: one sample fa
 _DIVERGED, _MOST_LOSS = 100.0, 1e15  # bounds of a loss: relative to its first value, and for its square in float32
 _COMPILE_FROM = 300  # steps from which compiling pays
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.05}  # relative errors of gradients, compared with float64
+_drawing = ThreadPoolExecutor(1)  # one thread for all packs: Dask's profiler can deadlock with threads that end
 
 
 class Feed:
@@ -60,8 +61,7 @@ class Feed:
         self.runs, self.run, self.dataset, self.device = runs, runs[0], dataset, dataset.device
         self.per_epoch = len(dataset) // self.run.batch_size
         self.batches = 2 if self.run.base == "factor-vae" else 1
-        self._pool = ThreadPoolExecutor(1)
-        self._orders: dict[tuple[int, int], Future] = {}
+        self._orders: dict[tuple[int, int], Callable[[], Tensor]] = {}
         self._noise = lru_cache(maxsize=2)(partial(self._draw, torch.randn, _NOISE, self.batches))
         self._uniform = lru_cache(maxsize=2)(partial(self._draw, torch.rand, _PERMUTATION, 1))
 
@@ -85,9 +85,10 @@ class Feed:
         kept = {key: self._orders[key] for key in keys if key in self._orders}
         for number, seed in keys:
             if (number, seed) not in kept:
-                kept[number, seed] = self._pool.submit(self.dataset.epoch, number, seed=seed)
+                draw = partial(self.dataset.epoch, number, seed=seed)
+                kept[number, seed] = cache(draw) if len(epochs) == 1 else _drawing.submit(draw).result
         self._orders = kept
-        return {run.seed: kept[epoch, run.seed].result() for run in self.runs}
+        return {run.seed: kept[epoch, run.seed]() for run in self.runs}
 
     def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
         shape = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim)
