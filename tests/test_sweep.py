@@ -239,6 +239,32 @@ def test_the_plans_seeds_differ_between_betas():
     assert len(betas) > 100 and all(len(its) == 1 for its in betas.values())
 
 
+def _planned(tier: int, objective: str) -> dict[float, int]:
+    """Return the number of runs at the settings of Table 1, by beta, that the plan names up to a tier."""
+    runs = [run for run in _committed("dsprites").runs(tier) if run.objective == objective and run.epochs == 20]
+    return {beta: sum(run.beta == beta for run in runs) for beta in sorted({run.beta for run in runs})}
+
+
+def test_tiers_are_the_blocks_of_the_plan():
+    for objective in ("beta-vae", "isa-vae"):
+        assert _planned(1, objective) == {1: 10, 1.5: 5, 2: 5, 3: 5, 4: 5, 6: 5}
+        assert _planned(2, objective) == {1: 10, 1.5: 5, 2: 10, 3: 10, 4: 5, 6: 5}
+        assert _planned(4, objective) == {1: 30, 2: 10, 3: 10} | dict.fromkeys([1.5, 2.5, 3.5, 4, 5, 6], 5)
+    assert _planned(2, "beta-tcvae") == dict.fromkeys([1.5, 2, 3, 4, 6], 5)
+    assert _planned(4, "beta-tcvae") == {2: 10, 3: 10, 4: 10} | dict.fromkeys([1.5, 2.5, 3.5, 5, 6], 5)
+    assert _planned(2, "isa-tcvae") == dict.fromkeys([1.5, 2, 3, 4], 5)
+    assert _planned(4, "factor-vae") == dict.fromkeys([1, 2, 4, 6, 10], 4)
+    gaussian = [run for run in _committed("dsprites-controls").runs(2) if run.prior == "2[20]"]
+    assert [sum(run.beta == beta for run in gaussian) for beta in (2, 3)] == [10, 10]
+    assert [len(_committed("cars3d").runs(tier)) for tier in (2, 3)] == [10, 40]
+
+
+def test_long_runs_are_recorded_at_7200_steps_too():
+    short, long = _committed("dsprites"), _committed("dsprites-long")
+    for tier, runs in long.tiers.items():
+        assert {run.course for run in runs} <= {run.course for run in short.runs(tier) if run.total_steps == 7200}
+
+
 def test_a_grid_takes_in_the_named_runs_of_other_seeds():
     spec = Spec.read(ROOT / "runs/dsprites-controls.yaml")
     fields = {"objective": "isa-vae", "prior": "2[20]", "scale": 0.98972, "beta": 2}
@@ -1056,6 +1082,22 @@ def test_the_commands_print_what_is_done(spec, capsys):
     rows = capsys.readouterr().out.splitlines()[2:]
     assert rows[0].split()[:5] == ["1", "4", "4", "0", "0"] and rows[0].endswith("done")
     assert rows[1].split()[:3] == ["2", "5", "0"]
+
+
+def test_the_commands_take_several_specifications(spec, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    paths = [str(spec.path), str(write_spec(other, SPEC.replace("seeds: 2", "seeds: 7-8")))]
+    assert cli.main(["sweep", *paths, "--tier", "1", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[1:4] for line in printed.out.splitlines()[-2:]] == [["4", "of", "4"]] * 2
+    assert (tmp_path / "out" / "records-tiny.csv").exists()
+    assert cli.main(["status", *paths, "--device", "cpu"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 8 and all(path in line for path, line in zip(paths, rows[::4], strict=True))
+    assert all(line.endswith("done") for line in rows[2::4])
+    assert cli.main(["sweep", *paths, "--scheduler", "tcp://nowhere:1"]) == 1
+    assert "scheduler takes one specification" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(30, "30 seconds"), (600, "10.0 minutes"), (10_000, "2.8 hours")])
