@@ -34,7 +34,7 @@ import torch
 
 from isa import local, packs, results, sweep
 from isa._files import write_atomically
-from isa.engine import CheckpointError
+from isa.engine import CheckpointError, default_device
 from isa.packs import Job
 from isa.run import Run
 
@@ -88,7 +88,7 @@ def _prepare(device: str | None) -> torch.device:
 
     # Dask starts workers with one thread for everything beneath Python, whatever their --nthreads.
     torch.set_num_threads(get_worker().state.nthreads)
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return default_device(device)
 
 
 def _introduce(device: str | None, folder: Path, identity: str) -> _Introduction:

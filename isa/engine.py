@@ -169,6 +169,16 @@ def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, be
         parameter.copy_(value)
 
 
+def default_device(device: torch.device | str | None) -> torch.device:
+    """Return a device; if None, a GPU if there is one, otherwise the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def compiles(steps: int) -> bool:
+    """Return True if a run of this number of steps is compiled by default."""
+    return steps >= _COMPILE_FROM
+
+
 @lru_cache
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 64  # one version for every kind of pack of a sweep
@@ -478,10 +488,9 @@ def fit(
         Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
         exception that it raises ends the training.
     """
-    if device is not None and dataset.device != torch.device(device):
-        dataset = dataset.to(device)
+    dataset = dataset if device is None else dataset.to(device)
     total = max(run.total_steps for run in runs)
-    compile = total >= _COMPILE_FROM if compile is None else compile
+    compile = compiles(total) if compile is None else compile
     folder = None if checkpoints is None else Path(checkpoints)
     starts = {run: checkpoint_step(folder, run) for run in runs if run.total_steps == total}
     if max(starts.values()) > total:
@@ -525,8 +534,9 @@ def fit(
 
 def _bar(pack: Pack, start: int, progress: bool | None) -> tqdm:
     name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
-    shown = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=pack.run.total_steps, initial=start, unit=" steps", desc=name, disable=not shown, mininterval=0.5)
+    options = {"unit": " steps", "desc": name, "mininterval": 0.5}
+    disable = None if progress is None else not progress  # None: where stderr is not a terminal
+    return tqdm(total=pack.run.total_steps, initial=start, disable=disable, **options)
 
 
 def train_pack(
@@ -576,7 +586,7 @@ def train_pack(
     for name, value in (("batch_size", runs[0].batch_size), ("n_samples", n_samples)):
         if value is not None and value > len(dataset):
             raise ValueError(f"{name} must be at most {len(dataset)}, the number of images, got {value}")
-    dataset = dataset.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dataset = dataset.to(default_device(device))
     found: dict[str, results.Result] = {}
     for trained in fit(runs, dataset, progress=progress, **options):
         measured = results.measure(trained, dataset, evaluation=evaluation, n_samples=n_samples, progress=progress)

@@ -93,7 +93,7 @@ def evaluate(
     rows: Sequence[int] | None = None,
     n_samples: int | None = None,
     compile: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> list[Evaluation | None]:
     """Measure P trained models in one pass over all images.
 
@@ -110,7 +110,7 @@ def evaluate(
     compile
         Compile the pass: ten seconds, which a few hundred thousand images repay.
     progress
-        Show a progress bar.
+        Show a progress bar; by default if stderr is a terminal.
 
     Returns
     -------
@@ -123,7 +123,8 @@ def evaluate(
     sources = [run.generator(device, _EVALUATION) for run in runs]
     fit, kl = torch.empty(2, size, len(dataset), device=device)
     mean, log_var = torch.empty(2, size, len(dataset), latents, device=device)
-    with tqdm(total=len(dataset), unit=" images", desc="evaluating", disable=not progress, mininterval=0.5) as bar:
+    disable = None if progress is None else not progress  # None: where stderr is not a terminal
+    with tqdm(total=len(dataset), unit=" images", desc="evaluating", disable=disable, mininterval=0.5) as bar:
         for start in range(0, len(dataset), _BATCH):
             index = torch.arange(start, min(start + _BATCH, len(dataset)), device=device)
             x = dataset.images(index, dtype=dtype, check=False).expand(size, -1, -1, -1, -1)

@@ -17,7 +17,6 @@ from isa.run import Run
 __all__ = ["profile_steps"]
 
 _WARM, _TIMED, _END = 50, 100, 130  # steps until the first look, the end of the timed and that of the profiled steps
-_COMPILED_FROM = 300  # steps from which :func:`isa.engine.fit` compiles
 _ROWS = 40
 _CLOCKS = "name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
 
@@ -49,7 +48,7 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
             profiler.stop()
 
     short = [run.replace(steps=_END) for run in runs]
-    compile = runs[0].total_steps >= _COMPILED_FROM
+    compile = engine.compiles(runs[0].total_steps)
     for trained in engine.fit(short, dataset, compile=compile, progress=False, callback=look):
         compile = trained.compiled
     ms = 1e3 * (looks[_TIMED] - looks[_WARM]) / (_TIMED - _WARM)

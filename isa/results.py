@@ -90,17 +90,29 @@ def measure(
     evaluation, n_samples
         Measure the models, with this number of draws for the entropies of the MIG; all images by default.
     progress
-        Show a progress bar.
+        Show a progress bar; by default if stderr is a terminal.
     """
     began, measured, numbers = time.perf_counter(), {}, {}
     wanted = [row for row in trained.rows if evaluation and trained.diverged[row] is None]
     if wanted:
         compile = trained.compiled and dataset.device.type == "cpu" and len(dataset) >= 100_000
-        options = {"rows": wanted, "n_samples": n_samples, "compile": compile, "progress": bool(progress)}
+        options = {"rows": wanted, "n_samples": n_samples, "compile": compile, "progress": progress}
         found = evaluate(trained.networks, trained.pack, dataset, **options)
         measured = {row: one for row, one in zip(wanted, found, strict=True) if one is not None}
         numbers = {row: measurements(one, dataset) for row, one in measured.items()}
     seconds = (time.perf_counter() - began) / max(len(wanted), 1)
+    circumstances = {
+        "train_seconds": trained.seconds,
+        "pack_size": len(trained.pack),
+        "compiled": trained.compiled,
+        "device": device_name(dataset.device),
+        "versions": _versions(),
+        "commit": commit(),
+        "images": len(dataset),
+        "images_title": dataset.title,
+        "images_checksum": dataset.checksum,
+        "procedural": dataset.procedural,
+    }
     results = []
     for run, row in zip(trained.runs, trained.rows, strict=True):
         at, steps = trained.diverged[row], trained.curves.shape[1]
@@ -118,16 +130,7 @@ def measure(
             "total_steps": run.total_steps,
             "reduced": run.reduced,
             "exponents": list(prior.tree.exponents) if isinstance(prior, LpNested) else None,
-            "train_seconds": trained.seconds,
-            "pack_size": len(trained.pack),
-            "compiled": trained.compiled,
-            "device": device_name(dataset.device),
-            "versions": _versions(),
-            "commit": commit(),
-            "images": len(dataset),
-            "images_title": dataset.title,
-            "images_checksum": dataset.checksum,
-            "procedural": dataset.procedural,
+            **circumstances,
         }
         if row in numbers:
             record |= numbers[row] | {"evaluation_seconds": seconds}

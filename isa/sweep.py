@@ -641,7 +641,7 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
     """
     records = read_records(spec.record)
     known = {record["hash"]: record for record in records}
-    speed = Speed(records, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    speed = Speed(records, engine.default_device(device))
     found = []
     for tier, runs in spec.tiers.items():
         done = [known[run.hash] for run in runs if run.hash in known]
@@ -744,7 +744,7 @@ def sweep(
         if scheduler is not None:
             cluster.train(jobs, scheduler, device=device, size=pack, **options)
         else:
-            here = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            here = engine.default_device(device)
             size = pack or (local.GPU_PACK if here.type == "cuda" else 1)
             options |= {"progress": progress, "out": None if out is None else Path(out)}
             training = local.Local(jobs, itertools.chain(*found), here, size, **options)

@@ -321,7 +321,9 @@ class FactorDataset:
         return self._checksum
 
     def to(self, device: torch.device | str) -> FactorDataset:
-        """Return the same data set with its images on ``device``; images that are there already are shared."""
+        """Return the data set with its images on ``device``: itself if they are there already."""
+        if self.device == torch.device(device):
+            return self
         moved = FactorDataset(
             self.name,
             self.title,
