@@ -182,7 +182,7 @@ def compiles(steps: int) -> bool:
 @lru_cache
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 64  # one version for every kind of pack of a sweep
-    return torch.compile(function, dynamic=False)
+    return objectives.compiled(function)
 
 
 class Pack:
@@ -273,8 +273,7 @@ class Pack:
             except (RuntimeError, ImportError, OSError, UnicodeError) as error:
                 if self.terms is not None or function is not losses:
                     raise
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                _logger.warning("the step runs uncompiled: %s", reason)
+                _logger.warning("the step runs uncompiled: %s", objectives.compiler_error(error))
                 self.compiled = False
         return function(*arguments)
 

@@ -40,7 +40,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -453,6 +453,24 @@ def _block(
     return log_joint, log_marginal, of_z, sums + torch.stack([g.sum(1), gt.sum(1), (gt * t).sum(1)])
 
 
+def compiled(function: Callable, **options: Any) -> Callable:
+    """Return ``torch.compile(function)`` for one shape at a time, without its side effect.
+
+    The first call of ``torch.compile`` switches off the validation of every distribution in the process.
+    """
+    validates = Distribution._validate_args
+    try:
+        return torch.compile(function, dynamic=False, **options)
+    finally:
+        Distribution.set_default_validate_args(validates)
+
+
+def compiler_error(error: Exception) -> str:
+    """Return what failed, in one line, when nothing could be compiled."""
+    cause = getattr(error, "inner_exception", error)  # torch.compile wraps errors of its back end
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
 class _Compiled:
     """A function that is compiled at its first call, or runs as it is where nothing can be compiled."""
 
@@ -466,14 +484,13 @@ class _Compiled:
             return self.function(*arguments)
         try:
             if self.compiled is None:
-                self.compiled = torch.compile(self.function, dynamic=False, options=_COMPILER_OPTIONS)
+                self.compiled = compiled(self.function, options=_COMPILER_OPTIONS)
             return self.compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ImportError, OSError, UnicodeError) as error:  # the last three of reading its own files
             self.works = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            _logger.warning("the aggregate posterior runs uncompiled: %s", reason)
+            _logger.warning("the aggregate posterior runs uncompiled: %s", compiler_error(error))
             return self.function(*arguments)
 
 

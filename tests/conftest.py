@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from browser import Page, find_chromium
-from torch.distributions import HalfNormal, LogNormal, Uniform, Weibull
+from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, Weibull
 
 from isa import LpNested, Node, isa_prior, models
 
@@ -29,6 +29,13 @@ def browser(page_class) -> Iterator[Page]:
         pytest.skip("no Chromium was found, which the pages are read with")
     with page_class(executable) as page:
         yield page
+
+
+@pytest.fixture(autouse=True)
+def _distributions_validate() -> Iterator[None]:
+    """Undo what a test's first call of ``torch.compile`` does to every distribution of the process."""
+    yield
+    Distribution.set_default_validate_args(True)
 
 
 def _wide(values) -> torch.Tensor:
