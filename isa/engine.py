@@ -182,7 +182,7 @@ def compiles(steps: int) -> bool:
 @lru_cache
 def _compiled(function: Callable) -> Callable:
     torch._dynamo.config.recompile_limit = 64  # one version for every kind of pack of a sweep
-    return objectives.compiled(function)
+    return torch.compile(function, dynamic=False)
 
 
 class Pack:

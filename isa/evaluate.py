@@ -81,7 +81,7 @@ def _measure(networks: Networks, likelihood: str, x: Tensor, noise: Tensor) -> t
 
 @cache
 def _compiled() -> Any:
-    return objectives.compiled(_measure)
+    return torch.compile(_measure, dynamic=False)
 
 
 @torch.no_grad()

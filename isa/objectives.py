@@ -40,7 +40,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -453,18 +453,6 @@ def _block(
     return log_joint, log_marginal, of_z, sums + torch.stack([g.sum(1), gt.sum(1), (gt * t).sum(1)])
 
 
-def compiled(function: Callable, **options: Any) -> Callable:
-    """Return ``torch.compile(function)`` for one shape at a time, without its side effect.
-
-    The first call of ``torch.compile`` switches off the validation of every distribution in the process.
-    """
-    validates = Distribution._validate_args
-    try:
-        return torch.compile(function, dynamic=False, **options)
-    finally:
-        Distribution.set_default_validate_args(validates)
-
-
 def compiler_error(error: Exception) -> str:
     """Return what failed, in one line, when nothing could be compiled."""
     cause = getattr(error, "inner_exception", error)  # torch.compile wraps errors of its back end
@@ -484,7 +472,7 @@ class _Compiled:
             return self.function(*arguments)
         try:
             if self.compiled is None:
-                self.compiled = compiled(self.function, options=_COMPILER_OPTIONS)
+                self.compiled = torch.compile(self.function, dynamic=False, options=_COMPILER_OPTIONS)
             return self.compiled(*arguments)
         except torch.OutOfMemoryError:
             raise

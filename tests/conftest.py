@@ -32,10 +32,18 @@ def browser(page_class) -> Iterator[Page]:
 
 
 @pytest.fixture(autouse=True)
-def _distributions_validate() -> Iterator[None]:
-    """Undo what a test's first call of ``torch.compile`` does to every distribution of the process."""
-    yield
+def _validation() -> None:
+    """Distributions check their values in every test: the first ``torch.compile`` of a process turns this off."""
     Distribution.set_default_validate_args(True)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """A compiler without compiled code, and distributions without checks, which it cannot trace."""
+    torch._dynamo.reset()
+    Distribution.set_default_validate_args(False)
+    yield
+    torch._dynamo.reset()
 
 
 def _wide(values) -> torch.Tensor:

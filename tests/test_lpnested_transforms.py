@@ -38,13 +38,6 @@ def gradient(function, z: torch.Tensor) -> torch.Tensor:
 # ---- torch.compile
 
 
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("fresh_compiler")
 def test_log_prob_compiles_into_one_graph(prior):
     compiled = torch.compile(prior.log_prob, fullgraph=True, backend="aot_eager")

@@ -34,22 +34,6 @@ def test_a_step_is_not_compiled_where_the_compiler_cannot_be_imported(monkeypatc
     assert message.startswith("the step runs uncompiled: import of torch._inductor.compile_fx halted")
 
 
-def test_compiling_leaves_the_validation_of_distributions_on():
-    """PyTorch's compiler switches it off for the whole process when it is first called."""
-    code = """
-import torch
-from isa import objectives
-validates = lambda: torch.distributions.Distribution._validate_args
-block = objectives._Compiled(lambda value: (value + 1,))
-block(torch.ones(2))
-assert validates() and block.works
-torch.distributions.Distribution.set_default_validate_args(False)
-objectives.compiled(torch.cos)
-assert not validates()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
-
-
 @pytest.mark.parametrize("error", [UnicodeDecodeError("ascii", b"\xe2", 0, 1, "no"), OSError(), ImportError("gone")])
 def test_a_block_is_not_compiled_where_the_compiler_cannot_read_its_files(monkeypatch, caplog, error):
     def fail(*arguments: object, **options: object) -> None:

@@ -407,6 +407,7 @@ def test_operators_declare_what_they_return(with_gradients):
     torch.library.opcheck(torch.ops.isa.log_densities_gradient, (*inputs, *upstream, 0.1, 0.2), test_utils=tests)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("loss", [densities_loss, tcvae_loss])
 def test_a_compiled_step_takes_the_sum_as_one_node(loss):
     inputs = [v.requires_grad_() for v in batch(11, 4)]
@@ -416,6 +417,7 @@ def test_a_compiled_step_takes_the_sum_as_one_node(loss):
         torch.testing.assert_close(result, value)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_step_over_mapped_models():
     inputs = batch(3, 11, 4)
     step = torch.func.vmap(torch.func.grad(tcvae_loss, (0, 1, 2)))
