@@ -34,6 +34,7 @@ from torch.optim.adam import adam as fused_adam
 from tqdm import tqdm
 
 from isa import data, kernels, models, objectives, results
+from isa._compiled import Compiled
 from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors
 from isa.data import FactorDataset
 from isa.lpnested import StackedPrior
@@ -179,10 +180,9 @@ def compiles(steps: int) -> bool:
     return steps >= _COMPILE_FROM
 
 
-@lru_cache
-def _compiled(function: Callable) -> Callable:
-    torch._dynamo.config.recompile_limit = 64  # one version for every kind of pack of a sweep
-    return torch.compile(function, dynamic=False)
+@cache
+def _compiled(function: Callable) -> Compiled:
+    return Compiled(function, "the step")
 
 
 class Pack:
@@ -264,18 +264,13 @@ class Pack:
         return x.view(*index.shape, *self.dataset.image_shape)
 
     def _call(self, function: Callable, *arguments: Any) -> Any:
-        """Call a function, compiled if the pack is; if compiling fails at the first step, uncompiled from then on."""
-        if self.compiled:
-            try:
-                return _compiled(function)(*arguments)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ImportError, OSError, UnicodeError) as error:
-                if self.terms is not None or function is not losses:
-                    raise
-                _logger.warning("the step runs uncompiled: %s", objectives.compiler_error(error))
-                self.compiled = False
-        return function(*arguments)
+        """Call a function, compiled if the pack is; if compiling fails, uncompiled from then on."""
+        if not self.compiled:
+            return function(*arguments)
+        compiled = _compiled(function)
+        result = compiled(*arguments)
+        self.compiled = compiled.works
+        return result
 
     def advance(self) -> None:
         """Take one step: on a CPU directly, on a GPU as a CUDA graph after the first three."""

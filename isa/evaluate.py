@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from isa import mig, objectives
+from isa._compiled import Compiled
 from isa.data import FactorDataset
 from isa.models import Networks
 from isa.run import DEFAULTS, Run
@@ -79,9 +79,7 @@ def _measure(networks: Networks, likelihood: str, x: Tensor, noise: Tensor) -> t
     return objectives.LIKELIHOODS[likelihood](logits, x), kl, mean, log_var
 
 
-@cache
-def _compiled() -> Any:
-    return torch.compile(_measure, dynamic=False)
+_compiled_measure = Compiled(_measure, "the evaluation")
 
 
 @torch.no_grad()
@@ -129,7 +127,7 @@ def evaluate(
             index = torch.arange(start, min(start + _BATCH, len(dataset)), device=device)
             x = dataset.images(index, dtype=dtype, check=False).expand(size, -1, -1, -1, -1)
             noise = torch.stack([torch.randn(len(index), latents, generator=one, device=device) for one in sources])
-            measure = _compiled() if compile and len(index) == _BATCH else _measure
+            measure = _compiled_measure if compile and len(index) == _BATCH else _measure
             values = measure(networks, runs[0].likelihood, x, noise)
             for whole, part in zip((fit, kl, mean, log_var), values, strict=True):
                 whole[:, start : start + _BATCH] = part

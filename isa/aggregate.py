@@ -1,0 +1,311 @@
+r"""The aggregate posterior of a data set, and its total correlation, estimated from the posteriors of one batch.
+
+The total correlation needs :math:`q(z) = \frac{1}{N} \sum_n q(z|x_n)` over all N images, of which a batch contains B.
+For the sample :math:`z_i` of image i it is estimated by
+
+.. math:: q(z_i) \approx \sum_{m=1}^{B} W_{im}\, q(z_i|x_m),
+
+with one of two weight matrices (Chen et al. 2018):
+
+- *weighted*: :math:`W_{im} = 1/(BN)`. Rows sum to 1/N instead of 1, so :math:`\log q(z_i)` is too low, by about
+  :math:`\log B` where :math:`q(z_i|x_i)` dominates the sum and by about :math:`\log N` where all posteriors agree. The
+  authors train with it.
+- *stratified*: :math:`W_{ii} = 1/N`, and :math:`W_{im} = (N-1)/(N(B-1))` for the other images, a sample without
+  replacement of the other N - 1. Rows sum to 1, and the estimate of :math:`q(z_i)` is unbiased. Chen et al. (appendix
+  C.2) give :math:`1/M`, with :math:`M = B - 1`, to all other images but one, and :math:`(N-M)/(NM)` to that one. Which
+  one is arbitrary; this matrix is the mean over the choice. It has the same expectation and at most the same variance.
+
+Shapes are those of :mod:`isa.objectives`. Everything is in nats, and half precision is computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from isa import kernels
+from isa._compiled import Compiled
+
+__all__ = ["SamplingWeights", "aggregate_log_densities", "sampling_weights", "total_correlation"]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+Sampling = Literal["weighted", "stratified"]
+
+
+def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors in their widest floating type, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def posterior(z: Tensor, mean: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
+    """Return samples and posteriors of one shape in full precision."""
+    if z.ndim < 2 or not z.shape == mean.shape == log_var.shape:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (z, mean, log_var))
+        raise ValueError(f"z, mean and log_var must have one shape (..., B, D), got {shapes}")
+    return full_precision(z, mean, log_var)
+
+
+class SamplingWeights(NamedTuple):
+    """The two values in a weight matrix W."""
+
+    own: float
+    """Value on the diagonal: weight of the image that a sample was drawn from."""
+    other: float
+    """Value off the diagonal: weight of each other image of the batch."""
+
+    def matrix(self, batch_size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return W, shape ``(B, B)``."""
+        return torch.full((batch_size, batch_size), self.other, dtype=dtype).fill_diagonal_(self.own)
+
+
+def sampling_weights(batch_size: int, dataset_size: int, sampling: Sampling = "weighted") -> SamplingWeights:
+    """Return the weights of the images in a batch of B images out of N; see the module's description."""
+    if dataset_size < batch_size:
+        raise ValueError(f"dataset_size must be at least the batch size {batch_size}, got {dataset_size}")
+    if sampling == "weighted":
+        return SamplingWeights(*[1 / (batch_size * dataset_size)] * 2)
+    if sampling == "stratified" and batch_size > 1:
+        return SamplingWeights(1 / dataset_size, (dataset_size - 1) / (dataset_size * (batch_size - 1)))
+    if sampling == "stratified":
+        raise ValueError(f"stratified sampling needs a batch of at least 2, got {batch_size}")
+    raise ValueError(f"sampling must be 'weighted' or 'stratified', got {sampling!r}")
+
+
+def aggregate_log_densities(
+    z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling = "weighted"
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate :math:`\log q(z_i)`, shape ``(..., B)``, and :math:`\log q(z_{ij})`, shape ``(..., B, D)``.
+
+    This is the definition, with all B x B x D densities in memory, and differentiable any number of times. Training
+    uses :func:`total_correlation`, which stores none of them.
+    """
+    z, mean, log_var = posterior(z, mean, log_var)
+    weights = sampling_weights(z.shape[-2], dataset_size, sampling)
+    log_weights = weights.matrix(z.shape[-2], z.dtype).to(z.device).log()  # (B, B)
+    table = Normal(mean[..., None, :, :], torch.exp(0.5 * log_var)[..., None, :, :], validate_args=False)
+    densities = table.log_prob(z[..., None, :])  # (..., B samples, B images, D)
+    joint = torch.logsumexp(densities.sum(-1) + log_weights, -1)
+    return joint, torch.logsumexp(densities + log_weights[..., None], -2)
+
+
+def total_correlation(
+    z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling = "weighted"
+) -> Tensor:
+    r"""Estimate the total correlation :math:`\mathrm{KL}(q(z)\,\|\,\prod_j q(z_j))`, second term of Eq. 3.
+
+    The estimate, shape ``(...)``, is the batch mean of :math:`\log q(z) - \sum_j \log q(z_j)` over all dimensions,
+    whatever the subspaces of the prior. Memory grows as B D. It can be differentiated once, and compiled.
+    """
+    return estimate(z, mean, log_var, dataset_size, sampling)[0]
+
+
+def estimate(z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Return the total correlation and, without gradient, the batch mean of log q(z), each (...)."""
+    inputs = posterior(z, mean, log_var)
+    with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    weights = sampling_weights(z.shape[-2], dataset_size, sampling)
+    if with_gradient:
+        return _TotalCorrelation.apply(*inputs, *weights)[:2]
+    return _total_correlation_op(*inputs, *weights, False)[:2]
+
+
+# The operator computes B x B x D densities, 84 million at B = 2048 and D = 20: the cost of the whole objective. It
+# takes a few samples at a time, and forms the gradient in the same pass. With t_imd = (z_id - mu_md) / (sigma_md
+# sqrt 2), w_im the share of image m in the joint density of z_i, p_imd its share in the marginal density of z_id, and
+# g_imd = w_im - p_imd, the gradient of B times the total correlation is
+#
+#   d / d z_id      = -sum_m g_imd t_imd sqrt 2 / sigma_md
+#   d / d mu_md     =  sum_i g_imd t_imd sqrt 2 / sigma_md
+#   d / d logvar_md =  sum_i g_imd (t_imd^2 - 1/2)
+
+_FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
+"""Exponent, relative to the maximum, below which a term is treated as zero. Terms and their products thus never become
+subnormal numbers, which slow a CPU down by a factor of a hundred."""
+
+_COMPILE_FROM = 2**23
+"""Number of densities from which compiling a block saves time."""
+
+_BLOCK, _COMPILED_BLOCK, _CUDA_BLOCK = 2**19, 2**21, 2**24
+"""Densities in a block: what fits a core's cache, uncompiled and compiled, and what fills a GPU."""
+
+
+def _exp(x: Tensor) -> Tensor:
+    """Return exp(x); in compiled code by a polynomial, which takes half the time of the library's function."""
+    if not (x.is_cpu and x.dtype == torch.float32 and torch.compiler.is_compiling()):
+        return torch.exp(x)
+    x = x * math.log2(math.e)
+    whole = torch.round(x)
+    rest = x - whole
+    power = 0.00132186773 * rest + 0.00967170723  # 2^rest on [-1/2, 1/2], relative error 1e-7
+    for coefficient in (0.0555089309, 0.240222379, 0.693146856, 1.0):
+        power = power * rest + coefficient
+    return power * ((whole.int() + 127) << 23).view(torch.float32)  # 127 and 23: exponent bits of a float
+
+
+def _log_sum(exponent: Tensor, reference: Tensor, exp: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log of the sum of exponentials over the last dimension, the sum over exp(reference), and its terms."""
+    floor = _FLOOR[exponent.dtype]
+    terms = exp((exponent - reference).clamp_min(floor)) - math.exp(floor)
+    total = terms.sum(-1, keepdim=True)
+    return torch.log(total) + reference, total, terms
+
+
+def _block(
+    z: Tensor,  # (D, R, 1), R of the samples
+    mean: Tensor,  # (D, 1, B)
+    scale: Tensor,  # (D, 1, B): 1 / (sigma sqrt 2)
+    offset: Tensor,  # (D, 1, B): log density at the mean
+    log_weight: Tensor | None,  # (R, B), relative to that of other images
+    counts: Tensor,  # (R, 1): 1, or 0 for a sample that only fills the block up
+    sums: Tensor | None,  # (3, D, B): sums over earlier samples of g, g t and g t^2, if a gradient is asked for
+) -> tuple[Tensor | None, ...]:
+    """Return log densities, joint (1, R, 1) and marginal (D, R, 1), the gradient in z, and the sums with this block."""
+    t = (z - mean) * scale
+    marginal = offset - t * t
+    joint = marginal.sum(0, keepdim=True)
+    highest = marginal.amax(-1, keepdim=True)
+    if log_weight is not None:
+        joint, marginal = joint + log_weight, marginal + log_weight
+    # Compiled code stores the terms of torch.exp: those of the joint density serve every latent.
+    log_joint, joint_total, w = _log_sum(joint, joint.amax(-1, keepdim=True), torch.exp)
+    log_marginal, marginal_total, p = _log_sum(marginal, highest, _exp)
+    if sums is None:
+        return log_joint, log_marginal, None, None
+    of_joint, of_marginal = counts / joint_total, -counts / marginal_total
+    slope = t * scale
+    of_z = -2 * (of_joint * (w * slope).sum(-1, keepdim=True) + of_marginal * (p * slope).sum(-1, keepdim=True))
+    g = of_joint * w + of_marginal * p
+    gt = g * t
+    return log_joint, log_marginal, of_z, sums + torch.stack([g.sum(1), gt.sum(1), (gt * t).sum(1)])
+
+
+_compiled_block = Compiled(
+    _block,
+    "the total correlation",
+    options={
+        # Computing densities twice, for the sums over images and over samples, is faster than storing them.
+        "realize_opcount_threshold": 1000,
+        "realize_reads_threshold": 100,
+        "cpp.enable_floating_point_contract_flag": "fast",
+    },
+)
+
+
+def _of_one_model(
+    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the operator returns, for inputs of shape (B, D)."""
+    b, d = z.shape
+    compiles = b * b * d >= _COMPILE_FROM and _compiled_block.works
+    size = _CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if compiles else _BLOCK
+    n_blocks = math.ceil(b / max(1, size // (b * d)))
+    r = math.ceil(b / n_blocks)
+    # Blocks are compiled for one shape: copies of the last sample fill up the last block, and count for nothing.
+    rows = torch.arange(n_blocks * r, device=z.device)
+    order, counts = rows.clamp_max(b - 1), (rows < b).to(z.dtype).view(n_blocks, r, 1)
+    samples = z[order].unflatten(0, (n_blocks, r)).mT.unsqueeze(-1).contiguous()  # (blocks, D, R, 1)
+    centre, half_log_var = (values.mT.unsqueeze(1).contiguous() for values in (mean, 0.5 * log_var))  # (D, 1, B)
+    scale = math.sqrt(0.5) * torch.exp(-half_log_var)
+    peak = -half_log_var.amin(-1, keepdim=True)
+    log_weights = [None] * n_blocks
+    if own != other:
+        log_weights = (order[:, None] == rows[:b]).to(z.dtype).mul(math.log(own / other)).view(n_blocks, r, b)
+    sums, results = z.new_zeros(3, d, b) if with_gradient else None, []
+    block = _compiled_block if compiles else _block
+    for x, log_weight, count in zip(samples, log_weights, counts, strict=True):
+        *result, sums = block(x, centre, scale, -half_log_var - peak, log_weight, count, sums)
+        results.append(result)
+    joint, marginals, of_z = zip(*results, strict=True)
+    level = peak[:, 0, 0] - 0.5 * _LOG_2PI
+    log_joint = torch.cat(joint, 1)[0, :b, 0].mean() + level.sum() + math.log(other)
+    log_product = torch.cat(marginals, 1)[:, :b, 0].mean(1).sum() + level.sum() + d * math.log(other)
+    gradient = z.new_empty(0)
+    if with_gradient:
+        zeroth, once, twice = sums
+        of_samples = torch.cat(of_z, 1)[:, :b, 0]
+        gradient = torch.stack([of_samples, 2 * scale[:, 0] * once, twice - 0.5 * zeroth]).mT / b
+    return log_joint - log_product, log_joint, gradient
+
+
+def _of_models(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the total correlation (...), the batch mean of log q(z) (...) and the former's gradient (..., 3, B, D)."""
+    stack = z.shape[:-2]
+    (mean, log_var), rest = arguments[:2], arguments[2:]
+    models = zip(*(tensor.reshape(-1, *z.shape[-2:]) for tensor in (z, mean, log_var)), strict=True)
+    results = [_of_one_model(*tensors, *rest) for tensors in models]
+    return tuple(torch.stack(parts).reshape(stack + parts[0].shape) for parts in zip(*results, strict=True))
+
+
+# An operator, which a compiled training step takes as one node instead of tracing the loop over blocks.
+_total_correlation_op = torch.library.custom_op(
+    "isa::total_correlation",
+    _of_models,
+    mutates_args=(),
+    schema="(Tensor z, Tensor mean, Tensor log_var, float own, float other, bool with_gradient)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+
+
+@_total_correlation_op.register_kernel("cuda")
+def _(z, mean, log_var, own, other, with_gradient):
+    if not (with_gradient and z.dtype == torch.float32 and kernels.available()):
+        return _of_models(z, mean, log_var, own, other, with_gradient)
+    stack = z.shape[:-2]
+    stacked = [tensor.reshape(-1, *z.shape[-2:]) for tensor in (z, mean, log_var)]
+    joint, marginals, gradient = kernels.total_correlation(*stacked, own, other)
+    results = joint - marginals.sum(-1), joint, gradient
+    return tuple(result.reshape(stack + result.shape[1:]) for result in results)
+
+
+@_total_correlation_op.register_fake
+def _(z, mean, log_var, own, other, with_gradient):
+    *stack, b, d = z.shape
+    return z.new_empty(stack), z.new_empty(stack), z.new_empty(*stack, *((3, b, d) if with_gradient else (0,)))
+
+
+@_total_correlation_op.register_vmap
+def _(info, in_dims, *arguments):
+    size = info.batch_size  # the mapped dimension becomes the first
+    mapped = [
+        value
+        if not isinstance(value, Tensor)
+        else value.expand(size, *value.shape)
+        if at is None
+        else value.movedim(at, 0)
+        for value, at in zip(arguments, in_dims, strict=True)
+    ]
+    return _total_correlation_op(*mapped), (0, 0, 0)
+
+
+class _TotalCorrelation(torch.autograd.Function):
+    """The operator with its gradient. Only its first result can be differentiated, and only once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
+        return _total_correlation_op(z, mean, log_var, own, other, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling() and any(other is not None for other in others):
+            raise RuntimeError("the total correlation can be differentiated only once; see aggregate_log_densities")
+        if upstream is None:
+            return None, None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return *(upstream[..., None, None, None] * gradient).unbind(-3), None, None
