@@ -39,6 +39,7 @@ from isa._files import CheckpointError, read_metadata, read_tensors, save_tensor
 from isa.data import FactorDataset
 from isa.lpnested import StackedPrior
 from isa.run import Run
+from isa.stacked import Networks, stack
 
 __all__ = ["CheckpointError", "Pack", "Trained", "checkpoint_path", "checkpoint_step", "fit", "train", "train_pack"]
 
@@ -97,16 +98,16 @@ class Feed:
         return torch.stack([function(shape, generator=source, device=self.device) for source in sources], 2)
 
 
-def build_networks(runs: Sequence[Run], channels: int, dtype: torch.dtype = torch.float32) -> models.Networks:
+def build_networks(runs: Sequence[Run], channels: int, dtype: torch.dtype = torch.float32) -> Networks:
     """Return the networks of the runs with their initial parameters, on the CPU."""
     first, discriminator = runs[0], None
     vaes = [models.build(run.model, run.latent_dim, channels, seed=run.seed) for run in runs]
-    encoder, decoder = (models.stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
+    encoder, decoder = (stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
     if first.base == "factor-vae":
-        discriminator = models.stack([models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs])
+        discriminator = stack([models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs])
     trees, scales = [run.tree for run in runs], [run.scale for run in runs]
     prior = StackedPrior(trees, scales, first.latent_dim, first.learn_exponents)
-    return models.Networks(encoder, decoder, prior, discriminator, dtype)
+    return Networks(encoder, decoder, prior, discriminator, dtype)
 
 
 class Objective(NamedTuple):
@@ -131,7 +132,7 @@ def term_names(run: Run) -> list[str]:
 
 
 def losses(
-    networks: models.Networks, objective: Objective, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor | None
+    networks: Networks, objective: Objective, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the loss, summed over runs, and all terms (P, T), for x (batches, P, B, C, H, W)."""
     logits, z, mean, log_var = networks(x[0], noise[0])
@@ -403,7 +404,7 @@ class Trained:
     """Row of each run in everything below."""
     pack: list[Run]
     """The run of each row, which may be a longer one of the same course."""
-    networks: models.Networks
+    networks: Networks
     state: dict[str, Tensor]
     """Parameters in float32 and buffers, each (P, ...)."""
     curves: np.ndarray

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from isa import mig, objectives
 from isa._compiled import Compiled
 from isa.data import FactorDataset
-from isa.models import Networks
 from isa.run import DEFAULTS, Run
+from isa.stacked import Networks
 
 __all__ = ["Evaluation", "evaluate", "measurements", "subspaces"]
 

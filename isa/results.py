@@ -21,6 +21,7 @@ from isa.data import FactorDataset
 from isa.evaluate import Evaluation, evaluate, measurements
 from isa.lpnested import LpNested
 from isa.run import Run
+from isa.stacked import unstack
 
 if TYPE_CHECKING:
     from isa.engine import Trained
@@ -146,7 +147,7 @@ def _networks(trained: Trained, run: Run, row: int, channels: int) -> tuple[mode
     for part, module in (("encoder", vae.encoder), ("decoder", vae.decoder), ("discriminator", discriminator)):
         own = {name.removeprefix(f"{part}."): x for name, x in trained.state.items() if name.startswith(f"{part}.")}
         if own:
-            models.unstack(own, row, module.net)
+            unstack(own, row, module.net)
     return vae, discriminator
 
 

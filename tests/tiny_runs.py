@@ -10,7 +10,7 @@ import torch
 from tiny_sweep import DATASET, SIZES
 from torch import Tensor, nn
 
-from isa import Node, engine, models
+from isa import Node, engine, models, stacked
 from isa.data import FactorDataset
 from isa.lpnested import StackedPrior
 from isa.results import Result
@@ -118,8 +118,8 @@ def assert_same(one: Result, other: Result) -> None:
     assert same_for_ever(one.record) == same_for_ever(other.record)
 
 
-def stack(vaes: list[models.VAE], run: Run, tree: Node | None, dtype: torch.dtype = torch.float32) -> models.Networks:
+def stack(vaes: list[models.VAE], run: Run, tree: Node | None, dtype: torch.dtype = torch.float32) -> stacked.Networks:
     """Stack models with a prior of one tree, ready to be evaluated."""
-    encoder, decoder = (models.stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
+    encoder, decoder = (stacked.stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
     prior = StackedPrior([tree] * len(vaes), [run.scale] * len(vaes), run.latent_dim, False)
-    return models.Networks(encoder, decoder, prior, None, dtype)
+    return stacked.Networks(encoder, decoder, prior, None, dtype)
