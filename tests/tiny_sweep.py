@@ -40,13 +40,6 @@ def small(latent_dim: int, channels: int) -> models.VAE:
     return models.VAE(models.Encoder(encoder, latent_dim), models.Decoder(decoder, channels))
 
 
-def small_discriminator(latent_dim: int, seed: int = 0) -> nn.Module:
-    """A discriminator of one layer; to be put in the place of the real one by the test that takes it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
-
-
 def squares() -> FactorDataset:
     """Return a square of two sizes on a grid of positions."""
     images = np.zeros((*SIZES, 64, 64), np.uint8)
