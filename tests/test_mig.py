@@ -400,7 +400,7 @@ def test_unscored_factors_are_measured_and_change_nothing(n_samples, sizes):
     without, result = results
     assert torch.equal(*states)
     for name in ("entropy", "conditional_entropy", "mutual_information", "gaps"):
-        np.testing.assert_allclose(getattr(without, name), getattr(result, name), atol=1e-5)
+        np.testing.assert_allclose(getattr(without, name), getattr(result, name), atol=1e-4)
     assert without.unscored == () and without.unscored_mutual_information.shape == (0, 2)
     assert result.unscored == (2, 1)
     every = gap(mean, log_var, sizes, factors=(2, 1))
@@ -458,7 +458,7 @@ class EmulatedGPU(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.is_cpu.__get__:
+        if function == torch.Tensor.is_cpu.__get__:
             return False
         name = getattr(function, "__name__", "")
         if name == "__getitem__" and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool:
