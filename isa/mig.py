@@ -197,11 +197,11 @@ def mutual_information_gap(
         return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled
 
     def single(j: int) -> tuple[Tensor, ...]:
-        q = _Posteriors(mean[j], log_var[j], noise[j].to(device), mixtures.label, mixtures.row)
+        q = _Posteriors(mean[j], log_var[j], noise[j].to(device).double(), mixtures.label, mixtures.row)
         if n * n <= _EXACT_PAIRS:
             return estimate(_direct(q, q), None, q)
         x, some = _fast(q, mixtures, extents[j]), q[checked]
-        return estimate(x, torch.maximum(x[:, checked].double(), some.draws()[2]) - _direct(q, some), q)
+        return estimate(x, torch.maximum(x[:, checked].double(), some.own()) - _direct(q, some), q)
 
     alone = {used.index(column[0]): c for c, column in enumerate(columns) if len(column) == 1}
     found = map_in_threads(single, (j for j in latents if j in alone), mean)
@@ -291,7 +291,7 @@ def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, 
     for block in _blocks(n, x):
         values = x[:, block].double()
         if q is not None:  # the sum contains the draw's own posterior
-            values = torch.maximum(values, q[block].draws()[2])
+            values = torch.maximum(values, q[block].own())
         values -= log_n[:, block]
         x[:, block] = values
         total += values.sum(1)
@@ -378,14 +378,13 @@ class _Posteriors:
         fields = self.mean, self.log_var, self.noise, self.label, self.row
         return _Posteriors(*(x[..., index] if isinstance(index, slice) else x.index_select(-1, index) for x in fields))
 
-    def draws(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean, the step from it to the draw, and the log density of the draw under its own posterior.
+    def draws(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the step to the draw: sigma may be below the rounding error of the mean."""
+        return self.mean.double(), torch.exp(0.5 * self.log_var.double()).mul_(self.noise)
 
-        Mean and step are kept apart because sigma may be below the rounding error of the mean.
-        """
-        log_var, noise = self.log_var.double(), self.noise.double()
-        own = torch.addcmul(log_var, noise, noise).mul_(-0.5).sub_(_HALF_LOG_2PI)
-        return self.mean.double(), torch.exp(0.5 * log_var).mul_(noise), own
+    def own(self) -> Tensor:
+        """Return the log density of the draw under its own posterior."""
+        return torch.addcmul(self.log_var.double(), self.noise, self.noise).mul_(-0.5).sub_(_HALF_LOG_2PI)
 
 
 def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
@@ -393,7 +392,7 @@ def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     out = at.noise.new_zeros(len(at.label), len(at), dtype=torch.float64)
     for start in range(0, len(at), 256):
         some, total = at[start : start + 256], out[:, start : start + 256]
-        at_mean, step, own = (x[:, None] for x in some.draws())
+        at_mean, step, own = (x[:, None] for x in (*some.draws(), some.own()))
         tile = (_TILE if out.is_cpu else _GPU_TILE) // len(some)
         for begin in range(0, len(of), tile):
             part = of[begin : begin + tile]
@@ -420,7 +419,7 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
         low, high, least, most = extent
         sigma, margin = math.exp(0.5 * least), _REACH * math.exp(0.5 * most)
         if images is not None:
-            z = torch.add(*at.draws()[:2])
+            z = torch.add(*at.draws())
             near = ((z >= low - margin) & (z <= high + margin)).nonzero()[:, 0]
             at, images = at[near], images[near]
         # Estimated times of direct sums and of a grid, in ns on a CPU core
@@ -456,7 +455,7 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
 
 def _among_rare(q: _Posteriors, images: Tensor, first: Tensor, last: Tensor, most: int) -> Tensor:
     """Return (P,) logs of the sums of densities at draws, over the positions ``first`` to ``last`` of ``images``."""
-    mean, step, own = q[images].draws()
+    (mean, step), own = q[images].draws(), q[images].own()
     total = torch.zeros_like(own)
     for i in range(most):
         other = images[torch.minimum(first + i, last)]
@@ -485,14 +484,14 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     cells = last * next_fast_len(math.ceil((high - low + 2.0 * margin) / spacing / last), real=True)
     length, nodes = cells * spacing, cells * math.ceil(_NODES / per_sigma)
 
-    # By row, over all octaves: cells per unit length, variance in cells^2, first bin less one
+    # By row, over all octaves: cells per unit length, variance in cells^2, first bin minus one and minus row 0
     row = torch.arange(octaves * per_octave, device=device)
     octave = row // per_octave
     density = torch.exp2(-octave.double()) / spacing
     variance = per_sigma**2 * torch.exp2(((row % per_octave).double() + 0.5) * (2.0 / per_octave))
     width = cells >> octave
-    first = width.cumsum(0) - width - 1
     size = sum(per_octave * (cells >> i) for i in range(octaves))
+    first = width.cumsum(0) - width - 1 - size
 
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
     values = mixtures.rows[-1] - 1
@@ -514,7 +513,7 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
         weights = [w if cpu else (w * 2.0**36).round_().long() for w in (below, left, right, above)]
         bin = cell.long().add_(first.index_select(0, row))
         for row in of.row[1:, block]:
-            index = torch.add(bin, row, alpha=size).sub_(size)
+            index = torch.add(bin, row, alpha=size)
             for shift, w in enumerate(weights):
                 bins[shift:].scatter_add_(0, index, w)
 
@@ -535,7 +534,7 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     out = torch.empty(len(at.row), len(at), dtype=torch.float32, device=device)
     for block in _blocks(len(at), out):
         some = at[block]
-        mean, step, _ = some.draws()
+        mean, step = some.draws()
         position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
         cell = position.floor()
         f, cell = position.sub_(cell).float(), cell.long()
