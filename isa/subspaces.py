@@ -35,9 +35,7 @@ class SubspaceInformation:
     n_draws: int
 
 
-def random_groupings(
-    sizes: Sequence[int], count: int, generator: torch.Generator | None = None
-) -> list[list[list[int]]]:
+def random_groupings(sizes: Sequence[int], count: int, generator: torch.Generator | None = None) -> list[Groups]:
     """Return ``count`` random partitions of ``sum(sizes)`` latents into groups of these sizes."""
     source = "cpu" if generator is None else generator.device
     orders = [torch.randperm(sum(sizes), generator=generator, device=source).cpu() for _ in range(count)]
@@ -72,11 +70,6 @@ def subspace_information(
         Number of images, drawn without replacement, with one draw of each posterior; at least 2.
     generator
         Source of the images and draws.
-
-    Returns
-    -------
-    SubspaceInformation
-        For every factor of more than one value.
     """
     mean, log_var = as_tensor(mean), as_tensor(log_var)
     device = torch.device("cpu") if mean.device.type == "mps" else mean.device
@@ -157,8 +150,8 @@ def group_log_sums(
             # Sums of rows; a matrix product could be set to reduced precision.
             density = embedding_bag(latents, exponents, starts, mode="sum").clamp_(low, high).exp_()
             out[0, i] = density.sum(1)
-            for total, same in zip(out[1:], (label[:, part] == draws[3][:, i, None]).to(dtype), strict=True):
-                total[i] = (density * same).sum(1)
+            for total, same in zip(out[1:], label[:, part] == draws[3][:, i, None], strict=True):
+                total[i] = (density.index_select(1, same.nonzero()[:, 0]) if mean.is_cpu else density * same).sum(1)
         return out.double()
 
     return sum(map_in_threads(sums, range(0, n, step), mean)).log_() - shift + own_density
