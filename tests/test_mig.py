@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -146,9 +147,6 @@ def test_bounds_are_not_below_errors_for_any_generator(name):
         assert (error <= result.entropy_error[:, 0].numpy()).all()
 
 
-# --- results as they were ---------------------------------------------------------------------------------------------
-
-
 def posteriors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 6) means and log variances that are the same on every machine: codes, a collapsed latent, spikes."""
     n = math.prod(sizes)
@@ -166,27 +164,20 @@ def posteriors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "case", [x for x in GOLDEN if x["call"] == "mutual_information_gap"], ids=lambda x: str(x["options"])
-)
+@pytest.mark.parametrize("case", [x for x in GOLDEN if x["call"].startswith("mutual")], ids=lambda x: str(x["options"]))
 def test_results_and_draws_stay_what_they_were(case):
     sizes, generator = tuple(case["sizes"]), torch.Generator().manual_seed(0)
-    result = mig.mutual_information_gap(*posteriors(sizes), sizes, generator=generator, **case["options"])
-    after = float(torch.rand(1, generator=generator, dtype=torch.float64))
-    for name, wanted in case["result"].items():
-        found = after if name == "next" else getattr(result, name)
+    mean, log_var = posteriors(sizes)
+    if case["call"] == "mutual_information_gap_binned":
+        found = dict(
+            zip(("score", "mutual_information"), mig.mutual_information_gap_binned(mean, sizes, (1, 2)), strict=True)
+        )
+    else:
+        found = asdict(mig.mutual_information_gap(mean, log_var, sizes, generator=generator, **case["options"]))
+        found["next"] = float(torch.rand(1, generator=generator, dtype=torch.float64))
+    for name in found.keys() & case["result"]:
         tolerance = 1e-9 if math.prod(sizes) < 1000 or name == "next" else 1e-4  # direct sums, fast sums
-        np.testing.assert_allclose(np.ravel(found), wanted, rtol=0, atol=tolerance)
-
-
-def test_binned_results_stay_what_they_were():
-    (case,) = (x for x in GOLDEN if x["call"] == "mutual_information_gap_binned")
-    score, information = mig.mutual_information_gap_binned(posteriors(case["sizes"])[0], tuple(case["sizes"]), (1, 2))
-    assert score == pytest.approx(case["result"]["score"][0], abs=1e-9)
-    np.testing.assert_allclose(information.flatten(), case["result"]["mutual_information"], atol=1e-9)
-
-
-# --- closed cases -----------------------------------------------------------------------------------------------------
+        np.testing.assert_allclose(np.ravel(found[name]), case["result"][name], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("n", [50, 4000])
@@ -229,9 +220,6 @@ def test_closed_forms():
     assert float(result.entropy) == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 1.25), abs=4 * (0.5 / n) ** 0.5)
 
 
-# --- tables of factor values ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [600, 3000])
 def test_tables_with_unequal_counts_are_the_double_sums(n):
     rng = np.random.default_rng(0)
@@ -264,9 +252,6 @@ def test_a_grid_as_a_table_in_another_order_is_the_grid():
             np.testing.assert_allclose(entropies(result)[:, j], slow, atol=1e-9)
     shuffled = gap(mean[order], log_var[order], None, factor_values=table[order])
     assert abs(shuffled.score - a.score) < 4 * math.hypot(shuffled.standard_error, a.standard_error)
-
-
-# --- invariances ------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -328,9 +313,6 @@ def test_order_scale_and_sign_do_not_matter(with_noise, encoder, scale, flip, sh
     b = with_noise(sign * noise, sign * scale * mean + shift, log_var + 2 * math.log(scale), sizes)
     np.testing.assert_allclose(a.mutual_information, b.mutual_information, atol=1e-6)
     np.testing.assert_allclose(a.entropy + math.log(scale), b.entropy, atol=1e-6)
-
-
-# --- samples and their uncertainty ------------------------------------------------------------------------------------
 
 
 def two_latents(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -409,9 +391,6 @@ def test_unscored_factors_are_measured_and_change_nothing(n_samples, sizes):
     assert ((result.unscored_mutual_information - every.mutual_information).abs() <= limit).all()
 
 
-# --- groups -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scale", [1.0, 1e-9])
 def test_groups_are_joint_double_sums(scale):
     rng = np.random.default_rng(1)
@@ -445,9 +424,6 @@ def test_groups_with_an_idle_latent_fewer_samples_and_latents_left_out():
     every, some = (gap(mean, log_var, (40, 12), groups=[(0, 3)], n_samples=m) for m in (None, 100))
     difference = (some.mutual_information - every.mutual_information).abs()
     assert ((difference < 4 * some.mutual_information_standard_error) & (difference > 0)).all()
-
-
-# --- devices, types, threads ------------------------------------------------------------------------------------------
 
 
 class EmulatedGPU(TorchFunctionMode):
@@ -539,9 +515,6 @@ def test_threads_single_precision_and_inputs_left_alone():
     np.testing.assert_allclose(some.mutual_information, gap(mean, log_var).mutual_information[[2, 0]], atol=1e-5)
 
 
-# --- the binned variant, active units ---------------------------------------------------------------------------------
-
-
 def test_the_binned_gap_is_discrete_information():
     sizes, rng = (3, 16, 12), np.random.default_rng(0)
     value = grid(sizes)
@@ -570,36 +543,31 @@ def test_active_units():
     assert mig.active_units(mean, 0.0099).tolist() == mig.active_units(mean, 0).tolist() == [False, True, True]
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-GOOD = torch.zeros(12, 3)
+TABLE = {"factor_sizes": None, "factor_values": torch.zeros(12, 1).long()}
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"mean": torch.zeros(11, 3)}, ValueError, r"mean and log_var must have one shape \(N, K\), got \(11, 3\)"),
-        ({"mean": torch.zeros(12, 0), "log_var": torch.zeros(12, 0)}, ValueError, r"must have one shape \(N, K\)"),
-        ({"mean": torch.full((12, 3), math.nan)}, ValueError, "mean must be finite"),
-        ({"log_var": torch.full((12, 3), -501.0)}, ValueError, "log_var must lie between -500 and 500"),
-        ({"factor_sizes": (3, 5)}, ValueError, r"the product of factor_sizes must be N = 12, got \(3, 5\)"),
-        ({"factor_sizes": None}, TypeError, "give either factor_sizes or factor_values"),
-        ({"factor_values": torch.zeros(12, 1).long()}, TypeError, "give either factor_sizes or factor_values"),
-        ({"factor_sizes": None, "factor_values": torch.zeros(12, 1)}, ValueError, "factor_values must be integers"),
-        ({"factor_sizes": None, "factor_values": torch.zeros(12, 1).long()}, ValueError, "more than one value"),
-        ({"factors": (2,)}, ValueError, r"factors must be different factors of more than one value, got \(2,\)"),
-        ({"factors": (0, 0)}, ValueError, "factors must be different factors"),
-        ({"factors": ()}, ValueError, "factors must be different factors"),
-        ({"unscored": (2,)}, ValueError, "factors must be different factors"),
-        ({"factor_sizes": (12, 1), "factors": (1,)}, ValueError, "factors of more than one value"),
-        ({"n_samples": 13}, ValueError, "n_samples must be from 1 to N = 12"),
-        ({"n_samples": 0}, ValueError, "n_samples must be from 1 to N = 12"),
-        ({"groups": [(0, 1), (1, 2)]}, ValueError, "groups must be disjoint, non-empty groups of latents from 0 to 2"),
-        ({"groups": [(0, 3)]}, ValueError, "groups must be disjoint"),
-        ({"groups": [(0,), ()]}, ValueError, "groups must be disjoint"),
+        ({"mean": torch.zeros(11, 3)}, r"mean and log_var must have one shape \(N, K\), got \(11, 3\)"),
+        ({"mean": torch.full((12, 3), math.nan)}, "mean must be finite"),
+        ({"log_var": torch.full((12, 3), -501.0)}, "log_var must lie between -500 and 500"),
+        ({"factor_sizes": (3, 5)}, r"the product of factor_sizes must be N = 12, got \(3, 5\)"),
+        ({"factor_sizes": None}, "give either factor_sizes or factor_values"),
+        (TABLE | {"factor_sizes": (3, 4)}, "give either factor_sizes or factor_values"),
+        (TABLE | {"factor_values": torch.zeros(12, 1)}, "factor_values must be integers"),
+        (TABLE, "factors must be different factors of more than one value"),
+        ({"factors": (2,)}, r"factors must be different factors of more than one value, got \(2,\)"),
+        ({"factors": (0, 0)}, "factors must be different"),
+        ({"factors": ()}, "factors must be different"),
+        ({"unscored": (2,)}, "factors must be different"),
+        ({"n_samples": 13}, "n_samples must be from 1 to N = 12"),
+        ({"groups": [(0, 1), (1, 2)]}, "groups must be disjoint, non-empty groups of latents from 0 to 2"),
+        ({"groups": [(0, 3)]}, "groups must be disjoint"),
+        ({"groups": [(0,), ()]}, "groups must be disjoint"),
     ],
 )
-def test_bad_input_is_refused(change, error, message):
-    arguments = {"mean": GOOD, "log_var": GOOD, "factor_sizes": (3, 4)} | change
-    with pytest.raises(error, match=message):
+def test_bad_input_is_refused(change, message):
+    arguments = {"mean": torch.zeros(12, 3), "log_var": torch.zeros(12, 3), "factor_sizes": (3, 4)} | change
+    with pytest.raises((TypeError, ValueError), match=message):
         mig.mutual_information_gap(**arguments)
