@@ -191,7 +191,8 @@ def mutual_information_gap(
 
     def estimate(x: Tensor, off: Tensor | None = None, q: _Posteriors | None = None) -> tuple[Tensor, ...]:
         """Return entropies (R,), squared errors of the information, error bounds of both, subsampled entropies."""
-        averages, off = _averages(x, mixtures.log_n, q), x.new_zeros(len(x), 1) if off is None else off
+        off = x.new_zeros(len(x), 1) if off is None else off
+        averages = _averages(x, mixtures.log_n, q, draws is not None)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
         averages = averages if sampler is None else _sampled_averages(x, sampler)
         return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled
@@ -212,9 +213,8 @@ def mutual_information_gap(
         x = group_log_sums((mean, log_var, label), (mean, log_var, noise.to(device), label), sets, chosen)
         found |= {c: estimate(x[..., i]) for i, c in enumerate(joint)}
 
-    entropies, variances, errors, moves, subsampled = (
-        torch.stack(x, 1).cpu() for x in zip(*(found[c] for c in range(len(columns))), strict=True)
-    )
+    rows = zip(*(found[c] for c in range(len(columns))), strict=True)
+    entropies, variances, errors, moves, subsampled = (torch.stack(x, 1).cpu() for x in rows)
     size, f = mixtures.entropies[1:kept], kept - 1
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
     gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
@@ -284,8 +284,8 @@ def _some(images: Tensor, count: int, generator: torch.Generator | None, always:
     return images[torch.randperm(len(images), generator=generator, device=source)[:count].to(images.device)]
 
 
-def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, Tensor]:
-    """Turn log sums (R, N) into log densities; return entropies (R,), squared errors of the information (R - 1,)."""
+def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None, write: bool) -> tuple[Tensor, Tensor]:
+    """Return entropies (R,) and squared errors (R - 1,); ``write``: turn the log sums (R, N) into log densities."""
     n = x.shape[1]
     total, product = x.new_zeros(len(x), dtype=torch.float64), x.new_zeros(len(x), len(x), dtype=torch.float64)
     for block in _blocks(n, x):
@@ -293,7 +293,8 @@ def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, 
         if q is not None:  # the sum contains the draw's own posterior
             values = torch.maximum(values, q[block].own())
         values -= log_n[:, block]
-        x[:, block] = values
+        if write:
+            x[:, block] = values
         total += values.sum(1)
         product += values @ values.T
     average, covariance = total / n, (product - total.outer(total) / n) / n
@@ -330,9 +331,9 @@ class _Mixtures:
         self._labels, self._counts = labels, [torch.bincount(label) for label in labels]
         self.rows, self.rare, rows, entropies, log_n = [0], [], [], [], []
         for label, count in zip(labels, self._counts, strict=True):
-            p = count.double() / len(label)
+            p, logs = count.double() / len(label), count.double().log()
             entropies.append(-torch.special.xlogy(p, p).sum())
-            log_n.append(count.double().log()[label])
+            log_n.append(logs[label] if count.min() < count.max() else logs[:1].expand(len(label)))
             row, used, frequent, rare = label, len(count), count >= _RARE, None
             # On a grid, each frequent value has a row, and all rare ones share the last.
             if used > 1 and not bool(frequent.all()):
