@@ -17,6 +17,7 @@ from isa._compiled import Compiled
 from isa.data import FactorDataset
 from isa.run import DEFAULTS, Run
 from isa.stacked import Networks
+from isa.subspaces import SubspaceInformation, random_groupings, subspace_information
 
 __all__ = ["Evaluation", "evaluate", "measurements", "subspaces"]
 
@@ -48,7 +49,7 @@ class Evaluation:
     """MIG of the posterior means in 20 bins."""
     groups: list[list[int]] | None
     """Subspaces of latents: those of the prior, or of the data set's default layout; None if there are none."""
-    subspaces: mig.SubspaceInformation | None
+    subspaces: SubspaceInformation | None
     """Mutual information of subspaces and factors: of ``groups``, then of random groupings of the same sizes."""
 
     def cpu(self) -> Evaluation:
@@ -169,11 +170,11 @@ def _information(
     groups, joint = subspaces(run), None
     if groups is not None:
         source = run.generator("cpu", _SUBSPACES)
-        random = mig.random_groupings([len(group) for group in groups], _GROUPINGS[device.type], source)
+        random = random_groupings([len(group) for group in groups], _GROUPINGS[device.type], source)
         draws = min(_DRAWS, len(dataset))
         sizes = dataset.factor_sizes
-        joint = mig.subspace_information(mean, log_var, [groups, *random], sizes, n_draws=draws, generator=source)
-    binned = mig.mutual_information_gap_binned(mean, dataset.factor_sizes, scored).score
+        joint = subspace_information(mean, log_var, [groups, *random], sizes, n_draws=draws, generator=source)
+    binned, _ = mig.mutual_information_gap_binned(mean, dataset.factor_sizes, scored)
     return Evaluation(fit, kl, mean, log_var, mig.active_units(mean), gap, binned, groups, joint)
 
 

@@ -1,0 +1,198 @@
+"""Mutual information of subspaces: joint densities of groups of latents."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+__all__ = ["SubspaceInformation", "random_groupings", "subspace_information"]
+__all__ += ["as_tensor", "factor_labels", "group_log_sums", "map_in_threads"]
+
+Tensors, Groups = Sequence[Tensor], Sequence[Sequence[int]]
+
+_TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
+_SLOW_PAIRS = 1e12  # a warning says so
+
+
+@dataclass(frozen=True)
+class SubspaceInformation:
+    """Result of :func:`subspace_information`; tensors are float64 on the CPU."""
+
+    mutual_information: Tensor
+    """(G, F, S) mutual information of groups and factors in nats, unbiased and hence not clamped at 0."""
+    standard_error: Tensor
+    """(G, F, S) from the scatter of the draws, which all groups share: differences of groups have smaller errors."""
+    factors: tuple[int, ...]
+    """Index in ``factor_sizes`` of each factor: those of more than one value."""
+    n_draws: int
+
+
+def random_groupings(sizes: Sequence[int], count: int, generator: torch.Generator | None = None) -> list[Groups]:
+    """Return ``count`` random partitions of ``sum(sizes)`` latents into groups of these sizes."""
+    source = "cpu" if generator is None else generator.device
+    orders = [torch.randperm(sum(sizes), generator=generator, device=source).cpu() for _ in range(count)]
+    return [[sorted(group.tolist()) for group in order.split(list(sizes))] for order in orders]
+
+
+@torch.no_grad()
+def subspace_information(
+    mean: Tensor,
+    log_var: Tensor,
+    groupings: Sequence[Groups],
+    factor_sizes: Sequence[int],
+    n_draws: int = 100,
+    generator: torch.Generator | None = None,
+) -> SubspaceInformation:
+    r"""Estimate the mutual information of groups of latents and factors from joint densities.
+
+    For the latents :math:`V` of a group, this is the mean of :math:`\log q(z_V \mid v = a) - \log q(z_V)` over draws
+    :math:`z` from the posteriors of random images, where :math:`a` is the factor's value in the draw's own image. Both
+    densities are direct sums, see :func:`group_log_sums`.
+
+    Parameters
+    ----------
+    mean, log_var
+        (N, K) mean and log variance of :math:`q(z \mid x_n)`, images in C order of the factors. The computation is in
+        single precision, unless ``mean`` is float64 or ``log_var`` beyond ±100.
+    groupings
+        G groupings, each of S disjoint groups of latents.
+    factor_sizes
+        Number of values of each factor.
+    n_draws
+        Number of images, drawn without replacement, with one draw of each posterior; at least 2.
+    generator
+        Source of the images and draws.
+    """
+    mean, log_var = as_tensor(mean), as_tensor(log_var)
+    device = torch.device("cpu") if mean.device.type == "mps" else mean.device
+    n, k = mean.shape
+    factors, labels = factor_labels(n, factor_sizes, None, None)
+    if not 2 <= n_draws <= n:
+        raise ValueError(f"n_draws must be from 2 to N = {n}, got {n_draws}")
+    if len({len(grouping) for grouping in groupings}) != 1:
+        raise ValueError(f"groupings must have one number of groups, got {[len(x) for x in groupings]}")
+    source = device if generator is None else generator.device
+    images = torch.randperm(n, generator=generator, device="cpu" if generator is None else source)[:n_draws].to(device)
+    noise = torch.randn(n_draws, k, dtype=torch.float64, generator=generator, device=source).to(device)
+    mean, log_var = (x.to(device).T.contiguous() for x in (mean, log_var))
+    label = torch.stack(labels[1:]).int().to(device)
+    posteriors = mean, log_var, label
+    single = mean.dtype != torch.float64 and float(log_var.abs().amax()) <= 100.0
+    groups = [group for grouping in groupings for group in grouping]
+    draws = mean[:, images], log_var[:, images], noise.T, label[:, images]
+    total = group_log_sums(posteriors, draws, groups, single=single).cpu().unflatten(2, (len(groupings), -1))
+    log_size = torch.tensor([factor_sizes[f] for f in factors], dtype=torch.float64, device="cpu").log()
+    information = (total[1:] - total[:1] + log_size[:, None, None, None]).permute(1, 2, 0, 3)  # (M, G, F, S)
+    return SubspaceInformation(information.mean(0), information.std(0) / math.sqrt(n_draws), factors, n_draws)
+
+
+def group_log_sums(
+    posteriors: Tensors, draws: Tensors, groups: Groups, chosen: tuple | None = None, single: bool = False
+) -> Tensor:
+    r"""Return logs of sums of joint densities of C groups of latents at M draws, (1 + F, M, C) in float64.
+
+    For the latents :math:`V` of a group, the sum over posteriors is :math:`\sum_n \prod_{j \in V} \mathcal N(z_j;
+    \mu_{nj}, \sigma_{nj}^2)`: over all of them, then, for each factor, over those with the value of the draw's image.
+
+    Parameters
+    ----------
+    posteriors, draws
+        Mean and log variance (K, N), and values of the factors (F, N); the same for the M images of the draws, with
+        standard normal noise (K, M) before the values.
+    groups
+        Latents of each group.
+    chosen
+        For each of the 1 + F rows and each value, its posteriors and those of its draws that are evaluated; the others
+        give 0. All by default.
+    single
+        Compute in single precision. Densities saturate at exp(110) times that of a draw's own posterior, and at
+        exp(980) in double precision.
+    """
+    if chosen is not None:
+        out = draws[2].new_zeros(1 + len(posteriors[2]), draws[2].shape[1], len(groups), dtype=torch.float64)
+        for total, members, images in zip(out, *chosen, strict=True):
+            for of, at in zip(members, images, strict=True):
+                parts = [x[:, of] for x in posteriors[:2]], [x[:, at] for x in draws[:3]]
+                total[at] = group_log_sums(*([*part, posteriors[2][:0]] for part in parts), groups, single=single)[0]
+        return out
+    mean, log_var, label = posteriors
+    mean_at, log_var_at, noise = (x.double() for x in draws[:3])
+    device, (k, n), m = mean.device, mean.shape, noise.shape[1]
+    if (pairs := float(n) * m * len(groups)) > _SLOW_PAIRS:
+        warnings.warn(f"joint densities of groups need {pairs:.1e} Gaussians: use fewer draws", stacklevel=3)
+    z = mean_at + torch.exp(0.5 * log_var_at) * noise
+    own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
+    own_density = torch.stack([(own[group] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in map(list, groups)], 1)
+    # The own exponent becomes the shift, so that exponents from low to high can be summed without overflow.
+    dtype, low, shift, high = (torch.float32, -87, -40, 70) if single else (torch.float64, -700, -300, 680)
+    mean, half, z, own = (x.to(dtype) for x in (mean, -0.5 * log_var.double(), z.T, own.T))
+    scale = math.sqrt(0.5) * torch.exp(half)
+    latents = torch.tensor([j for group in groups for j in (*group, k)], device=device)  # row k: the shift
+    starts = torch.tensor([0, *accumulate(len(group) + 1 for group in groups)][:-1], device=device)
+    step = max(1, (_TILE if mean.is_cpu else _GPU_TILE) // (len(groups) + 2 * k))
+
+    def sums(start: int) -> Tensor:
+        """Return the sums over one block of posteriors."""
+        part = slice(start, start + step)
+        exponents = mean.new_full((k + 1, len(mean[0, part])), shift)
+        out = mean.new_empty(1 + len(label), m, len(groups))
+        for i in range(m):
+            t = (mean[:, part] - z[i, :, None]).mul_(scale[:, part])
+            torch.addcmul(half[:, part], t, t, value=-1.0, out=exponents[:k]).sub_(own[i, :, None])
+            # Sums of rows; a matrix product could be set to reduced precision.
+            density = embedding_bag(latents, exponents, starts, mode="sum").clamp_(low, high).exp_()
+            out[0, i] = density.sum(1)
+            for total, same in zip(out[1:], label[:, part] == draws[3][:, i, None], strict=True):
+                total[i] = (density.index_select(1, same.nonzero()[:, 0]) if mean.is_cpu else density * same).sum(1)
+        return out.double()
+
+    return sum(map_in_threads(sums, range(0, n, step), mean)).log_() - shift + own_density
+
+
+def as_tensor(x: Tensor) -> Tensor:
+    """Return a tensor where it is, and an array on the CPU, whatever the default device."""
+    return torch.as_tensor(x, device=getattr(x, "device", "cpu"))
+
+
+def factor_labels(
+    n: int, sizes: Sequence[int] | None, table: Tensor | None, factors: Sequence[int] | None, others: Sequence[int] = ()
+) -> tuple[tuple[int, ...], list[Tensor]]:
+    """Return the scored factors, and (N,) values on the CPU: zeros, then those of scored and of other factors."""
+    if (sizes is None) == (table is None):
+        raise TypeError("give either factor_sizes or factor_values")
+    if table is None:
+        if math.prod(sizes) != n:
+            raise ValueError(f"the product of factor_sizes must be N = {n}, got {tuple(sizes)}")
+        axes = torch.meshgrid(*(torch.arange(size, device="cpu") for size in sizes), indexing="ij")
+        every, counts = [axis.reshape(-1) for axis in axes], list(sizes)
+    else:
+        table = torch.as_tensor(table, device="cpu")
+        if table.ndim != 2 or len(table) != n or table.is_floating_point():
+            raise ValueError(f"factor_values must be integers of shape (N, F) with N = {n}, got {tuple(table.shape)}")
+        every = [torch.unique(column, return_inverse=True)[1] for column in table.T]
+        counts = [int(label.max()) + 1 for label in every]
+    scored = tuple(f for f, c in enumerate(counts) if c > 1) if factors is None else tuple(factors)
+    used = (*scored, *others)
+    if not scored or len(set(scored)) < len(scored) or not all(0 <= f < len(counts) and counts[f] > 1 for f in used):
+        raise ValueError(f"factors must be different factors of more than one value, got {used} of {counts} values")
+    return scored, [torch.zeros(n, dtype=torch.int64, device="cpu"), *(every[f] for f in used)]
+
+
+def map_in_threads(function: Callable, items: Iterable, like: Tensor) -> list:
+    """Map in threads of one core each, if ``like`` is on the CPU. The caller's thread produces the items."""
+    threads = torch.get_num_threads()
+    if threads == 1 or not like.is_cpu:
+        return [function(item) for item in items]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)  # threads started later would inherit a worker's setting

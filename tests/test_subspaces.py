@@ -1,0 +1,173 @@
+"""The mutual information of subspaces against double sums in plain numpy."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from test_mig import LOG_VAR, MEAN, SIZES, gap, grid, posteriors
+
+from isa.subspaces import SubspaceInformation, random_groupings, subspace_information
+
+SMALL = (3, 16, 12)
+N = math.prod(SMALL)
+
+
+def information(mean, log_var, groupings, sizes=SMALL, seed=0, **options) -> SubspaceInformation:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = torch.as_tensor(mean), torch.as_tensor(log_var)
+    return subspace_information(*tensors, groupings, sizes, generator=generator, **options)
+
+
+def slow_information(mean, log_var, groups, sizes, n_draws) -> np.ndarray:
+    """(n_draws, F, S) differences of log densities, for the draws of seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randperm(len(mean), generator=generator)[:n_draws].numpy()
+    noise = torch.randn(n_draws, mean.shape[1], dtype=torch.float64, generator=generator).numpy()
+    value, out = grid(sizes).T, np.empty((n_draws, len(sizes), len(groups)))
+    for i, (image, e) in enumerate(zip(images, noise, strict=True)):
+        z = mean[image] + np.exp(0.5 * log_var[image]) * e
+        density = -0.5 * (z - mean) ** 2 * np.exp(-log_var) - 0.5 * log_var
+        for s, group in enumerate(groups):
+            joint = density[:, group].sum(1)
+            for f in range(len(sizes)):
+                inside = value[f] == value[f][image]
+                out[i, f, s] = logsumexp(joint[inside]) - np.log(inside.mean()) - logsumexp(joint)
+    return out
+
+
+def five_latents(n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    value = np.arange(n)[:, None] % 12
+    mean = np.sin(value * [0.5, 0.3, 0.0, 1.0, 2.0]) + 0.5 * rng.standard_normal((n, 5))
+    return mean, 2 * np.log(rng.uniform(0.1, 0.5, (n, 5)))
+
+
+@pytest.mark.parametrize("cast", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [SMALL, (N,), (4, 1, 144), (10, 50, 80)])
+def test_subspace_information_is_the_double_sums(sizes, cast):
+    mean, log_var = (x.astype(np.float32) for x in five_latents(math.prod(sizes)))
+    groupings = [[[0, 3], [1, 2, 4]], [[4], [0, 1]]]
+    kept = [f for f, size in enumerate(sizes) if size > 1]
+    result = information(mean.astype(cast), log_var.astype(cast), groupings, sizes, n_draws=40)
+    assert result.factors == tuple(kept) and result.n_draws == 40
+    tolerance = 1e-5 if cast is np.float32 else 1e-10
+    for g, groups in enumerate(groupings):
+        differences = slow_information(mean.astype(float), log_var.astype(float), groups, sizes, 40)[:, kept]
+        np.testing.assert_allclose(result.mutual_information[g], differences.mean(0), atol=tolerance)
+        np.testing.assert_allclose(result.standard_error[g], differences.std(0, ddof=1) / 40**0.5, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_stay_what_they_were(dtype):
+    cases = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
+    (case,) = (x for x in cases if x["options"].get("dtype") == str(dtype)[6:])
+    groupings = random_groupings((2, 3, 1), 3, torch.Generator().manual_seed(0))
+    assert groupings == case["options"]["groupings"]
+    mean, log_var = (x.to(dtype) for x in posteriors(SMALL))
+    with torch.device("meta"):  # another default device changes nothing
+        generator = torch.Generator("cpu").manual_seed(1)
+        result = subspace_information(mean, log_var, groupings, SMALL, 40, generator)
+    for name, wanted in case["result"].items():
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+        np.testing.assert_allclose(getattr(result, name).flatten(), wanted, atol=tolerance)
+
+
+def test_threads_change_nothing():
+    sizes = (8, 40, 32)
+    mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents(math.prod(sizes)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(information(mean, log_var, [[[0, 3], [1, 2, 4]] * 20], sizes, n_draws=5).mutual_information)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_what_the_cpu_gives():
+    mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents())
+    cpu, gpu = (information(mean.to(d), log_var.to(d), [[[0, 3], [1, 2]]], n_draws=20) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(gpu.mutual_information, cpu.mutual_information, atol=1e-4)
+
+
+def test_a_factor_in_one_subspace():
+    _, angle, other = grid(SMALL).T
+    angle = 2 * np.pi * angle / 16
+    mean = np.stack([np.cos(angle), np.sin(angle), 0 * angle, 0.5 * other], 1)
+    log_var = np.tile([-12.0, -12.0, 0.0, 0.0], (N, 1))
+    for cast in (np.float32, np.float64):
+        result = information(mean.astype(cast), log_var.astype(cast), [[[0, 1], [2, 3]]], n_draws=50)
+        found, error = result.mutual_information[0], result.standard_error[0]
+        np.testing.assert_allclose(found[:, 0], [0, math.log(16), 0], atol=1e-5)
+        np.testing.assert_allclose(found[:2, 1], 0, atol=1e-5)  # mixtures of other factors are the whole mixture
+        assert 5 * float(error[2, 1]) < float(found[2, 1]) < math.log(12)
+
+
+def test_independent_latents_know_nothing():
+    mean = np.random.default_rng(0).standard_normal((20_000, 4))
+    result = information(mean, np.zeros((20_000, 4)), [[[0, 1], [2, 3]]], (4, 5000), n_draws=100)
+    assert (result.mutual_information[0, 0].abs() < 4 * result.standard_error[0, 0]).all()
+    assert (result.standard_error[0, 0] < 0.01).all()
+
+
+def test_groups_of_one_latent_have_its_information():
+    mean, log_var = five_latents()
+    result = information(mean, log_var, [[[j] for j in range(5)]], seed=1, n_draws=N)
+    single = gap(mean, log_var, SMALL)
+    error = torch.hypot(result.standard_error[0], single.mutual_information_standard_error)
+    unclamped = single.entropy - single.conditional_entropy
+    assert ((result.mutual_information[0] - unclamped).abs() < 4 * error).all()
+
+
+def test_standard_errors_are_the_scatter_of_generators():
+    mean, log_var = five_latents()
+    runs = [information(mean, log_var, [[[0, 3], [1, 2, 4]]], seed=s, n_draws=25) for s in range(400)]
+    scatter = torch.stack([r.mutual_information for r in runs]).std(0)
+    reported = torch.stack([r.standard_error for r in runs]).square().mean(0).sqrt()
+    np.testing.assert_allclose(scatter / reported, 1.0, atol=0.15)  # the scatter of 400 is known to 3.5 %
+
+
+def test_the_order_of_groupings_does_not_matter():
+    mean, log_var = five_latents()
+    groupings = random_groupings((2, 3), 4, torch.Generator().manual_seed(0))
+    a = information(mean, log_var, groupings, n_draws=20)
+    b = information(mean, log_var, [grouping[::-1] for grouping in groupings[::-1]], n_draws=20)
+    assert a.mutual_information.shape == a.standard_error.shape == (4, 3, 2)
+    np.testing.assert_allclose(b.mutual_information.flip(0, 2), a.mutual_information, atol=1e-12)
+
+
+def test_densities_out_of_all_proportion_stay_finite():
+    k = MEAN.shape[1]
+    for dtype, limit in ((torch.float32, 99), (torch.float32, 500), (torch.float64, 500)):
+        tensors = (torch.tensor(x, dtype=dtype) for x in (MEAN.clip(-1e30, 1e30), LOG_VAR.clip(-limit, limit)))
+        groups = [list(range(5)), list(range(5, 10)), list(range(10, k))]
+        result = information(*tensors, [groups], SIZES, n_draws=50)
+        assert result.mutual_information.isfinite().all() and result.standard_error.isfinite().all()
+
+
+def test_random_groupings():
+    groupings = random_groupings((4, 3, 1), 300, torch.Generator().manual_seed(0))
+    assert len(groupings) == 300
+    for grouping in groupings:
+        assert [len(group) for group in grouping] == [4, 3, 1]
+        assert sorted(j for group in grouping for j in group) == list(range(8))
+    assert np.mean([grouping[0].count(5) for grouping in groupings]) == pytest.approx(0.5, abs=4 * 0.5 / 300**0.5)
+
+
+def test_bad_input_is_refused():
+    good = torch.zeros(12, 3)
+    for n_draws in (1, 13):
+        with pytest.raises(ValueError, match="n_draws must be from 2 to N = 12"):
+            subspace_information(good, good, [[[0], [1]]], (3, 4), n_draws=n_draws)
+    with pytest.raises(ValueError, match=r"groupings must have one number of groups, got \[1, 3\]"):
+        subspace_information(good, good, [[[0]], [[0], [1], [2]]], (3, 4), n_draws=2)
+    with pytest.raises(ValueError, match="the product of factor_sizes must be N = 12"):
+        subspace_information(good, good, [[[0]]], (3, 5), n_draws=2)
