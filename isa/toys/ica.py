@@ -529,7 +529,7 @@ def _precision_nodes(dof: float, reach: float, power: float, step: float, digits
 
 
 def _likelihoods(
-    x: Array, W: Array, noise: Array, dof: float, step: float = 0.5, digits: float = 6.0
+    x: Array, W: Array, noise: Array, dof: float, step: float = 0.5, digits: float = 6.7
 ) -> tuple[Array, Array]:
     """Return each data point's log-likelihood, and the gradient of their sum in ``W`` by Fisher's identity."""
     sd = np.sqrt(noise)
@@ -563,7 +563,7 @@ def _likelihoods(
 
 
 def log_likelihood(
-    x: Array, W: Array, noise_var: ArrayLike, dof: float = 3.5, step: float = 0.5, digits: float = 6.0
+    x: Array, W: Array, noise_var: ArrayLike, dof: float = 3.5, step: float = 0.5, digits: float = 6.7
 ) -> Array:
     r"""Return the log-likelihood ``log p(x_n)`` of each data point (N,), with the sources integrated out.
 
