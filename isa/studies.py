@@ -45,8 +45,8 @@ def lp_prior(method: str) -> LpNested | None:
 
     Examples
     --------
-    >>> print(lp_prior("lp:2.1:2.2:2+2").tree)
-    2.1[2.2[2], 2.2[2]]
+    >>> print(lp_prior("lp-own:2.1:2.2:3").tree)
+    2.1[2.2[3]]
     """
     parsed = _parse(method)
     return None if parsed is None else isa_prior(*parsed)

@@ -51,34 +51,11 @@ from isa.toys import _check
 from isa.toys._check import Array
 
 __all__ = [
-    "BetaPath",
-    "Fit",
-    "FreeEnergy",
-    "LatentUse",
-    "MeanField",
-    "Posterior",
-    "aligned_weights",
-    "beta_path",
-    "fit",
-    "free_energy",
-    "free_energy_terms",
-    "gradient",
-    "latent_use",
-    "log_likelihood",
-    "mean_field",
-    "mean_field_gap",
-    "misalignment",
-    "optimal_noise",
-    "optimal_weights",
-    "overcomplete_weights",
-    "posterior",
-    "recognition_weights",
-    "replicated_free_energy",
-    "replicated_log_likelihood",
-    "rotate",
-    "sample",
-    "second_moment",
-]
+    "BetaPath", "Fit", "FreeEnergy", "LatentUse", "MeanField", "Posterior", "aligned_weights", "beta_path", "fit",
+    "free_energy", "free_energy_terms", "gradient", "latent_use", "log_likelihood", "mean_field", "mean_field_gap",
+    "misalignment", "optimal_noise", "optimal_weights", "overcomplete_weights", "posterior", "recognition_weights",
+    "replicated_free_energy", "replicated_log_likelihood", "rotate", "sample", "second_moment",
+]  # fmt: skip
 
 
 class Posterior(NamedTuple):
@@ -176,23 +153,7 @@ def second_moment(x: ArrayLike) -> Array:
 
 
 def sample(W: ArrayLike, noise_var: ArrayLike, n: int, seed: int | np.random.Generator = 0) -> Array:
-    """Draw ``n`` data points from the model (Eq. 14).
-
-    Parameters
-    ----------
-    W
-        Weights, (L, K).
-    noise_var
-        Noise variances.
-    n
-        Number of data points.
-    seed
-        Seed, or a generator to draw from.
-
-    Returns
-    -------
-    Array, (n, L)
-    """
+    """Draw ``n`` data points, (n, L), from the model (Eq. 14); ``seed`` is a number or a generator."""
     W = _check.matrix("W", W)
     noise, n, rng = _check.noise(noise_var, len(W)), _check.whole("n", n), np.random.default_rng(seed)
     return rng.standard_normal((n, W.shape[1])) @ W.T + np.sqrt(noise) * rng.standard_normal((n, len(W)))
@@ -201,21 +162,8 @@ def sample(W: ArrayLike, noise_var: ArrayLike, n: int, seed: int | np.random.Gen
 def rotate(W: ArrayLike, angle: ArrayLike, latents: tuple[int, int] = (0, 1)) -> Array:
     r"""Rotate the latent space: :math:`W' = W R(\theta)^\top` for :math:`z' = R(\theta) z` (App. B.3).
 
-    The likelihood does not change, as :math:`W' W'^\top = W W^\top`.
-
-    Parameters
-    ----------
-    W
-        Weights, (L, K).
-    angle
-        Angles in radians, (...).
-    latents
-        The two columns that span the plane of the rotation.
-
-    Returns
-    -------
-    Array, (..., L, K)
-        One rotated matrix for each angle.
+    The likelihood does not change, as :math:`W' W'^\top = W W^\top`. The columns ``latents`` of ``W`` (L, K) span the
+    plane of the rotation; each angle (...), in radians, gives one matrix of the result (..., L, K).
     """
     W, angle, (i, j) = _check.real("W", W), _check.real("angle", angle), latents
     if W.ndim != 2 or i == j or not {i, j} <= set(range(W.shape[1])):
@@ -234,20 +182,9 @@ def overcomplete_weights(alpha: ArrayLike, rho: float = 1.0) -> Array:
         W = \frac{1}{\sqrt 2} \begin{pmatrix} \alpha & \sqrt{1 - \alpha^2} & \rho \\
                                               \alpha & \sqrt{1 - \alpha^2} & -\rho \end{pmatrix}
 
-    The first two latents share one direction, and :math:`W W^\top` and the likelihood are the same for every ``alpha``.
-    At ``alpha = 0`` the first latent is pruned. (The second amplitude is called :math:`\beta` in the paper; it is not
-    the weight of the KL term.)
-
-    Parameters
-    ----------
-    alpha
-        Amplitude of the first latent, from -1 to 1, (...).
-    rho
-        Amplitude of the third latent.
-
-    Returns
-    -------
-    Array, (..., 2, 3)
+    The first two latents share one direction, and the likelihood is the same for every ``alpha`` (...) from -1 to 1. At
+    ``alpha = 0`` the first latent is pruned. (The second amplitude is called :math:`\beta` in the paper; it is not the
+    weight of the KL term.) The result has the shape (..., 2, 3).
     """
     alpha, rho = _check.real("alpha", alpha), _check.real("rho", rho)
     if (np.abs(alpha) > 1).any():
@@ -275,23 +212,8 @@ def aligned_weights(
 
         \log p - F(\theta) = \tfrac N2 \log\Bigl(1 + \frac{d^2 \sin^2 2\theta}{c_1 c_2}\Bigr).
 
-    The noise variance may have any value below :math:`c_2`.
-
-    Parameters
-    ----------
-    n
-        Number of data points.
-    noise_var
-        Isotropic noise variance.
-    log_likelihood, free_energy
-        Values in nats at beta = 1, the paper's by default; the free energy is the one at ``angle``.
-    angle
-        Rotation in radians.
-
-    Returns
-    -------
-    Array, (2, 2)
-        Diagonal weights, the longer column first. The matching ``cov`` is ``W @ W.T + noise_var * np.eye(2)``.
+    The noise variance may have any value below :math:`c_2`. The defaults are the paper's values, in nats at beta = 1.
+    The result (2, 2) is diagonal, the longer column first; the matching ``cov`` is ``W @ W.T + noise_var * np.eye(2)``.
     """
     n, noise = _check.whole("n", n), _check.positive("noise_var", noise_var)
     gap, turn = log_likelihood - free_energy, np.sin(2 * angle) ** 2

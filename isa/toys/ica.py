@@ -8,9 +8,8 @@ The model has :math:`K` heavy-tailed sources and :math:`L` observations,
     D = \mathrm{diag}(\sigma_1^2, \dots, \sigma_L^2),
 
 and each data point has its own Gaussian posterior, :math:`q(z_{nk}) = \mathcal N(\mu_{nk}, s_{nk}^2)`, without
-amortisation. :func:`fit` maximises the free energy of Eq. 13 over every :math:`q` and over :math:`W`;
-:func:`fit_exact` maximises the exact log-likelihood of the same model; :func:`fit_lp_nested` replaces the factorised
-prior by an Lp-nested one (Eq. 7).
+amortisation. :func:`fit` maximises the free energy of Eq. 13 over every :math:`q` and over :math:`W`; :func:`fit_exact`
+maximises the exact log-likelihood; :func:`fit_lp_nested` has an Lp-nested prior (Eq. 7) instead.
 
 **Arguments.** The functions share these names:
 
@@ -21,12 +20,12 @@ prior by an Lp-nested one (Eq. 7).
 - ``beta``: weight of the KL term; 1 is variational inference.
 - ``mean``, ``sd`` (N, K): the posteriors.
 
-Logarithms are natural; free energies are sums over the data, in nats. A bad argument raises ``ValueError`` or
-``TypeError``.
+Free energies are in nats, summed over the data. A bad argument raises ``ValueError`` or ``TypeError``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -35,7 +34,7 @@ import numpy as np
 import torch
 from autograd import grad
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from scipy.special import gammaln, logsumexp
 from scipy.stats import norm, qmc
 
@@ -44,28 +43,10 @@ from isa.toys import _check
 from isa.toys._check import Array
 
 __all__ = [
-    "PRUNED",
-    "ExactFit",
-    "Fit",
-    "LpNestedFit",
-    "Terms",
-    "angle_between",
-    "angles",
-    "directions",
-    "expected_log1p",
-    "explaining_away",
-    "fit",
-    "fit_exact",
-    "fit_lp_nested",
-    "free_energy",
-    "infer",
-    "lengths",
-    "log_likelihood",
-    "sample",
-    "survivors",
-    "terms",
-    "widest_pair",
-]
+    "PRUNED", "ExactFit", "Fit", "LpNestedFit", "Terms", "angle_between", "angles", "directions", "expected_log1p",
+    "explaining_away", "fit", "fit_exact", "fit_lp_nested", "free_energy", "infer", "lengths", "log_likelihood",
+    "sample", "survivors", "terms", "widest_pair",
+]  # fmt: skip
 
 
 def _check_model(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike) -> tuple[Array, Array, Array]:
@@ -122,10 +103,8 @@ def expected_log1p(mean: Array, sd: Array, dof: float) -> Array:
         = \sqrt{\tfrac{v}{v + 2 t s^2}} \exp\Bigl(-\frac{t \mu^2}{v + 2 t s^2}\Bigr),
 
     and in ``log t`` the integrand is analytic in a strip of half-width :math:`\pi/2` for every :math:`\mu` and
-    :math:`s`. One fixed set of 46 nodes has an error of about ``3e-11`` for ``mean`` up to 100 and ``sd`` from 0 to
-    30, where a Gauss-Hermite rule fails once ``sd`` exceeds :math:`\sqrt v`.
-
-    Differentiable by ``autograd`` in ``mean`` and ``sd``, which broadcast.
+    :math:`s`. The error of 46 fixed nodes is about ``3e-11`` for ``mean`` up to 100 and ``sd`` up to 30, where a
+    Gauss-Hermite rule fails. Differentiable by ``autograd`` in ``mean`` and ``sd``, which broadcast.
     """
     mean, sd = mean + 0.0 * sd, sd + 0.0 * mean
     widened = dof + 2.0 * _T * (sd**2)[..., None]
@@ -173,9 +152,7 @@ def free_energy(
 ) -> float:
     r"""Return the modified free energy of Eq. 13, differentiable by ``autograd`` in ``W``, ``mean`` and ``sd``.
 
-    .. math::
-
-        F_\beta = \sum_n \mathrm E_q \log p(x_n \mid z_n) - \beta\,\mathrm{KL}(q(z_n) \,\|\, p(z_n))
+    .. math:: F_\beta = \sum_n \mathrm E_q \log p(x_n \mid z_n) - \beta\,\mathrm{KL}(q(z_n) \,\|\, p(z_n))
     """
     noise = np.broadcast_to(np.asarray(noise_var, dtype=float), x.shape[1:])
     reconstruction, entropy, log_prior = _parts(W, mean, sd, x, noise, dof)
@@ -386,29 +363,21 @@ def fit(
 
     Parameters
     ----------
-    x, noise_var, dof, beta
-        See the module.
-    W
-        Weights to start from; the paper starts at the true ones.
+    x, W, noise_var, dof, beta
+        See the module; the ascent starts at ``W``.
     method
         ``"newton"``: Newton's direction of the free energy maximised over ``q``, or a step of ``"em"`` where that does
-        not improve; at the end every data point tries all its starting points again. ``"em"``: coordinate ascent,
-        alternating with the optimum given ``q``, a linear regression. Its steps are of the order of
-        ``beta * noise_var``: the path shows the states that an ascent in small steps passes through.
-    tol
-        Relative change of the free energy at which to stop.
-    max_iter
-        Maximum number of steps in ``W``.
+        not improve; at the end every data point tries all its starting points again. ``"em"``: coordinate ascent with
+        the optimal ``W`` given ``q``, a linear regression, in steps of the order of ``beta * noise_var``.
+    tol, max_iter
+        Relative change of the free energy at which to stop, and maximum number of steps in ``W``.
     max_step
         Maximum change of ``W`` in one Newton step, as a fraction of its Frobenius norm.
     """
     x, W, noise = _check_model(x, W, noise_var)
     model = _Model(x.T.copy(), noise, _check.positive("dof", dof), _check.positive("beta", beta))
-    tol, max_step, max_iter = (
-        _check.positive("tol", tol),
-        _check.positive("max_step", max_step),
-        _check.whole("max_iter", max_iter),
-    )
+    tol, max_step = _check.positive("tol", tol), _check.positive("max_step", max_step)
+    max_iter = _check.whole("max_iter", max_iter)
     if method not in ("newton", "em"):
         raise ValueError(f"method must be 'newton' or 'em', got {method!r}")
 
@@ -447,17 +416,17 @@ def _regress(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, _Posterior
     return (regression, there) if there.loss.sum() < q.loss.sum() else (W, q)
 
 
-def _newton_step(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, Array, Array]:
-    """Return the Newton step in ``W`` of the free energy maximised over ``q``, the response of ``q``, and the slope.
+def _newton(model: _Model, W: Array, q: _Posteriors, max_step: float, small: float) -> tuple[Array, _Posteriors]:
+    """Make a Newton step in ``W``, with ``q`` at its optimum again; stay where it promises less than ``small``.
 
-    The curvature is that at fixed ``q`` minus the response, ``H_WW - sum_n H_Wq H_qq^-1 H_qW``; its negative
-    eigenvalues enter by magnitude. Shapes (L, K), (2K, L K, N), (L, K).
+    The curvature is that at fixed ``q`` minus the response of ``q``, ``H_WW - sum_n H_Wq H_qq^-1 H_qW``; its negative
+    eigenvalues enter by magnitude.
     """
     n_obs, k = W.shape
     mean, var = q.q[:k], np.exp(q.q[k:])
     precision = 1.0 / model.noise
     residual = (model.x - W @ mean) * precision[:, None]
-    gradient = precision[:, None] * W * var.sum(1) - residual @ mean.T
+    slope = precision[:, None] * W * var.sum(1) - residual @ mean.T
     cross = np.zeros((2 * k, n_obs, k, q.loss.size))
     for j in range(k):
         cross[j] = (precision * W[:, j])[:, None, None] * mean
@@ -469,13 +438,7 @@ def _newton_step(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, Array,
     curvature = np.kron(np.diag(precision), second) - np.einsum("dan,dbn->ab", cross, response, optimize=True)
     value, vector = np.linalg.eigh(0.5 * (curvature + curvature.T))
     value = np.maximum(np.abs(value), 1e-9 * np.abs(value).max())
-    step = -vector @ ((vector.T @ gradient.ravel()) / value)
-    return step.reshape(n_obs, k), response, gradient
-
-
-def _newton(model: _Model, W: Array, q: _Posteriors, max_step: float, small: float) -> tuple[Array, _Posteriors]:
-    """Make a Newton step in ``W``, with ``q`` at its optimum again; stay where it promises less than ``small``."""
-    step, response, slope = _newton_step(model, W, q)
+    step = (-vector @ ((vector.T @ slope.ravel()) / value)).reshape(W.shape)
     if -(step * slope).sum() <= small:
         return W, q
     length = min(1.0, max_step * np.linalg.norm(W) / np.linalg.norm(step))
@@ -574,19 +537,10 @@ def log_likelihood(
         p(x) = \int \prod_k \mathrm{Gamma}(\lambda_k; \tfrac v2, \tfrac v2)\;
         \mathcal N\bigl(x;\, 0,\, W \Lambda^{-1} W^\top + D\bigr)\,\mathrm d\lambda ,
 
-    a smooth positive integral over :math:`\log\lambda_1, \dots, \log\lambda_K` that the trapezoidal rule resolves
-    with few nodes. The error is below ``1e-6`` for ``dof`` from 0.5 to 1e6. The cost grows as a power of ``K``: meant
-    for three sources.
-
-    Parameters
-    ----------
-    x, W, noise_var, dof
-        See the module.
-    step
-        Spacing of the nodes in ``log lambda`` for ``dof`` up to 3, scaled by ``2 / sqrt(1 + dof)`` above; the error
-        falls exponentially in ``1 / step``.
-    digits
-        Decimal digits kept where the rule is cut off.
+    a smooth positive integral over :math:`\log\lambda_1, \dots, \log\lambda_K`, by the trapezoidal rule. The error is
+    below ``1e-6`` for ``dof`` from 0.5 to 1e6; it falls exponentially in ``1 / step``, where ``step`` is the spacing of
+    the nodes for ``dof`` up to 3, scaled by ``2 / sqrt(1 + dof)`` above, and with ``digits``, those kept where the rule
+    is cut off. The cost grows as a power of ``K``: meant for three sources.
     """
     x, W, noise = _check_model(x, W, noise_var)
     step, digits = _check.positive("step", step), _check.positive("digits", digits)
@@ -614,16 +568,21 @@ def fit_exact(
         value, slope = _likelihoods(x, flat.reshape(W.shape), noise, dof)
         return -value.sum() / len(x), -slope.ravel() / len(x)
 
-    trace = [-loss(W.ravel())[0] * len(x)]
-    result = minimize(
-        loss,
-        W.ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_iter, "ftol": tol, "gtol": 1e-6, "maxcor": W.size},
-        callback=lambda intermediate_result: trace.append(-intermediate_result.fun * len(x)),
-    )
-    return ExactFit(result.x.reshape(W.shape), np.array(trace), bool(result.success), int(result.nit))
+    result, trace = _ascend(loss, W.ravel(), len(x), 0.0, maxiter=max_iter, ftol=tol, gtol=1e-6, maxcor=W.size)
+    return ExactFit(result.x.reshape(W.shape), trace, bool(result.success), int(result.nit))
+
+
+def _ascend(
+    loss: Callable[[Array], tuple[float, Array]], start: Array, scale: float, constant: float, **options: float
+) -> tuple[OptimizeResult, Array]:
+    """Minimise ``loss`` by L-BFGS; return the result, and ``constant - scale * loss`` at the start and every step."""
+    trace = [constant - scale * loss(start)[0]]
+
+    def record(intermediate_result: OptimizeResult) -> None:
+        trace.append(constant - scale * intermediate_result.fun)
+
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", options=options, callback=record)
+    return result, np.array(trace)
 
 
 def _gaussian_nodes(k: int, draws: int) -> Array:
@@ -662,20 +621,11 @@ def fit_lp_nested(
     tol: float = 1e-8,
     max_iter: int = 1000,
 ) -> LpNestedFit:
-    """Maximise Eq. 13 over ``W`` and each data point's ``q``, with an Lp-nested prior in place of the Student-t.
+    """Maximise Eq. 13 over ``W`` and each data point's ``q``, with an Lp-nested ``prior`` over the K sources.
 
-    The cross-entropy does not separate over sources; it is an average over ``draws`` fixed quasi-random points, the
-    same for every data point, so that the objective is deterministic. ``W``, means and log standard deviations ascend
-    together by L-BFGS, and every accepted step improves the free energy.
-
-    Parameters
-    ----------
-    x, W, noise_var, beta, tol, max_iter
-        As in :func:`fit`.
-    prior
-        An :class:`isa.LpNested` over the K sources.
-    draws
-        Points of the average, a power of two from 4.
+    The cross-entropy does not separate over sources; it is an average over ``draws`` fixed quasi-random points, a power
+    of two, the same for every data point, so that the objective is deterministic. ``W``, means and log standard
+    deviations ascend together by L-BFGS. Other arguments are those of :func:`fit`.
     """
     x, W, noise = _check_model(x, W, noise_var)
     beta, tol = _check.positive("beta", beta), _check.positive("tol", tol)
@@ -706,18 +656,11 @@ def fit_lp_nested(
     mean = np.linalg.solve(gram, (W.T / noise) @ x.T).T
     log_sd = np.broadcast_to(-0.5 * np.log(np.diag(gram) / beta), mean.shape)
     start = np.concatenate([W.ravel(), mean.ravel(), log_sd.ravel()])
-    trace = [constant - n * loss(start)[0]]
-    result = minimize(
-        loss,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_iter, "maxfun": 2 * max_iter, "ftol": tol, "gtol": 1e-9, "maxcor": 20},
-        callback=lambda intermediate_result: trace.append(constant - n * intermediate_result.fun),
-    )
+    options = {"maxiter": max_iter, "maxfun": 2 * max_iter, "ftol": tol, "gtol": 1e-9, "maxcor": 20}
+    result, trace = _ascend(loss, start, n, constant, **options)
     weights = result.x[: W.size].reshape(W.shape)
     mean, log_sd = result.x[W.size :].reshape(2, n, k)
-    return LpNestedFit(weights, np.array(trace), mean, np.exp(log_sd), bool(result.success), int(result.nit))
+    return LpNestedFit(weights, trace, mean, np.exp(log_sd), bool(result.success), int(result.nit))
 
 
 PRUNED = 0.1
