@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.integrate import quad
 from scipy.optimize import minimize
+from scipy.stats import t
 
 from isa.toys import ica
 
@@ -41,7 +42,7 @@ def slowly(mean: float, sd: float) -> tuple[float, float, float]:
 def straightforward(x: np.ndarray, start: ica.Fit) -> tuple[float, int]:
     """Free energy at convergence from the weights and posteriors of ``start``, and the number of evaluations."""
     n, (n_obs, k) = len(x), W.shape
-    scale, constant = 0.5 * (DOF + 1), ica._log_normaliser(DOF) + 0.5 * np.log(2 * np.pi * np.e)
+    scale, constant = 0.5 * (DOF + 1), t.logpdf(0.0, DOF) + 0.5 * np.log(2 * np.pi * np.e)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat[: W.size].reshape(n_obs, k)

@@ -12,8 +12,8 @@ import yaml
 
 from isa import data
 from isa.run import OBJECTIVES, Run
+from isa.studies import Study, load_record
 from isa.sweep import Spec, read_records
-from isa.toys import ica
 
 __all__ = ["Evidence", "Missing", "Setting"]
 
@@ -205,13 +205,13 @@ class Evidence:
 
     # --- studies of the toys
 
-    def ica(self, name: str) -> tuple[ica.Study, dict[str, np.ndarray]] | None:
+    def ica(self, name: str) -> tuple[Study, dict[str, np.ndarray]] | None:
         """A study of ICA and its record; None where nothing is recorded."""
         path = self.folder / f"{name}.csv"
         if not path.exists():
             return None
-        record = ica.load_record(path)
-        return (ica.Study.read(path.with_suffix(".yaml")), record) if len(record["seed"]) else None
+        record = load_record(path)
+        return (Study.read(path.with_suffix(".yaml")), record) if len(record["seed"]) else None
 
 
 def alike(*groups: Mapping[Setting, Sequence[Any]]) -> list[tuple[Setting, list[Sequence[Any]]]]:

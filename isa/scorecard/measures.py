@@ -15,7 +15,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from isa import analysis, orientation
+from isa import analysis, orientation, studies
 from isa.analysis import compare, compare_curves, curve, mean_interval
 from isa.lpnested import LpNested, NestedRadialFactorization, Node, isa_prior
 from isa.objectives import beta_tcvae, beta_vae, standard_normal
@@ -363,7 +363,7 @@ def _by_seed(record: Mapping[str, np.ndarray], values: np.ndarray, method: str, 
     return values[chosen][np.argsort(record["seed"][chosen])]
 
 
-def _readings(study: ica.Study) -> dict[str, str]:
+def _readings(study: studies.Study) -> dict[str, str]:
     return {_STOPPED: f"after {study.updates} steps", _CONVERGED: "at convergence"}
 
 
@@ -382,11 +382,11 @@ def likelihood_given_up(evidence: Evidence, study: str, beta: float) -> list[Fin
 
 
 def _angles(record: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.array([ica.widest_pair(weights) for weights in ica.record_weights(record)])
+    return np.array([ica.widest_pair(weights) for weights in studies.record_weights(record)])
 
 
 def _alive(record: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.array([ica.survivors(weights).sum() for weights in ica.record_weights(record)])
+    return np.array([ica.survivors(weights).sum() for weights in studies.record_weights(record)])
 
 
 @measure("direction")
