@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Gamma, Normal
 
 from isa import LpNested, isa_prior
-from isa.lpnested import LearnableISAPrior
+from isa.prior import LearnableISAPrior
 
 BATCH, POINTS = 2048, 1_000_000
 

@@ -5,7 +5,7 @@ Disentangled Representations",
 arXiv:1909.05063. Equation numbers in docstrings are the paper's.
 """
 
-from isa.lpnested import LearnableISAPrior, LpNested, NestedRadialFactorization, Node, isa_prior
+from isa.prior import LearnableISAPrior, LpNested, Node, isa_prior
 
-__all__ = ["LearnableISAPrior", "LpNested", "NestedRadialFactorization", "Node", "isa_prior"]
+__all__ = ["LearnableISAPrior", "LpNested", "Node", "isa_prior"]
 __version__ = "0.1.0"

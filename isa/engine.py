@@ -37,7 +37,7 @@ from isa import data, kernels, models, objectives, results
 from isa._compiled import Compiled
 from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors
 from isa.data import FactorDataset
-from isa.lpnested import StackedPrior
+from isa.prior import StackedPrior
 from isa.run import Run
 from isa.stacked import Networks, stack
 

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from isa.figures.compact import compact
 from isa.figures.numbers import to_csv
-from isa.lpnested import Node
+from isa.prior import Node
 
 __all__ = [
     "ROOT",

@@ -19,7 +19,7 @@ from isa import models, objectives
 from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors, write_atomically
 from isa.data import FactorDataset
 from isa.evaluate import Evaluation, evaluate, measurements
-from isa.lpnested import LpNested
+from isa.prior import LpNested
 from isa.run import Run
 from isa.stacked import unstack
 

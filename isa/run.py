@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from isa import models
-from isa.lpnested import LpNested, Node
+from isa.prior import LpNested, Node
 
 __all__ = ["DEFAULTS", "OBJECTIVES", "Defaults", "Run", "sentence"]
 

@@ -81,7 +81,7 @@ CHECKS = {
     "images": "{bin}/isa data dsprites --verify --contact-sheet {home}/sheet.png",
     "sweep": "{python} {clone}/tests/tiny_sweep.py sweep {home}/tiny.yaml",
     "compile": "{python} {own} --check compile --condition {name}",
-    "tests": "{python} -m pytest -n 0 -q -p no:cacheprovider tests/test_lpnested_density.py tests/test_mig.py",
+    "tests": "{python} -m pytest -n 0 -q -p no:cacheprovider tests/test_prior_density.py tests/test_mig.py",
     "page": "{bin}/papermill book/prior/functions.ipynb {home}/page.ipynb",
 }
 """What is run, in this order; an extra one for a cache that must be the only place written to, and for the book."""

@@ -75,10 +75,10 @@ def extension() -> ModuleType:
 
 def test_a_name_that_a_package_offers_is_documented_there_alone():
     above = extension().offered_above
-    assert above("isa.lpnested", "LpNested") and above("isa.data.base", "FactorDataset")
+    assert above("isa.prior.lpnested", "LpNested") and above("isa.data.base", "FactorDataset")
     assert not above("isa", "LpNested")
     assert not above("isa.data.dsprites", "load"), "another function of the same name"
-    assert not above("isa.lpnested", "kl_monte_carlo"), "offered nowhere else"
+    assert not above("isa.prior", "kl_monte_carlo"), "offered nowhere else"
 
 
 def examples(path: Path) -> list[doctest.Example]:

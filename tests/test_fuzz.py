@@ -26,7 +26,7 @@ import torch
 from fuzz import TARGETS, Target
 from PIL import Image
 
-from isa import Node, cli, data, isa_prior, results, sweep
+from isa import Node, cli, data, results, sweep
 from isa.data import SourceError, cars3d, dsprites
 from isa.engine import CheckpointError
 from isa.run import Run
@@ -251,25 +251,10 @@ def table_cell(name: str) -> str:
 
 
 def test_exponents_and_scales_beyond_floats():
-    refused("tree", b"1e-320[3]", "must be from 1e-300 to 1e300")
-    for number in (10**400, 2**5000):
-        with pytest.raises(ValueError, match="p = inf; an exponent must be positive and finite"):
-            Node(number, 2)
-        with pytest.raises(ValueError, match="it must be positive and finite"):
-            isa_prior(scale=number)
-    for leaves in (1_000_001, 2**63, 10**400):
-        with pytest.raises(ValueError, match="a tree has at most 1,000,000 leaves"):
+    refused("tree", b"1e-320[3]", "from 1e-300 to 1e300")
+    for leaves in (10_001, 2**63, 10**400):
+        with pytest.raises(ValueError, match="a tree has at most 10,000 leaves"):
             Node(2.0, [1, leaves])
-
-
-def test_a_million_equal_children_are_looked_at_once(monkeypatch):
-    text = "2[1000000*2[2[2[2[1]]]]]"
-    seen = []
-    before = Node.__str__
-    monkeypatch.setattr(Node, "__str__", lambda node: seen.append(node) or before(node))
-    found = Node.parse(text)
-    assert str(found) == text and len(seen) == 5
-    assert Node.parse(text) == found != Node.parse("2[1000000*2[2[2[2.5[1]]]]]")
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------

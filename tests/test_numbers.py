@@ -16,7 +16,7 @@ from tiny_sweep import DATASET
 
 from isa import mig, objectives, sweep
 from isa.engine import Pack
-from isa.lpnested import LpNested, Node
+from isa.prior import LpNested, Node
 from isa.results import Result, load_model
 from isa.run import OBJECTIVES, Run
 from isa.sweep import Spec, read_records

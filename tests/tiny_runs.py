@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isa import Node, engine, models, stacked
 from isa.data import FactorDataset
-from isa.lpnested import StackedPrior
+from isa.prior import StackedPrior
 from isa.results import Result
 from isa.run import Run
 

