@@ -598,15 +598,16 @@ def test_without_scripts_a_sentence_stands_in_its_place(browser, tmp_path):
     try:
         browser.send("Page.navigate", url=page_of(tmp_path, "prior").as_uri())
         for _ in range(200):  # with scripts off, nothing can be awaited within the page
-            with contextlib.suppress(BrowserError):  # the page was replaced between the two questions
+            with contextlib.suppress(BrowserError):  # the page was replaced between two questions
                 root = browser.send("DOM.getDocument")["root"]["nodeId"]
                 node = browser.send("DOM.querySelector", nodeId=root, selector="noscript p")["nodeId"]
                 if node:
+                    box = browser.send("DOM.getBoxModel", nodeId=node)["model"]
+                    text = browser.send("DOM.getOuterHTML", nodeId=node)["outerHTML"]
                     break
             time.sleep(0.05)
-        box = browser.send("DOM.getBoxModel", nodeId=node)["model"]
         assert box["height"] > 10
-        assert "numbered figure below" in browser.send("DOM.getOuterHTML", nodeId=node)["outerHTML"]
+        assert "numbered figure below" in text
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)
 
