@@ -267,6 +267,6 @@ def _log_sum_exp(x: Tensor) -> Tensor:
 
 
 def log_magnitude(z: Tensor) -> Tensor:
-    """Return log |z|, and -1e4 with a gradient of 0 up to the smallest normal float: no power of it counts in a sum."""
+    """Return ``log |z|``; up to the smallest normal float, -1e4 with a gradient of 0, whose powers vanish in a sum."""
     tiny = torch.finfo(z.dtype).tiny
     return threshold(z.abs().clamp(min=tiny).log(), (1 - 1e-6) * math.log(tiny), -1e4)
