@@ -216,13 +216,14 @@ def _of_one_model(
     centre, half_log_var = (values.mT.unsqueeze(1).contiguous() for values in (mean, 0.5 * log_var))  # (D, 1, B)
     scale = math.sqrt(0.5) * torch.exp(-half_log_var)
     peak = -half_log_var.amin(-1, keepdim=True)
+    offset = -half_log_var - peak
     log_weights = [None] * n_blocks
     if own != other:
         log_weights = (order[:, None] == rows[:b]).to(z.dtype).mul(math.log(own / other)).view(n_blocks, r, b)
     sums, results = z.new_zeros(3, d, b) if with_gradient else None, []
     block = _compiled_block if compiles else _block
     for x, log_weight, count in zip(samples, log_weights, counts, strict=True):
-        *result, sums = block(x, centre, scale, -half_log_var - peak, log_weight, count, sums)
+        *result, sums = block(x, centre, scale, offset, log_weight, count, sums)
         results.append(result)
     joint, marginals, of_z = zip(*results, strict=True)
     level = peak[:, 0, 0] - 0.5 * _LOG_2PI
@@ -236,23 +237,18 @@ def _of_one_model(
     return log_joint - log_product, log_joint, gradient
 
 
-def _of_models(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _of_models(
+    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the total correlation (...), the batch mean of log q(z) (...) and the former's gradient (..., 3, B, D)."""
-    stack = z.shape[:-2]
-    (mean, log_var), rest = arguments[:2], arguments[2:]
-    models = zip(*(tensor.reshape(-1, *z.shape[-2:]) for tensor in (z, mean, log_var)), strict=True)
-    results = [_of_one_model(*tensors, *rest) for tensors in models]
-    return tuple(torch.stack(parts).reshape(stack + parts[0].shape) for parts in zip(*results, strict=True))
+    *stack, b, d = z.shape
+    models = zip(*(tensor.reshape(-1, b, d) for tensor in (z, mean, log_var)), strict=True)
+    results = [_of_one_model(*tensors, own, other, with_gradient) for tensors in models]
+    return tuple(torch.stack(parts).reshape((*stack, *parts[0].shape)) for parts in zip(*results, strict=True))
 
 
 # An operator, which a compiled training step takes as one node instead of tracing the loop over blocks.
-_total_correlation_op = torch.library.custom_op(
-    "isa::total_correlation",
-    _of_models,
-    mutates_args=(),
-    schema="(Tensor z, Tensor mean, Tensor log_var, float own, float other, bool with_gradient)"
-    " -> (Tensor, Tensor, Tensor)",
-)
+_total_correlation_op = torch.library.custom_op("isa::total_correlation", _of_models, mutates_args=())
 
 
 @_total_correlation_op.register_kernel("cuda")

@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 
 from isa import LpNested, isa_prior
@@ -43,13 +44,18 @@ def _parse(method: str) -> tuple[tuple[int, ...], float, float] | None:
 def lp_prior(method: str) -> LpNested | None:
     """Return the prior that a method such as ``lp:2.1:2.2:3`` or ``lp-own:2.1:2.2:1+2`` names; None for other methods.
 
+    Its moments are in double precision: the start of a fit decides where it ends along a flat valley.
+
     Examples
     --------
     >>> print(lp_prior("lp-own:2.1:2.2:3").tree)
     2.1[2.2[3]]
     """
     parsed = _parse(method)
-    return None if parsed is None else isa_prior(*parsed)
+    if parsed is None:
+        return None
+    sizes, *exponents = parsed
+    return isa_prior(sizes, *(torch.tensor(p, dtype=torch.float64) for p in exponents))
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def _run_case(study: Study, method: str, seed: int, dof: float, noise: float, be
     prior = lp_prior(method)
     if prior is not None:
         # Both kinds of sources have the Student-t's variance, so that signal and noise are those of the other methods.
-        scaled = truth * np.sqrt(dof / (dof - 2.0) / prior.variance.double().numpy())
+        scaled = truth * np.sqrt(dof / (dof - 2.0) / prior.variance.numpy())
         if method.startswith("lp-own"):
             rng = np.random.default_rng([seed, 2])
             z = _sample_sources(*_parse(method), study.n, rng)
