@@ -4,8 +4,8 @@ With :math:`p_0` the root's exponent, s the scale and n the number of leaves,
 
 .. math::
 
-    \log p(z) = -\frac{f(z)^{p_0}}{s} - \log Z, \qquad
-    \log Z = \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 ,
+    \log p(z) &= -\frac{f(z)^{p_0}}{s} - \log Z, \\
+    \log Z &= \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 ,
 
 which is Eq. 7 with Eq. 11 after the powers of f cancel. Nothing is left that is undefined at z = 0.
 
