@@ -88,9 +88,9 @@ class StackedPrior(nn.Module):
 
 
 class LearnableISAPrior(nn.Module):
-    """An ISA prior whose exponents are learned with the networks; calling it returns the prior for the present ones.
+    """An ISA prior whose exponents are learned with the networks; calling it returns the prior at their current values.
 
-    The parameters are those of :func:`isa_prior`; p0 and the scale are fixed unless ``learn_p0``.
+    The parameters are those of :func:`isa_prior`. The scale is fixed, and so is p0 unless ``learn_p0``.
 
     Examples
     --------
