@@ -161,7 +161,7 @@ def _describe(dataset: data.FactorDataset) -> list[str]:
 
 
 def _draw_contact_sheet(dataset: data.FactorDataset, path: Path) -> None:
-    from isa.figures import data as figures
+    from edition.figures import data as figures
 
     rows = []
     for factor in dataset.factors_info:

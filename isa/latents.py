@@ -516,7 +516,7 @@ def find_representative(
         One or more, in order of preference: :class:`isa.sweep.Records` of runs of one kind, as ``select`` gives them.
         The first is taken whose representative has a portrait; if none has, the first with a run; else the first.
     choose
-        :func:`isa.analysis.representative`: from MIG and log-likelihood of every run to the index of one.
+        :func:`edition.stats.representative`: from MIG and log-likelihood of every run to the index of one.
     portraits
         Files of portraits; a name ends with the hash of its run.
 

@@ -16,17 +16,20 @@ from types import ModuleType
 import pytest
 import yaml
 
+import edition
 import isa
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "book" / "api.md", *sorted((ROOT / "book" / "api").glob("*.md"))]
 DOCUMENTED = [name for page in PAGES for name in re.findall(r"^\.\. automodule:: (\S+)$", page.read_text(), re.M)]
-FILES = sorted((ROOT / "isa").rglob("*.py"))
+PACKAGES = (isa, edition)
+FILES = sorted(file for package in PACKAGES for file in Path(package.__file__).parent.rglob("*.py"))
 
 
 def public_modules() -> list[str]:
     """Modules that have something to say: packages which are only a room for their modules have not."""
-    names = [isa.__name__] + [module.name for module in pkgutil.walk_packages(isa.__path__, "isa.")]
+    names = [package.__name__ for package in PACKAGES]
+    names += [module.name for one in PACKAGES for module in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
     public = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
     return [name for name in public if offered(importlib.import_module(name))]
 
@@ -42,7 +45,7 @@ def test_every_public_module_is_in_the_chapter_once():
 
 
 def test_the_overview_lists_what_the_pages_document():
-    listed = re.findall(r"^   (isa\S*)$", PAGES[0].read_text(), re.M)
+    listed = re.findall(r"^   ((?:isa|edition)\S*)$", PAGES[0].read_text(), re.M)
     assert sorted(listed) == sorted(DOCUMENTED)
     for page in PAGES[1:]:
         assert f"](api/{page.stem})" in PAGES[0].read_text(), f"the overview does not lead to {page.stem}"
@@ -89,9 +92,9 @@ def examples(path: Path) -> list[doctest.Example]:
 
 
 def test_every_example_is_run_as_a_test():
-    """``make test`` collects the doctests of all of ``isa``, and no example asks to be passed over."""
+    """``make test`` collects the doctests of ``isa`` and ``edition``, and no example asks to be passed over."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
-    assert "--doctest-modules" in options["addopts"].split() and "isa" in options["testpaths"]
+    assert "--doctest-modules" in options["addopts"].split() and {"isa", "book/edition"} <= set(options["testpaths"])
     found = {path: examples(path) for path in FILES}
     assert sum(map(len, found.values())) >= 20
     skipped = [path.name for path, some in found.items() for one in some if doctest.SKIP in one.options]

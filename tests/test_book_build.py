@@ -23,7 +23,7 @@ def test_what_is_executed_when(book):
     """The first build executes the notebook, the second does not, one after a change in what it depends on does."""
     book.write("runs/numbers.csv", "1.2345\n")
     book.write_page(
-        code("from matplotlib import pyplot as plt\nfrom isa.notebook import glue, show"),
+        code("from matplotlib import pyplot as plt\nfrom edition.page import glue, show"),
         code("record = 'runs/numbers.csv'\nwith open(f'../{record}') as file:\n    glue(number=float(file.read()))"),
         code("figure, ax = plt.subplots()\nax.plot([1, 2])\nshow(figure)", mystnb=FIGURE),
         markdown(
@@ -56,7 +56,7 @@ def test_what_is_executed_when(book):
     assert book.build().returncode == 0
     assert book.executions == 2, "a module that the page does not import made it stale"
 
-    style = book.root / "isa" / "notebook.py"
+    style = book.root / "book" / "edition" / "page.py"
     style.write_text(style.read_text() + "\nCHANGED = True\n")
     assert book.build().returncode == 0
     assert book.executions == 3, "a change in an imported module did not make the page stale"
@@ -64,7 +64,7 @@ def test_what_is_executed_when(book):
 
 def test_a_build_outside_of_the_sources(book, tmp_path):
     book.write_page(
-        code("from matplotlib import pyplot as plt\nfrom isa.notebook import show"),
+        code("from matplotlib import pyplot as plt\nfrom edition.page import show"),
         code("figure, ax = plt.subplots()\nax.plot([1, 2])\nshow(figure)", mystnb=FIGURE),
         markdown("{numref}`fig-line`"),
     )

@@ -25,6 +25,10 @@ TREE = {
     "isa/room/deep/c.py": "from ...other import thing\nfrom .. import a\n",
     "isa/ring_a.py": "import isa.ring_b\n",
     "isa/ring_b.py": "import isa.ring_a\n",
+    "book/edition/__init__.py": "",
+    "book/edition/page.py": "from isa import bottom\n",
+    "book/edition/figures/__init__.py": "",
+    "book/edition/figures/style.py": "from .. import page\n",
     "runs/one.yaml": "a: 1\n",
     "runs/one.csv": "1\n",
     "runs/many/x.csv": "1\n",
@@ -114,6 +118,14 @@ ROOM = {"isa/room/__init__.py"}
             | {"isa/room/a.py", "isa/room/b.py", "isa/bottom.py"},
             id="relative-two-up",
         ),
+        pytest.param(
+            "from edition.figures import style",
+            PACKAGE
+            | {"isa/bottom.py"}
+            | {f"book/edition/{name}.py" for name in ("__init__", "page")}
+            | {f"book/edition/figures/{name}.py" for name in ("__init__", "style")},
+            id="the-book's-own",
+        ),
         pytest.param("f = ROOT / 'runs/one.csv'", {"runs/one.csv", "runs/one.yaml"}, id="record-and-its-spec"),
         pytest.param("f = 'runs/one.yaml'", {"runs/one.csv", "runs/one.yaml"}, id="spec-and-its-record"),
         pytest.param("f = 'runs/many/*.csv'", {"runs/many/x.csv", "runs/many/y.csv"}, id="glob"),
@@ -163,8 +175,10 @@ def test_the_pages_depend_on_the_modules_that_they_import(extension, path):
     """On the repository itself: the walk finds the package, the page's tools and the style that all figures share."""
     found = extension.dependencies(ROOT, nbformat.read(path, as_version=4))
     names = {file.relative_to(ROOT).as_posix() for file in found}
-    assert {"constraints.txt", "isa/__init__.py", "isa/notebook.py"} <= names
+    assert {"constraints.txt", "isa/__init__.py", "book/edition/page.py"} <= names
     assert all(file.is_file() for file in found)
-    for_every_page = {f"isa/figures/{name}.py" for name in ("__init__", "compact", "numbers")}  # of isa.notebook
-    if any(name.startswith("isa/figures/") and name not in for_every_page for name in names):
-        assert "isa/figures/style.py" in names
+    for_every_page = {
+        f"book/edition/figures/{name}.py" for name in ("__init__", "compact", "numbers")
+    }  # of edition.page
+    if any(name.startswith("book/edition/figures/") and name not in for_every_page for name in names):
+        assert "book/edition/figures/style.py" in names

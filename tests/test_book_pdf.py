@@ -68,7 +68,7 @@ def printed(tmp_path_factory) -> tuple[bytes, str]:
         "book/last.md", "# The last\n\n(a-place)=\n## A place\n\n[Outside](https://example.org/) and [back](page).\n"
     )
     book.write_page(
-        code("from matplotlib import pyplot as plt\nfrom isa.notebook import show\nhidden = 1", tags=["hide-input"]),
+        code("from matplotlib import pyplot as plt\nfrom edition.page import show\nhidden = 1", tags=["hide-input"]),
         code("figure, ax = plt.subplots()\nax.plot([1, 2])\nshow(figure)", mystnb=FIGURE),
         markdown("{numref}`fig-line` and $\\alpha + \\beta$."),
     )

@@ -13,8 +13,9 @@ import tiny_sweep
 import torch
 from torch import nn
 
-from isa import decoders, engine, latents, models, objectives
-from isa.decoders import CompressedDecoder, compress, export, to_script
+from edition.explorers import decoders
+from edition.explorers.decoders import CompressedDecoder, compress, export, to_script
+from isa import engine, latents, models, objectives
 from isa.results import Result
 from isa.run import Run
 from isa.sweep import Spec, sweep

@@ -19,9 +19,9 @@ import torch
 from browser import BrowserError, Page
 from tiny_book import ROOT, TinyBook, code
 
+from edition.explorers import explorer_html
+from edition.figures import style
 from isa import LpNested, Node
-from isa.explorers import explorer_html
-from isa.figures import style
 from isa.toys import factor_analysis, ica
 
 SCRIPTS = ROOT / "book" / "_static" / "explorers"
@@ -708,7 +708,7 @@ def test_data_that_json_cannot_say_are_refused():
 
 def test_the_build_adds_scripts_where_they_are_needed(tmp_path):
     book = TinyBook(tmp_path / "book")
-    book.write_page(code("from isa.explorers import explorer\nexplorer('ica', 'The ICA', {'paths': [1, 2]})"))
+    book.write_page(code("from edition.explorers import explorer\nexplorer('ica', 'The ICA', {'paths': [1, 2]})"))
     built = book.build()
     assert built.returncode == 0, built.stdout
     pages = {name: book.html(name) for name in ("book/index", "book/page")}

@@ -18,9 +18,10 @@ from browser import Page
 from PIL import Image
 from test_decoders import posteriors, vae
 
-from isa import analysis, engine, exhibits, latents
-from isa.decoders import compress
-from isa.explorers import explorer_html
+from edition import stats
+from edition.explorers import exhibits, explorer_html
+from edition.explorers.decoders import compress
+from isa import engine, latents
 from isa.results import Result
 from isa.run import Run
 
@@ -81,7 +82,7 @@ def about(run: Run, channels: int) -> dict:
     z = [[0.1, -0.2, 0.3], [-0.5, 0.5, 1.5]]
     image = [np.full(channels * 4096, grey, np.uint8).tobytes() for grey in (0, 255)]
     names = ("dark", "light")
-    from isa.decoders import _RUN
+    from edition.explorers.decoders import _RUN
 
     return {
         "run": {name: row[name] for name in _RUN},
@@ -208,7 +209,7 @@ def test_the_longest_training_is_chosen(files, tmp_path):
 def test_what_a_run_is_among_its_kind(files):
     studies = records()
     rows = [row for row in studies[0] if row["objective"] == "isa-vae" and row["beta"] == 1]
-    chosen = rows[analysis.representative([r["mig"] for r in rows], [r["log_likelihood"] for r in rows])]
+    chosen = rows[stats.representative([r["mig"] for r in rows], [r["log_likelihood"] for r in rows])]
     assert exhibits.standing(chosen, studies) == "stands for 3 recorded runs"
     other = next(row for row in rows if row is not chosen)
     assert exhibits.standing(other, studies) == f"one of 3 recorded runs, for which seed {chosen['seed']} would stand"

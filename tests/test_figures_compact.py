@@ -12,7 +12,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from isa.figures.compact import DIGITS, compact
+from edition.figures.compact import DIGITS, compact
 
 RNG = np.random.default_rng(3)
 NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")

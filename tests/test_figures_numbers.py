@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 
-from isa.figures import factor_analysis, prior
-from isa.figures.numbers import LIMIT, to_csv, to_rows
+from edition.figures import factor_analysis, prior
+from edition.figures.numbers import LIMIT, to_csv, to_rows
 
 RNG = np.random.default_rng(7)
 X, Y, SIZE = np.sort(RNG.standard_normal(9)), RNG.standard_normal(9), RNG.random(9) + 0.1

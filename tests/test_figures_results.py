@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from isa.analysis import Interval, curve, mean_interval
-from isa.figures import results as draw
+from edition.figures import results as draw
+from edition.stats import Interval, curve, mean_interval
 from isa.run import Run
 
 

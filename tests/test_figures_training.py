@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 
-from isa.figures import style, training
+from edition.figures import style, training
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import nn
 
+from edition.figures import latents as draw
+from edition.stats import representative
 from isa import latents
-from isa.analysis import representative
 from isa.data import Factor, FactorDataset, Provenance
-from isa.figures import latents as draw
 from isa.latents import Portrait, View, find_representative, portrait
 from isa.mig import active_units, mutual_information_gap
 

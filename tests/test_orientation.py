@@ -12,10 +12,11 @@ from matplotlib import pyplot as plt
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 
-from isa import LpNested, Node, orientation
-from isa.analysis import mean_interval
-from isa.figures import orientation as draw
-from isa.orientation import Code, Learned, Study
+from edition import orientation
+from edition.figures import orientation as draw
+from edition.orientation import Code, Learned, Study
+from edition.stats import mean_interval
+from isa import LpNested, Node
 
 ROOT = Path(__file__).resolve().parent.parent
 ANGLES = (0.0, 1e-7, 0.3, math.pi / 4, 1.0, math.pi / 2, 2.5)

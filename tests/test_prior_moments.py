@@ -12,8 +12,8 @@ import scipy.stats
 import torch
 from torch.distributions import HalfNormal, LogNormal, Uniform, Weibull
 
+from edition.factorise import coordinate_pdf
 from isa import LpNested, Node, isa_prior
-from isa.factorisation import coordinate_pdf
 
 DEEP = Node(1.5, [1, Node(0.8, [Node(3.0, [2, Node(1.2, 2)]), 1]), Node(2.2, 3)])
 

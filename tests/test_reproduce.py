@@ -12,8 +12,8 @@ import pytest
 import reproduce
 from reproduce import COLUMNS, CONDITIONS, TABLE, compare_figures, compare_numbers, difference, table_difference
 
-from isa import notebook
-from isa.figures import style
+from edition import page
+from edition.figures import style
 
 
 def test_equal_arrays_differ_by_nothing():
@@ -103,13 +103,13 @@ def test_figures_are_found_in_notebooks_and_in_built_books(tmp_path):
 
 def test_a_figure_is_shown_in_the_same_bytes_every_time(monkeypatch):
     bundles = []
-    monkeypatch.setattr(notebook, "display", lambda bundle, raw: bundles.append(bundle))
+    monkeypatch.setattr(page, "display", lambda bundle, raw: bundles.append(bundle))
     for _ in range(2):
         with style.styled():
             figure, axes = style.subplots(1, 2, height=1.5)
             axes[0].plot([0, 1], [1, 0], marker="o")  # markers and clips are what has a name of its own
             axes[1].imshow([[0, 1], [1, 0]])
-            notebook.show(figure)
+            page.show(figure)
     assert bundles[0] == bundles[1]
     assert set(bundles[0]) == {"text/csv", "image/svg+xml", "image/png", "text/plain"}
 

@@ -14,10 +14,8 @@ import torch
 import yaml
 from scipy import stats
 
-from isa import isa_prior, orientation
-from isa.analysis import Interval, compare, representative
-from isa.run import Run
-from isa.scorecard import (
+from edition import orientation
+from edition.scorecard import (
     MEASURES,
     RULES,
     VERDICTS,
@@ -34,8 +32,8 @@ from isa.scorecard import (
     text,
     verdict,
 )
-from isa.scorecard.evidence import Missing, Setting, alike
-from isa.scorecard.rules import (
+from edition.scorecard.evidence import Missing, Setting, alike
+from edition.scorecard.rules import (
     capped,
     direction,
     expected_range,
@@ -44,6 +42,9 @@ from isa.scorecard.rules import (
     share,
     together,
 )
+from edition.stats import Interval, compare, representative
+from isa import isa_prior
+from isa.run import Run
 from isa.sweep import COLUMNS, Spec, _append
 
 ROOT = Path(__file__).resolve().parent.parent

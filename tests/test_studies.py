@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isa import studies
+from edition import studies
 from isa.toys import ica
 
 SPEC = """seeds: 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isa import isa_prior, studies
+from edition import studies
+from isa import isa_prior
 from isa.toys import factor_analysis as fa
 from isa.toys import ica
 

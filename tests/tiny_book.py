@@ -71,7 +71,7 @@ class TinyBook:
         (root / "book").mkdir(parents=True)
         for name in ("_config.yml", "Makefile", "pyproject.toml", "constraints.txt", "book/references.bib"):
             shutil.copy(ROOT / name, root / name)
-        for name in ("book/_ext", "book/_static", "isa"):
+        for name in ("book/_ext", "book/_static", "book/edition", "isa"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         environment(root)
         self.write("_toc.yml", "format: jb-book\nroot: book/index\nchapters:\n  - file: book/page\n")

@@ -1,10 +1,10 @@
 """Execute a notebook again when what it depends on has changed, not only its own cells.
 
 The execution cache knows a notebook by its code cells alone. This extension gives each notebook a fingerprint over the
-files behind it: the modules of ``isa`` that it imports (followed through their own imports), every file under
-``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts, and ``runs`` alone for all
-specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that of
-the last successful build, the cached execution is dropped and the page is read anew. It works the same for
+files behind it: the modules of ``isa`` and ``edition`` that it imports (followed through their own imports), every
+file under ``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts, and ``runs`` alone for
+all specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that
+of the last successful build, the cached execution is dropped and the page is read again. It works the same for
 ``make book`` and for a plain ``jupyter-book build .``.
 """
 
@@ -22,10 +22,11 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 ROOMS = ("book/", "isa/", "runs/")
+PACKAGES = {"isa": "", "edition": "book"}  # and the folders they lie in
 
 
 def imported_modules(source: str, package: str = "") -> set[str]:
-    """Dotted names of all modules of ``isa`` that this source may import; ``package`` resolves relative imports."""
+    """Dotted names of all modules of ours that this source may import; ``package`` resolves relative imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -37,7 +38,7 @@ def imported_modules(source: str, package: str = "") -> set[str]:
                 base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == "isa"}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
 @cache
@@ -46,7 +47,7 @@ def module_files(root: Path, name: str) -> frozenset[Path]:
     files = set()
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
-        stem = root.joinpath(*parts[:depth])
+        stem = root.joinpath(PACKAGES[parts[0]], *parts[:depth])
         files.update(path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
     return frozenset(files)
 
@@ -54,7 +55,7 @@ def module_files(root: Path, name: str) -> frozenset[Path]:
 @cache
 def imports_of(root: Path, file: Path) -> frozenset[Path]:
     relative = file.relative_to(root)
-    package = ".".join(relative.parent.parts)
+    package = ".".join(part for part in relative.parent.parts if part != "book")
     names = imported_modules(file.read_text(encoding="utf-8"), package)
     return frozenset().union(*(module_files(root, name) for name in names))
 

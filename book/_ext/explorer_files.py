@@ -38,7 +38,7 @@ def write(source: Path, folder: Path) -> None:
     if source.suffix == ".npz":
         traversals(source).save(folder / f"{source.stem}.png", optimize=True)
     else:
-        from isa.decoders import to_script
+        from edition.explorers.decoders import to_script
 
         (folder / f"{source.stem}.js").write_text(to_script(source), encoding="ascii")
 

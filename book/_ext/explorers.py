@@ -1,6 +1,6 @@
 """Add the scripts and the style of the figures that move to the pages that hold one, and to no other.
 
-A page holds one where an output says ``data-explorer="NAME"`` (``isa.explorers.explorer``); it then loads
+A page holds one where an output says ``data-explorer="NAME"`` (``edition.explorers.explorer``); it then loads
 ``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files.
 """
 

@@ -1,8 +1,8 @@
 """Put links to the SVG, the PNG and the numbers beneath every numbered figure of a notebook.
 
-A figure cell shows all formats in one output (``isa.notebook.show``); the page displays the first that suits it. This
+A figure cell shows all formats in one output (``edition.page.show``); the page displays the first that suits it. This
 transform copies each under the figure's own name and offers it for download, so the links also work for outputs that
-come from the execution cache. A figure of pictures has no numbers (``isa.figures.numbers``), and no such link.
+come from the execution cache. A figure of pictures has no numbers (``edition.figures.numbers``), and no such link.
 """
 
 from __future__ import annotations

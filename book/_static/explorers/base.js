@@ -5,7 +5,7 @@
  *     Explorers.define("NAME", (explorer, data) => { ... });
  *
  * once for every `<div class="explorer" data-explorer="NAME">` of the page, with the JSON that the notebook embedded there
- * (`isa.explorers.explorer`). The extension `book/_ext/explorers.py` adds the scripts and the style to the pages that need
+ * (`edition.explorers.explorer`). The extension `book/_ext/explorers.py` adds the scripts and the style to the pages that need
  * them. `explorer` offers, each creating its own part of the page and returning a handle on it:
  *
  *     explorer.slider({name, label, hint, stops | min, max, step, value, format})   -> {value}
@@ -19,7 +19,7 @@
  *     explorer.update = () => { ... } runs once a frame after something was moved; then all panels are drawn
  *
  * A panel's `draw` gets a `Pen`, in CSS pixels however dense the screen is: `pen.axes({x, y, ...})` gives a plot with
- * `line`, `area`, `dots`, `ellipse`, `arrow`, `text`, `rule`. Colours are named as in isa/figures/style.py and come from
+ * `line`, `area`, `dots`, `ellipse`, `arrow`, `text`, `rule`. Colours are named as in book/edition/figures/style.py and come from
  * explorers.css, by day and by night. Controls are the browser's own, so that keyboard, touch and screen readers work.
  */
 window.Explorers = (() => {

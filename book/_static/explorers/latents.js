@@ -1,6 +1,6 @@
 /* The latent explorer: decoders of trained models, run in the page, a slider for each active latent.
  *
- * A decoder is a file as isa/decoders.py describes it, in base64 within a script that calls `Explorers.latents.receive`,
+ * A decoder is a file as book/edition/explorers/decoders.py describes it, in base64 within a script that calls `Explorers.latents.receive`,
  * and is loaded when it is asked for. `Explorers.latents.read` gives `{header, decode(z), pixels(z)}` and is tested
  * against `CompressedDecoder`.
  */

@@ -1,6 +1,6 @@
 /* The trade-off explorer: MIG against reconstruction, every recorded run a mark, and the record of the one that is chosen.
  *
- * Nothing is computed here but what is in view; means and standard errors come from isa.analysis. A run's traversals are
+ * Nothing is computed here but what is in view; means and standard errors come from edition.stats. A run's traversals are
  * one picture beside the page (book/_ext/explorer_files.py), loaded when the run is chosen.
  */
 Explorers.tradeOff = (() => {
@@ -35,7 +35,7 @@ Explorers.tradeOff = (() => {
     return best;
   }
 
-  /** Outlines of marks around the origin, as in isa.figures.results.METHODS; a circle is many corners. */
+  /** Outlines of marks around the origin, as in edition.figures.results.METHODS; a circle is many corners. */
   const cross = [[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1], [-1, -1]];
   const OUTLINES = {
     o: Array.from({ length: 24 }, (_, i) => [Math.cos((i * Math.PI) / 12), Math.sin((i * Math.PI) / 12)]),

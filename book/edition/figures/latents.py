@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from isa.figures import style
-from isa.figures.results import METHODS, scale
+from edition.figures import style
+from edition.figures.results import METHODS, scale
 
 if TYPE_CHECKING:
     from isa.data import Factor

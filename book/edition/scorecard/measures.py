@@ -1,7 +1,7 @@
 """What is measured of each claim: functions from evidence to findings, by the name under which claims call them.
 
-Each takes :class:`~isa.scorecard.evidence.Evidence` and what the claim gives it: printed values, methods, betas, the
-settings of a computation. It returns a finding for every reading of the claim that there is evidence for.
+Each takes :class:`~edition.scorecard.evidence.Evidence` and what the claim gives it: printed values, methods, betas,
+the settings of a computation. It returns a finding for every reading of the claim that there is evidence for.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import scipy.special
 import scipy.stats
 import torch
 
-from isa import analysis, orientation, studies
-from isa.analysis import compare, compare_curves, curve, mean_interval
-from isa.factorisation import NestedRadialFactorization
-from isa.objectives import beta_tcvae, beta_vae, standard_normal
-from isa.prior import LpNested, Node, isa_prior
-from isa.scorecard.evidence import Evidence, Method, Setting, alike, method_text
-from isa.scorecard.rules import (
+from edition import orientation, stats, studies
+from edition.factorise import NestedRadialFactorization
+from edition.scorecard.evidence import Evidence, Method, Setting, alike, method_text
+from edition.scorecard.rules import (
     LEVEL,
     Finding,
     Outcome,
@@ -34,6 +31,9 @@ from isa.scorecard.rules import (
     share,
     together,
 )
+from edition.stats import compare, compare_curves, curve, mean_interval
+from isa.objectives import beta_tcvae, beta_vae, standard_normal
+from isa.prior import LpNested, Node, isa_prior
 from isa.toys import factor_analysis, ica
 
 __all__ = ["MEASURES", "Measure"]
@@ -41,7 +41,7 @@ __all__ = ["MEASURES", "Measure"]
 Measure = Callable[..., list[Finding]]
 
 MEASURES: dict[str, tuple[Measure, tuple[str, ...]]] = {}
-"""By name: the function, and the rules (keys of :data:`isa.scorecard.rules.RULES`) by which it judges."""
+"""By name: the function, and the rules (keys of :data:`edition.scorecard.rules.RULES`) by which it judges."""
 
 _FEWEST = 6
 """Runs a side from which medians and maxima are compared."""
@@ -101,7 +101,7 @@ def printed_model(
     for setting, rows in evidence.runs(dataset, method, beta).items():
         values = {name: _column(rows, name) for name in ("mig", "log_likelihood")}
         upper = values["mig"] >= np.median(values["mig"])
-        chosen = analysis.representative(**values)
+        chosen = stats.representative(**values)
         parts, text = [], [f"our representative of {len(rows)}: MIG {values['mig'][chosen]:.2f}, "]
         text[0] += f"log-likelihood {values['log_likelihood'][chosen]:.2f}"
         for name, label, printed in (("mig", "MIG", mig), ("log_likelihood", "log-likelihood", log_likelihood)):
@@ -150,11 +150,11 @@ def more_mig_for_less_fit(evidence: Evidence, dataset: str, method: Method, low:
     return found
 
 
-def _curve(rows: Sequence[Mapping[str, Any]]) -> analysis.Curve:
+def _curve(rows: Sequence[Mapping[str, Any]]) -> stats.Curve:
     return curve(*(_column(rows, name) for name in ("beta", "log_likelihood", "mig")))
 
 
-def _several(means: analysis.Curve) -> bool:
+def _several(means: stats.Curve) -> bool:
     """Whether there is a best beta: with a single one recorded, it is not known whether it is."""
     return len(means.beta) > 1
 
@@ -257,7 +257,7 @@ def shrinking_advantage(
     return found
 
 
-def change_of_difference(before: analysis.Comparison, after: analysis.Comparison) -> analysis.Interval:
+def change_of_difference(before: stats.Comparison, after: stats.Comparison) -> stats.Interval:
     """Difference of two independent differences, second less first, with an interval put together from theirs.
 
     After Zou and Donner, *Construction of confidence limits about effect measures* (2008). Its number of values is the
@@ -266,7 +266,7 @@ def change_of_difference(before: analysis.Comparison, after: analysis.Comparison
     change = after.difference - before.difference
     low = change - math.hypot(after.difference - after.low, before.high - before.difference)
     high = change + math.hypot(after.high - after.difference, before.difference - before.low)
-    return analysis.Interval(change, low, high, min(before.n_first, before.n_second, after.n_first, after.n_second))
+    return stats.Interval(change, low, high, min(before.n_first, before.n_second, after.n_first, after.n_second))
 
 
 @measure("modes")
@@ -278,10 +278,10 @@ def several_modes(evidence: Evidence, dataset: str, methods: Sequence[Method]) -
             for beta in sorted({row["beta"] for row in rows}):
                 values = _column([row for row in rows if row["beta"] == beta], "mig")
                 if len(values) >= 10:
-                    by_setting.setdefault(setting, []).append(analysis.dip(values).p_value)
+                    by_setting.setdefault(setting, []).append(stats.dip(values).p_value)
     found = []
     for setting, p_values in sorted(by_setting.items()):
-        refuted = int((analysis.holm(p_values) < 1 - LEVEL).sum())
+        refuted = int((stats.holm(p_values) < 1 - LEVEL).sum())
         outcome = Outcome.YES if 2 * refuted > len(p_values) else Outcome.PART if refuted else Outcome.OPEN
         text = f"one mode refuted for {refuted} of {len(p_values)} combinations of method and β"
         found.append(_finding(setting, outcome, text))
@@ -710,7 +710,7 @@ def _turned(z: torch.Tensor, i: int, j: int, angle: float) -> torch.Tensor:
     return turned
 
 
-def _rotation_cost(size: int, p0: float, p1: float, j: int, batches: int) -> analysis.Interval:
+def _rotation_cost(size: int, p0: float, p1: float, j: int, batches: int) -> stats.Interval:
     """Log density that samples of two subspaces lose when coordinates 0 and j are turned by 45 degrees, in millinats.
 
     Its mean is a Kullback-Leibler divergence. The interval is over batches of 1,000 samples each.
@@ -738,7 +738,7 @@ def not_rotation_invariant(evidence: Evidence, size: int, p0: float, p1: float, 
 def mixing_map(prior: LpNested, z: torch.Tensor, angle: float) -> torch.Tensor:
     """Move points of an Lp-nested prior so that the prior stays what it is and its first two coordinates mix.
 
-    The prior is mapped to independent coordinates (:class:`isa.factorisation.NestedRadialFactorization`), each of these
+    The prior is mapped to independent coordinates (:class:`edition.factorise.NestedRadialFactorization`), each of these
     to a standard normal by its quantiles; two of them are turned by ``angle``, under which a normal does not change;
     everything is mapped back. This is the construction by which Locatello et al. (2019) show that a factorised prior
     identifies nothing, put around the map that factorises.
@@ -828,7 +828,7 @@ def sampler_exact(evidence: Evidence, trees: Sequence[str], points: int, least: 
         surprise = -prior.log_prob(z)
         error = float(surprise.std()) / math.sqrt(points)
         deviations.append(abs(float(surprise.mean() - prior.entropy())) / error)
-    smallest = float(analysis.holm(p_values).min())
+    smallest = float(stats.holm(p_values).min())
     outcome = together([agreement(max(deviations), 4.0), Outcome.YES if smallest >= least else Outcome.NO])
     text = f"{len(p_values)} Kolmogorov-Smirnov tests, smallest p-value {smallest:.2f} after Holm ({least:g} allowed); "
     text += f"entropy within {max(deviations):.1f} standard errors (4 allowed)"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from drawn_dsprites import drawn
 
+from edition.parts import part
 from isa.data import ImageIndexError, UnknownFactorError, _car, faces3d
-from isa.data.parts import part
 
 
 def test_restriction_keeps_images_values_and_packing():

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isa.figures.style import BLACK, BLUE, CYCLE, DIVERGING, GREY, SKY, VERMILION, WIDTH, bare, styled, subplots
+from edition.figures.style import BLACK, BLUE, CYCLE, DIVERGING, GREY, SKY, VERMILION, WIDTH, bare, styled, subplots
 from isa.prior import Node
 
 __all__ = [

@@ -22,8 +22,8 @@ import torch
 from matplotlib import pyplot as plt
 from pydantic import Field
 
-import isa.notebook
-from isa.notebook import (
+import edition.page
+from edition.page import (
     Count,
     Exponent,
     ParameterError,
@@ -173,7 +173,7 @@ def test_the_message_is_all_that_ipython_prints():
 @pytest.fixture
 def displayed(monkeypatch) -> list[dict[str, str]]:
     bundles = []
-    monkeypatch.setattr(isa.notebook, "display", lambda bundle, raw: bundles.append(bundle))
+    monkeypatch.setattr(edition.page, "display", lambda bundle, raw: bundles.append(bundle))
     return bundles
 
 
@@ -259,7 +259,7 @@ def recorded(spec: Spec, *states: str) -> Records:
 
 @pytest.mark.parametrize("in_root", [True, False])
 def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, in_root):
-    monkeypatch.setattr(isa.notebook, "ROOT", tmp_path)
+    monkeypatch.setattr(edition.page, "ROOT", tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "page").mkdir()
     monkeypatch.chdir(tmp_path if in_root else tmp_path / "page")
@@ -378,7 +378,7 @@ def test_papermill_with_an_unknown_parameter_ends_in_one_sentence(tmp_path):
     assert ended.returncode != 0
     lines = ended.stderr.rstrip().splitlines()
     assert lines[-1].startswith("ParameterError: no_such is no parameter of this notebook, which has ")
-    assert "isa/notebook.py" not in ended.stderr and "Input In" not in ended.stderr
+    assert "book/edition/page.py" not in ended.stderr and "Input In" not in ended.stderr
     failed = [cell for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if cell.get("outputs")]
     assert [output.output_type for output in failed[-1].outputs if output.output_type != "stream"] == ["error"]
     assert failed[-1].outputs[-1].traceback == [lines[-1]]

@@ -11,8 +11,8 @@ import scipy.stats
 import torch
 from torch.distributions import Gamma, HalfNormal, LogNormal, Pareto, TransformedDistribution, Uniform, Weibull
 
+from edition.factorise import NestedRadialFactorization
 from isa import LpNested, Node, isa_prior
-from isa.factorisation import NestedRadialFactorization
 
 ALPHA = 1e-4
 TREE = Node(1.5, [1, Node(0.8, [Node(3.0, 2), 1]), Node(2.2, 2)])

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from isa.figures import style
+from edition.figures import style
 
 __all__ = ["information", "learning_curve", "paired_differences"]
 

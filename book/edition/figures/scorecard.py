@@ -8,7 +8,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from isa.figures import style
+from edition.figures import style
 
 
 class Mark(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isa.figures import style
+from edition.figures import style
 
 __all__ = ["orientation_bound", "rotation_difference", "sheet", "traversals"]
 

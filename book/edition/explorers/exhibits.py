@@ -5,7 +5,7 @@
     trade_off([sweep(Spec.read("runs/dsprites.yaml"), budget=0)], Path("runs/portraits").glob("*.npz"))
     latents(choose(Path("runs/decoders").glob("*.bin"), ["beta-vae", "isa-vae"], beta=1.0))
 
-Everything is what JSON can say, for :func:`isa.explorers.explorer`; files are named from the root, ``runs/...``.
+Everything is what JSON can say, for :func:`edition.explorers.explorer`; files are named from the root, ``runs/...``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from isa import analysis, decoders
-from isa.figures import style
-from isa.figures.results import METHODS, prior, scale
+from edition import stats
+from edition.explorers import decoders
+from edition.figures import style
+from edition.figures.results import METHODS, prior, scale
 from isa.latents import Portrait
 
 __all__ = ["PLAIN", "Exhibit", "choose", "curves", "latents", "measured", "method", "standing", "title", "trade_off"]
@@ -28,7 +29,7 @@ _COLOURS = {getattr(style, name.upper()): name for name in ("blue", "orange", "g
 
 
 def method(row: Mapping[str, Any]) -> str:
-    """The key of :data:`isa.figures.results.METHODS` that a run belongs to."""
+    """The key of :data:`edition.figures.results.METHODS` that a run belongs to."""
     return f"{row['objective']}, learned" if row["learn_exponents"] else row["objective"]
 
 
@@ -38,7 +39,7 @@ def title(row: Mapping[str, Any]) -> str:
 
 
 def measured(studies: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """All runs that went well, each once, with a method of :data:`isa.figures.results.METHODS`."""
+    """All runs that went well, each once, with a method of :data:`edition.figures.results.METHODS`."""
     rows = {row["hash"]: row for records in studies for row in records if row["status"] == "trained"}
     return [row for row in rows.values() if method(row) in METHODS]
 
@@ -144,7 +145,7 @@ def _short(commit: str | None) -> str:
     return "none" if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
-def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, analysis.Curve]:
+def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, stats.Curve]:
     """Means over seeds at each beta, as Fig. 5b, 5c and 6 show them, of the methods that have runs.
 
     Parameters
@@ -156,10 +157,10 @@ def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, anal
     return {name: _curve(runs, trained.get(PLAIN.get(name), ())) for name, runs in trained.items() if len(runs)}
 
 
-def _curve(runs: Sequence[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]]) -> analysis.Curve:
+def _curve(runs: Sequence[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]]) -> stats.Curve:
     own = {row["beta"] for row in runs}
     members = [*runs, *(row for row in plain if row["beta"] == 1 and 1 not in own)]
-    return analysis.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig")))
+    return stats.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig")))
 
 
 def _means(
@@ -201,7 +202,7 @@ def _by_standing(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _representative(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return rows[analysis.representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]
+    return rows[stats.representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]
 
 
 def _portraits(rows: Sequence[Mapping[str, Any]], paths: Iterable[Path], most: int) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Figures drawn from records: MIG and reconstruction over runs (Fig. 5a-c, 6), learned exponents (Fig. 7), controls.
 
-Every run is shown as a dot. Means and intervals come ready made, from :mod:`isa.analysis`.
+Every run is shown as a dot. Means and intervals come ready made, from :mod:`edition.stats`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from isa.figures import style
+from edition.figures import style
 from isa.prior import Node
 
 if TYPE_CHECKING:
-    from isa.analysis import Curve, Interval
+    from edition.stats import Curve, Interval
 
 __all__ = ["METHODS", "Method", "controls", "exponents", "lengths", "mig_distributions", "prior", "scale", "trade_off"]
 

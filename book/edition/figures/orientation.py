@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 
-from isa.figures import style
+from edition.figures import style
 
 if TYPE_CHECKING:
-    from isa.analysis import Interval
+    from edition.stats import Interval
 
 __all__ = ["codes", "costs", "kind", "priors", "seeds"]
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from edition.studies import Study, load_record
 from isa import data
 from isa.run import OBJECTIVES, Run
-from isa.studies import Study, load_record
 from isa.sweep import Spec, read_records
 
 __all__ = ["Evidence", "Missing", "Setting"]

@@ -20,8 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from isa.figures.compact import compact
-from isa.figures.numbers import to_csv
+from edition.figures.compact import compact
+from edition.figures.numbers import to_csv
 from isa.prior import Node
 
 __all__ = [
@@ -48,7 +48,7 @@ Probability = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """The repository's root, since the book runs from an editable install. Notebooks read ``runs/`` and ``book/`` here.
 
 :meta hide-value:
@@ -124,7 +124,7 @@ def show(figure: Figure, dpi: int = 200) -> None:
     """Display a figure as SVG, as PNG and, where it holds numbers, as CSV in one output, and close it.
 
     The page shows the SVG and offers all three for download. Marks that were drawn with ``rasterized=True`` are
-    embedded in the SVG as pixels. The table is that of :func:`isa.figures.numbers.to_csv`.
+    embedded in the SVG as pixels. The table is that of :func:`edition.figures.numbers.to_csv`.
     """
     bundle = {}
     for mime_type, suffix, text in (("image/svg+xml", "svg", True), ("image/png", "png", False)):

@@ -13,7 +13,7 @@ grows, at every position, so that a code may be bent and is still seen to follow
     learned = learn(model(exponent=4.0, beta=8.0, seed=0, steps=400), dataset)
     learned.code.alignment                                        # 1: along x and y; -1: along the diagonals
 
-Many seeds are a study: ``python -m isa.orientation runs/orientation.yaml`` trains what the table beside the
+Many seeds are a study: ``python -m edition.orientation runs/orientation.yaml`` trains what the table beside the
 specification does not hold yet.
 """
 
@@ -453,14 +453,14 @@ def run_study(spec: str | os.PathLike[str], report: Callable[[str], object] = la
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``python -m isa.orientation SPEC``: train what is missing of a study."""
-    parser = argparse.ArgumentParser(prog="python -m isa.orientation", description="Orientation over many seeds.")
+    """``python -m edition.orientation SPEC``: train what is missing of a study."""
+    parser = argparse.ArgumentParser(prog="python -m edition.orientation", description="Orientation over many seeds.")
     parser.add_argument("spec", help="runs/orientation.yaml, or one like it; the table is the .csv beside it")
     chosen = parser.parse_args(arguments)
     try:
         run_study(chosen.spec, report=lambda line: print(line, flush=True))
     except (OSError, TypeError, ValueError) as error:
-        print(f"python -m isa.orientation: {error}", file=sys.stderr)
+        print(f"python -m edition.orientation: {error}", file=sys.stderr)
         return 2
     return 0
 

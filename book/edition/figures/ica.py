@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from isa.figures import style
+from edition.figures import style
 
 __all__ = ["against_beta", "ascent", "column_lengths", "components", "free_energy", "steps_to_pruning", "survival_maps"]
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from isa.data import Factor, FactorDataset, Provenance, symmetry
+from edition import symmetry
+from isa.data import Factor, FactorDataset, Provenance
 
 PROVENANCE = Provenance("a test", "MIT", "nobody", "numbers", procedural=True)
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from isa.scorecard import Row, Scorecard
-from isa.scorecard.rules import RULES, VERDICTS, Finding, Verdict
+from edition.scorecard import Row, Scorecard
+from edition.scorecard.rules import RULES, VERDICTS, Finding, Verdict
 
 __all__ = ["MARKS", "cards", "counts", "meanings", "rules", "titles"]
 

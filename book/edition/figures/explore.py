@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from isa.figures.latents import _picture
-from isa.figures.style import BLUE, VERMILION, WIDTH, bare, styled, subplots
+from edition.figures.latents import _picture
+from edition.figures.style import BLUE, VERMILION, WIDTH, bare, styled, subplots
 
 
 def prior_stills(

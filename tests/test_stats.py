@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from scipy.optimize import linprog
 
-from isa import analysis
-from isa.analysis import (
+from edition import stats
+from edition.stats import (
     Comparison,
     CurveComparison,
     Interval,
@@ -36,7 +36,7 @@ def samples(least: int, most: int) -> st.SearchStrategy[list[float]]:
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    return stats.t.interval(level, len(values) - 1, np.mean(values), stats.sem(values))
+    return scipy.stats.t.interval(level, len(values) - 1, np.mean(values), scipy.stats.sem(values))
 
 
 # --- the mean and its interval ----------------------------------------------------------------------------------------
@@ -87,14 +87,14 @@ def test_student_s_t_takes_over_where_a_bootstrap_could_not_cover():
 
 
 def test_on_symmetric_values_the_bootstrap_is_as_wide_as_student_s_t():
-    values = stats.norm.ppf((np.arange(20) + 0.5) / 20)
+    values = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
     found = mean_interval(values)
     assert (found.low, found.high) == pytest.approx(t_interval(values), rel=0.06)
 
 
 def test_on_skewed_values_the_bootstrap_leans_as_it_should():
     """The mean of a sample with a long tail to the right is rather too low, and the interval reaches further up."""
-    values = stats.expon.ppf((np.arange(20) + 0.5) / 20)
+    values = scipy.stats.expon.ppf((np.arange(20) + 0.5) / 20)
     found = mean_interval(values)
     assert found.high - found.estimate > 1.2 * (found.estimate - found.low)
 
@@ -181,7 +181,7 @@ def test_a_comparison_by_hand():
     assert found.difference == pytest.approx(16 / 3 - 2)
     assert found.p_value == pytest.approx(2 / 20)
     assert (found.n_first, found.n_second) == (3, 3)
-    welch = stats.ttest_ind([4.0, 5.0, 7.0], [1.0, 2.0, 3.0], equal_var=False).confidence_interval(0.95)
+    welch = scipy.stats.ttest_ind([4.0, 5.0, 7.0], [1.0, 2.0, 3.0], equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx(welch)
     assert found.direction == 1 and compare([4.0, 5.0, 7.0], [1.0, 2.0, 3.0]).direction == -1
 
@@ -223,7 +223,7 @@ def test_a_comparison_turns_round_moves_and_stretches(first, second, shift, fact
 def test_many_deals_are_drawn_at_random():
     rng = np.random.default_rng(3)
     first, second = rng.normal(size=20), rng.normal(size=20) + 0.6
-    exact = stats.ttest_ind(first, second).pvalue  # which the permutation test approximates
+    exact = scipy.stats.ttest_ind(first, second).pvalue  # which the permutation test approximates
     assert compare(first, second).p_value == pytest.approx(exact, rel=0.2)
     far = compare(first, second + 10)
     assert 0 < far.p_value <= 2 / 10_000 and far.direction == 1
@@ -339,7 +339,7 @@ def test_curves_against_the_integral_of_their_difference():
 
 
 def test_the_comparison_of_curves_covers_and_tests(monkeypatch):
-    monkeypatch.setattr(analysis, "_CURVE_RESAMPLES", 199)
+    monkeypatch.setattr(stats, "_CURVE_RESAMPLES", 199)
     covered, rejected = [], []
     for seed in range(60):
         first, second = made_curve(0.0, 4, seed), made_curve(0.03, 4, 1000 + seed)
@@ -352,7 +352,7 @@ def test_the_comparison_of_curves_covers_and_tests(monkeypatch):
 
 
 def test_curves_turned_round(monkeypatch):
-    monkeypatch.setattr(analysis, "_CURVE_RESAMPLES", 199)
+    monkeypatch.setattr(stats, "_CURVE_RESAMPLES", 199)
     first, second = made_curve(0.0, 3), made_curve(0.05, 5, 1)
     there, back = compare_curves(first, second), compare_curves(second, first)
     assert back.difference == pytest.approx(-there.difference)
@@ -422,22 +422,22 @@ def test_dips_by_hand():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(numbers, min_size=4, max_size=25), st.randoms(), numbers, st.sampled_from([-2.0, 0.25, 8.0]))
 def test_the_dip_does_not_change_with_order_place_scale_or_side(values, random, shift, factor):
-    statistic = analysis._dip(np.array(values))
+    statistic = stats._dip(np.array(values))
     random.shuffle(values)
-    assert analysis._dip(shift + factor * np.array(values)) == pytest.approx(statistic, abs=1e-9)
+    assert stats._dip(shift + factor * np.array(values)) == pytest.approx(statistic, abs=1e-9)
     assert 1 / (2 * len(values)) <= statistic <= 0.25 + 1e-9 or len(set(values)) < len(values)
 
 
 def test_the_p_value_is_that_of_uniform_samples(monkeypatch):
-    monkeypatch.setattr(analysis, "_DIP_SAMPLES", 999)
-    analysis._uniform_dips.cache_clear()
+    monkeypatch.setattr(stats, "_DIP_SAMPLES", 999)
+    stats._uniform_dips.cache_clear()
     rng = np.random.default_rng(6)
     p_values = np.array([dip(rng.random(15)).p_value for _ in range(400)])
     for level, tolerance in ((0.1, 0.055), (0.5, 0.09)):  # three standard errors, of the table's and of these samples
         assert np.mean(p_values <= level) == pytest.approx(level, abs=tolerance)
     two = np.concatenate([rng.normal(size=12), 6 + rng.normal(size=12)])
     assert dip(two).p_value <= 0.01 < 0.1 < dip(rng.normal(size=24)).p_value
-    analysis._uniform_dips.cache_clear()
+    stats._uniform_dips.cache_clear()
 
 
 # --- the representative -----------------------------------------------------------------------------------------------

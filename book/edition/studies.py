@@ -1,6 +1,6 @@
 """Studies of the ICA toy over many data sets: a specification ``NAME.yaml`` and its record, the ``.csv`` beside it.
 
-``python -m isa.studies SPEC`` runs or resumes a study.
+``python -m edition.studies SPEC`` runs or resumes a study.
 """
 
 from __future__ import annotations
@@ -233,14 +233,16 @@ def run_study(spec: str | Path, seconds: float = np.inf, report: Callable[[str],
 
 def main(arguments: list[str] | None = None) -> int:
     """Run or resume a study from the command line; return 3 while cases are left, and 2 for a bad specification."""
-    parser = argparse.ArgumentParser(prog="python -m isa.studies", description="Studies of ICA over many data sets.")
+    parser = argparse.ArgumentParser(
+        prog="python -m edition.studies", description="Studies of ICA over many data sets."
+    )
     parser.add_argument("spec", help="a runs/*.yaml file; its record is the .csv of the same name")
     parser.add_argument("--seconds", type=float, default=np.inf, help="start no further fit after this time")
     chosen = parser.parse_args(arguments)
     try:
         left = run_study(chosen.spec, chosen.seconds, report=print)
     except (OSError, TypeError, ValueError) as error:
-        print(f"python -m isa.studies: {error}", file=sys.stderr)
+        print(f"python -m edition.studies: {error}", file=sys.stderr)
         return 2
     print(f"{left} cases left")
     return 3 if left else 0

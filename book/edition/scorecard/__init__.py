@@ -7,10 +7,10 @@
     card.sections["The prior"][0].verdict
 
 **A claim** is data: what the paper says and where, in words of this edition's own; the values that it prints; the page
-that treats it; and the name of what measures it (:mod:`isa.scorecard.measures`), with what that is given.
+that treats it; and the name of what measures it (:mod:`edition.scorecard.measures`), with what that is given.
 
-**A verdict** follows from the findings by the rules of :mod:`isa.scorecard.rules`, and from nothing else. Evidence at
-reduced scale or on stand-in images never makes a claim *reproduced*.
+**A verdict** follows from the findings by the rules of :mod:`edition.scorecard.rules`, and from nothing else. Evidence
+at reduced scale or on stand-in images never makes a claim *reproduced*.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 
 import yaml
 
-from isa.scorecard.evidence import Evidence, Missing
-from isa.scorecard.measures import MEASURES
-from isa.scorecard.rules import RULES, VERDICTS, Finding, Outcome, Verdict, verdict
+from edition.scorecard.evidence import Evidence, Missing
+from edition.scorecard.measures import MEASURES
+from edition.scorecard.rules import RULES, VERDICTS, Finding, Outcome, Verdict, verdict
 
 __all__ = [
     "MEASURES",

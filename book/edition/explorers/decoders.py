@@ -8,8 +8,8 @@ r"""A trained decoder small enough to run in a page: low-rank factors of 8-bit w
 
 and from a shell, for the representatives of the two objectives in a specification's records (A.5), or for any model::
 
-    python -m isa.decoders runs/dsprites.yaml
-    python -m isa.decoders runs/work/dsprites/models/KEY
+    python -m edition.explorers.decoders runs/dsprites.yaml
+    python -m edition.explorers.decoders runs/work/dsprites/models/KEY
 
 **How it is made smaller.** The decoder of A.4 has 7.9 million weights, but on samples z of the posteriors of images
 the activations before each layer fill few directions. Layer by layer, from the first on, the map from activations h
@@ -51,8 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from isa import data, latents, models, objectives, results
-from isa._files import is_special, write_atomically
-from isa.cli import _one_line
+from isa._files import write_atomically
 from isa.data import FactorDataset
 from isa.mig import active_units
 
@@ -229,8 +228,6 @@ class CompressedDecoder:
             If it cannot be read.
         """
         path = Path(path)
-        if is_special(path):
-            raise ValueError(f"{path} is no decoder: it is not a file")
         with open(path, "rb") as file:
             held = file.read(MOST_BYTES + 1)
         try:
@@ -707,7 +704,7 @@ def representatives(
     OSError
         If the specification cannot be read.
     """
-    from isa.analysis import representative
+    from edition.stats import representative
     from isa.sweep import Spec, sweep
 
     spec = Spec.read(spec_path)
@@ -730,11 +727,11 @@ def representatives(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write decoders for pages, as ``python -m isa.decoders``; returns the exit status."""
+    """Write decoders for pages, as ``python -m edition.explorers.decoders``; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m isa.decoders",
+        prog="python -m edition.explorers.decoders",
         description="Make the decoders of trained models small enough to run in a page, and measure what that changes.",
-        epilog="examples: python -m isa.decoders runs/dsprites.yaml; python -m isa.decoders trained/KEY",
+        epilog="examples: python -m edition.explorers.decoders runs/dsprites.yaml (or trained/KEY)",
     )
     parser.add_argument(
         "models",
@@ -766,7 +763,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"log-likelihood {error['log_likelihood']:.3f} in place of {error['original_log_likelihood']:.3f} nats"
             )
     except (ValueError, TypeError, KeyError, OSError) as error:
-        print(f"isa.decoders: error: {_one_line(error)}", file=sys.stderr)
+        print(f"edition.explorers.decoders: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

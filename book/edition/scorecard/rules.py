@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from isa.analysis import Comparison, CurveComparison, Interval
+from edition.stats import Comparison, CurveComparison, Interval
 
 __all__ = [
     "LEVEL",
