@@ -16,7 +16,8 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
-from browser import BrowserError, Page
+from browser import Page
+from playwright.sync_api import Error
 from tiny_book import ROOT, TinyBook, code
 
 from edition.explorers import explorer_html
@@ -598,7 +599,7 @@ def test_without_scripts_a_sentence_stands_in_its_place(browser, tmp_path):
     try:
         browser.send("Page.navigate", url=page_of(tmp_path, "prior").as_uri())
         for _ in range(200):  # with scripts off, nothing can be awaited within the page
-            with contextlib.suppress(BrowserError):  # the page was replaced between two questions
+            with contextlib.suppress(Error):  # the page was replaced between two questions
                 root = browser.send("DOM.getDocument")["root"]["nodeId"]
                 node = browser.send("DOM.querySelector", nodeId=root, selector="noscript p")["nodeId"]
                 if node:

@@ -273,10 +273,10 @@ class Watched(Page):
         self.asked: list[str] = []
         super().open(path, query)
 
-    def _note(self, method: str, event: dict) -> None:
-        super()._note(method, event)
-        if method == "Network.requestWillBeSent" and "/files/" in event["request"]["url"]:
-            self.asked.append(event["request"]["url"].rpartition("/")[2])
+    def note(self, address: str) -> None:
+        super().note(address)
+        if "/files/" in address:
+            self.asked.append(address.rpartition("/")[2])
 
 
 @pytest.fixture(scope="module")
