@@ -145,6 +145,7 @@ def execute(notebooks: Mapping[Path, nbformat.NotebookNode], executions, config,
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(cores // workers)  # for the kernels, which share the cores
     options = {"timeout": config.execution_timeout, "allow_errors": config.execution_allow_errors}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # a kernel warns of the machine's own sockets
     try:
         with ThreadPoolExecutor(workers) as pool:
             running = {
