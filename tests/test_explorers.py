@@ -724,11 +724,11 @@ def test_the_build_adds_scripts_where_they_are_needed(tmp_path):
 
 def test_an_explorer_without_a_script_stops_the_build(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
-    import explorers
+    import pages
 
-    config = SimpleNamespace(html_static_path=["static"])
-    app = SimpleNamespace(confdir=tmp_path, config=config, add_css_file=lambda name: None, add_js_file=lambda *a: None)
-    with pytest.raises(explorers.MissingExplorerError, match=r"explorers/base\.js"):
-        explorers.add_scripts(app, "book/page", "page.html", {"body": '<div data-explorer="none">'}, None)
-    explorers.add_scripts(app, "book/page", "page.html", {"body": "<div>"}, None)
-    sys.modules.pop("explorers")
+    builder, config = SimpleNamespace(format="html"), SimpleNamespace(html_static_path=["static"])
+    app = SimpleNamespace(confdir=tmp_path, builder=builder, config=config, add_css_file=lambda name: None)
+    with pytest.raises(pages.PageError, match=r"explorers/base\.js"):
+        pages.add_explorers(app, "book/page", "page.html", {"body": '<div data-explorer="none">'}, None)
+    pages.add_explorers(app, "book/page", "page.html", {"body": "<div>"}, None)
+    sys.modules.pop("pages")

@@ -223,10 +223,10 @@ def test_what_a_run_is_among_its_kind(files):
 @pytest.fixture
 def extension(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
-    import explorer_files
+    import pages
 
-    yield explorer_files
-    sys.modules.pop("explorer_files")
+    yield pages
+    sys.modules.pop("pages")
 
 
 def test_the_picture_has_every_tile(extension, portrait):
@@ -243,7 +243,9 @@ def test_the_build_writes_what_is_asked_for(extension, files, portrait, tmp_path
     for path, kind in ((files[0], "decoders"), (files[1], "decoders"), (portrait, "portraits")):
         (tmp_path / "runs" / kind).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "runs" / kind)
-    app = SimpleNamespace(srcdir=tmp_path, outdir=tmp_path / "html", builder=SimpleNamespace(format="html"))
+    builder, config = SimpleNamespace(format="html"), SimpleNamespace(html_static_path=["book/_static"])
+    app = SimpleNamespace(srcdir=tmp_path, confdir=ROOT, outdir=tmp_path / "html", builder=builder, config=config)
+    app.add_css_file = app.add_js_file = lambda name, **options: None
     chosen = exhibits.choose((tmp_path / "runs" / "decoders").glob("*.bin"), ["beta-vae"], 1.0)
     bodies = [
         explorer_html("latents", "x", exhibits.latents(chosen)),
@@ -251,7 +253,7 @@ def test_the_build_writes_what_is_asked_for(extension, files, portrait, tmp_path
         "<p>a page of its own</p>",
     ]
     for body in bodies:
-        extension.add_files(app, "book/page", "page.html", {"body": body}, None)
+        extension.add_explorers(app, "book/page", "page.html", {"body": body}, None)
     written = tmp_path / "html" / "_static" / "explorers" / "files"
     assert sorted(path.name for path in written.iterdir()) == sorted([f"{files[0].stem}.js", f"{portrait.stem}.png"])
     with Image.open(written / f"{portrait.stem}.png") as image:
@@ -259,8 +261,8 @@ def test_the_build_writes_what_is_asked_for(extension, files, portrait, tmp_path
     size = (written / f"{files[0].stem}.js").stat().st_size
     assert exhibits.latents(chosen)["sides"][0]["bytes"] == size
     (tmp_path / "runs" / "decoders" / files[0].name).write_bytes(b"no decoder")
-    with pytest.raises(extension.ExplorerFileError, match="is no decoder"):
-        extension.add_files(app, "book/page", "page.html", {"body": bodies[0]}, None)
+    with pytest.raises(extension.PageError, match="is no decoder"):
+        extension.add_explorers(app, "book/page", "page.html", {"body": bodies[0]}, None)
 
 
 # --- in the browser ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Figures that move: what a notebook puts into its page for a script of ``book/_static/explorers`` to draw.
 
-The scripts and their style are added to the pages that need them by ``book/_ext/explorers.py``. Without scripts, and on
+The scripts and their style are added to the pages that need them by ``book/_ext/pages.py``. Without scripts, and on
 paper, a sentence stands in their place that points to the figure at rest, which every such page has.
 """
 
