@@ -222,8 +222,8 @@ class Pack:
         initial = build_networks(runs, self.dataset.image_shape[0])
         for name, value in initial.named_parameters():
             self.moments[name][0].copy_(value)
-        for own, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
-            own.copy_(value)
+        for buffer, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
+            buffer.copy_(value)
         self._start(0)
 
     def _start(self, step: int) -> None:
@@ -325,7 +325,7 @@ class Pack:
         Gradients are compared network by network. Those of single parameters may be of the size of rounding errors.
         """
         index, *inputs = self.feed(self.step)
-        inputs, found = [self.beta, self.images(index), *inputs], []
+        inputs, both = [self.beta, self.images(index), *inputs], []
         for dtype, function in ((self.networks.dtype, self.losses), (torch.float64, losses)):
             networks = copy.deepcopy(self.networks)  # a copy, for the statistics of a normalisation
             if dtype == torch.float64:
@@ -335,8 +335,8 @@ class Pack:
             groups = {"loss": [terms[:, 0].double()]}
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
                 groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
-            found.append([torch.cat(values) for values in groups.values()])
-        errors = [(one - exact).norm() / exact.norm() for one, exact in zip(*found, strict=True)]
+            both.append([torch.cat(values) for values in groups.values()])
+        errors = [(one - exact).norm() / exact.norm() for one, exact in zip(*both, strict=True)]
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
 
     @torch.no_grad()

@@ -148,10 +148,8 @@ def _information(
         unscored=unscored,
         subsample=10_000,
     )
-    finite = torch.tensor([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score]).isfinite().all()
-    for values in (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information):
-        finite &= bool(values.isfinite().all())
-    if not finite:
+    sums = [x.sum().item() for x in (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)]
+    if not np.isfinite([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score, *sums]).all():
         return None
     groups, joint = subspaces(run), None
     if groups is not None:
@@ -171,7 +169,7 @@ def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, An
     grid = fit.view(sizes)
     by_value = [grid.movedim(factor, 0).flatten(1).mean(1).tolist() for factor in unscored]
     scored = [names[factor] for factor in gap.factors]
-    found = {
+    record = {
         "mig": gap.score,
         **{f"mig_{name}": value for name, value in zip(scored, gap.gaps.tolist(), strict=True)},
         "mig_standard_error": gap.standard_error,
@@ -192,16 +190,16 @@ def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, An
         "mig_10000_samples": gap.subsampled_score,
     }
     if (joint := evaluation.subspaces) is not None:
-        own, *random = joint.mutual_information.cpu()
+        subspaces, *random = joint.mutual_information.cpu()
         ranked = torch.stack(random).sort(-1, descending=True).values
-        found |= {
+        record |= {
             "subspaces_compared": evaluation.groups,
             "subspace_factors": [names[factor] for factor in joint.factors],
-            "subspace_mutual_information": own.tolist(),
+            "subspace_mutual_information": subspaces.tolist(),
             "subspace_standard_error": joint.standard_error[0].tolist(),
             "random_subspace_mean": ranked.mean(0).tolist(),
             "random_subspace_deviation": ranked.std(0).tolist(),
             "subspace_draws": joint.n_draws,
             "random_groupings": len(random),
         }
-    return found
+    return record

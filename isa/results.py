@@ -144,9 +144,10 @@ def _networks(trained: Trained, run: Run, row: int, channels: int) -> tuple[mode
         vae = models.MODELS[run.model](run.latent_dim, channels).eval()
     discriminator = models.build_discriminator(run.latent_dim) if trained.networks.discriminator else None
     for part, module in (("encoder", vae.encoder), ("decoder", vae.decoder), ("discriminator", discriminator)):
-        own = {name.removeprefix(f"{part}."): x for name, x in trained.state.items() if name.startswith(f"{part}.")}
-        if own:
-            unstack(own, row, module.net)
+        prefix = f"{part}."
+        stacked = {name.removeprefix(prefix): x for name, x in trained.state.items() if name.startswith(prefix)}
+        if stacked:
+            unstack(stacked, row, module.net)
     return vae, discriminator
 
 
