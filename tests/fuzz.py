@@ -85,7 +85,6 @@ with _instrumented():
     from isa._files import write_table
     from isa.data import cache as data_cache
     from isa.data import cars3d, dsprites, faces3d
-    from isa.engine import CheckpointError
     from isa.run import OBJECTIVES, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -597,70 +596,6 @@ def decoder(held: bytes) -> None:
         found.traversals("", 2)
     path.write_bytes(found.to_bytes())
     assert decoders.CompressedDecoder.load(path).about == found.about
-
-
-def _model_seeds() -> list[bytes]:
-    folder = _trained().save(room() / "saved")
-    return [(folder / "model.safetensors").read_bytes()]
-
-
-def _mutate_tensors(rng: Random, held: bytes) -> bytes:
-    """Change the header of a safetensors file: its metadata, which is JSON in JSON, or its tensors."""
-    length = int.from_bytes(held[:8], "little")
-    header = json.loads(held[8 : 8 + length])
-    if rng.random() < 0.55:
-        about = header["__metadata__"]
-        name = rng.choice(list(about))
-        about[name] = hostile.dump_json(rng, hostile.mutate_json(rng, json.loads(about[name]))).decode(
-            "utf-8", "replace"
-        )
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + held[8 + length :]
-    if rng.random() < 0.3:  # tensors of other shapes and types that fit the file
-        name = rng.choice([name for name in header if name != "__metadata__"])
-        shape = header[name]["shape"]
-        header[name]["shape"] = rng.choice((shape[::-1], [1, *shape], [int(np.prod(shape))], [0, *shape]))
-        header[name]["dtype"] = rng.choice(("F32", "F32", "I32", "U32"))
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + held[8 + length :]
-    return hostile.mutate_with_header(rng, held, 0, 8)
-
-
-@target(CheckpointError, seeds=_model_seeds, mutate=_mutate_tensors, share=2)
-def model(held: bytes) -> None:
-    """A model is refused by a ``CheckpointError``, or its networks decode."""
-    path = _file("any.safetensors", held)
-    with naming(path):
-        found, vae, _ = results.load_model(path)
-    assert vae.decode(torch.zeros(1, found.latent_dim)).shape[0] == 1
-
-
-def _checkpoint_run() -> Run:
-    return Run(dataset="cars3d", model="small", latent_dim=3, batch_size=16, steps=4, precision="fp32")
-
-
-def _checkpoint_seeds() -> list[bytes]:
-    options = {"dataset": tiny_sweep.DATASET, "device": "cpu", "compile": False, "progress": False}
-    folder = room() / "checkpoints"
-    shutil.rmtree(folder, ignore_errors=True)
-    engine.train(_checkpoint_run(), checkpoints=folder, checkpoint_every=2, **options)
-    (path,) = folder.iterdir()
-    return [path.read_bytes()]
-
-
-@target(CheckpointError, seeds=_checkpoint_seeds, mutate=_mutate_tensors, share=1)
-def checkpoint(held: bytes) -> None:
-    """A checkpoint is refused by a ``CheckpointError``, or a training goes on from it to its end."""
-    folder = room() / "checkpoints-any"
-    one = _checkpoint_run()
-    _file(f"checkpoints-any/{engine.checkpoint_path(folder, one).name}", held)
-    options = {"dataset": tiny_sweep.DATASET, "device": "cpu", "compile": False, "progress": False}
-    try:
-        result = engine.train(one, checkpoints=folder, checkpoint_every=100, **options)
-    except CheckpointError as error:
-        one_line(error)
-        raise
-    assert len(result.curve["loss"]) == 4 or result.diverged_at is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -113,54 +113,6 @@ def test_the_soak_sees_what_is_lost_doubled_changed_or_torn(tmp_path):
     assert judged("torn", lambda one: os.truncate(one.portraits()[0], 999)).torn == 1
 
 
-# --- what the power leaves when it fails ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[str]:
-    """What this process does to files that a sweep keeps, in order."""
-    for name in ("fsync", "replace", "unlink"):
-        monkeypatch.setattr(os, name, getattr(os, name))  # to be put back
-    done: list[str] = []
-    soak.watch(lambda what, file: done.append(what))
-    return done
-
-
-def test_files_are_on_the_disk_before_anything_relies_on_them(spec, calls, frequent):
-    _sweep(spec.grid(beta=1))
-    # Folders are made: their names come onto the disk before a file in them does.
-    assert calls[0] == "sync of a folder of records" and calls.index("sync of a checkpoint") > 0
-    written = [call for call in calls if call not in ("sync of a None", "sync of a folder of records")]
-    assert [call for call in written if "checkpoint" in call][-1] == "removal of a checkpoint"
-
-    def once(what: str) -> int:
-        (place,) = [place for place, call in enumerate(calls) if call == what]
-        return place
-
-    for kind in ("checkpoint", "portrait", "record"):
-        assert once(f"sync of a {kind}") < once(f"rename of a {kind}"), kind
-        assert calls[once(f"rename of a {kind}") + 1] == f"sync of a folder of {kind}s", kind
-    assert once("rename of a checkpoint") < once("rename of a portrait") < once("rename of a record")
-    assert once("rename of a record") + 2 == once("removal of a checkpoint")
-
-
-def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop_and_a_failing_disk_is(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    fsync, failing = os.fsync, [errno.EINVAL]
-
-    def refused(file: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{file}"):
-            raise OSError(failing[0], os.strerror(failing[0]))
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", refused)
-    _files.write_atomically(path, lambda temporary: Path(temporary).write_text("whole"))
-    assert path.read_text() == "whole"
-    failing[0] = errno.EIO
-    with pytest.raises(OSError, match="Input/output error"):
-        _files.write_atomically(path, lambda temporary: Path(temporary).write_text("again"))
-
-
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 

@@ -26,9 +26,8 @@ import torch
 from fuzz import TARGETS, Target
 from PIL import Image
 
-from isa import Node, cli, data, results, sweep
+from isa import Node, cli, data, sweep
 from isa.data import SourceError, cars3d, dsprites
-from isa.engine import CheckpointError
 from isa.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # inputs may be of any kind, also of such as scipy or torch warn of
@@ -179,7 +178,7 @@ def test_specifications(held, said):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
 def test_a_pipe_is_no_file(tmp_path):
-    for name in ("pipe.yaml", "table.csv", "pipe.bin", "pipe.safetensors", "record.json", "pipe.npz", "pipe.pth"):
+    for name in ("pipe.yaml", "table.csv", "pipe.bin", "pipe.npz", "pipe.pth"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="must be a file"):
         sweep.Spec.read(tmp_path / "pipe.yaml")
@@ -187,10 +186,6 @@ def test_a_pipe_is_no_file(tmp_path):
         sweep.read_records(tmp_path / "table.csv")
     with pytest.raises(ValueError, match="not a file"):
         fuzz.decoders.CompressedDecoder.load(tmp_path / "pipe.bin")
-    with pytest.raises(CheckpointError, match="not a file"):
-        results.load_model(tmp_path / "pipe.safetensors")
-    with pytest.raises(ValueError, match="it is not a file"):
-        results.read_record(tmp_path / "record.json")
     with pytest.raises(SourceError, match="is not a file"):
         data.load("dsprites", tmp_path / "pipe.npz")
     with pytest.raises(SourceError, match="is not a file"):
@@ -446,7 +441,7 @@ def test_a_file_in_the_cache_is_taken_as_it_was_written_or_not_at_all(change):
         )
 
 
-# --- portraits, models, checkpoints -----------------------------------------------------------------------------------
+# --- portraits --------------------------------------------------------------------------------------------------------
 
 
 def test_a_portraits_words_are_words():
@@ -457,72 +452,6 @@ def test_a_portraits_words_are_words():
     held["header.npy"] = hostile.npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({len(text)},), }}", text)
     with little_memory(1 << 28):
         refused("portrait", hostile.pack(list(held.items())), "at most 200 characters each")
-
-
-def tensors(name: str, change=None, **metadata: str) -> bytes:
-    """The file of a model or checkpoint with other metadata, or its header changed by a function."""
-    held = fuzz._seeds(name)[0]
-    length = int.from_bytes(held[:8], "little")
-    header = json.loads(held[8 : 8 + length])
-    header["__metadata__"] |= metadata
-    header["__metadata__"] = {key: text for key, text in header["__metadata__"].items() if text is not None}
-    if change is not None:
-        change(header)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + held[8 + length :]
-
-
-def _reshape(name: str, shape: list[int]):
-    def change(header: dict) -> None:
-        assert np.prod(header[name]["shape"]) == np.prod(shape)
-        header[name]["shape"] = shape
-
-    return change
-
-
-def _retype(name: str, kind: str):
-    def change(header: dict) -> None:
-        header[name]["dtype"] = kind
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("held", "said"),
-    [
-        (lambda: tensors("model", run="[]"), "is not a model of this package"),
-        (lambda: tensors("model", run="[" * 5000), "cannot be read"),
-        (lambda: tensors("model", run='{"latent_dim": 1000000000}'), "latent_dim must be less than"),
-        (lambda: tensors("model", channels="1000000000"), "channels must be 1 or 3"),
-        (lambda: tensors("model", channels=None), "is not a model of this package"),
-        (lambda: tensors("model", exponents="3"), "is not a model of this package"),
-        (lambda: tensors("model", channels="3"), "must have shape"),
-        (lambda: tensors("model", _retype("vae.encoder.net.1.bias", "I32")), r"must be torch\.float32"),
-        (lambda: tensors("model", lambda header: header.pop("vae.encoder.net.1.bias")), "cannot be read|lacks"),
-        (lambda: (2**60).to_bytes(8, "little") + bytes(100), "cannot be read"),
-    ],
-)
-def test_models(held, said):
-    with little_memory():
-        refused("model", held(), said)
-
-
-@pytest.mark.parametrize(
-    ("held", "said"),
-    [
-        (lambda: tensors("checkpoint", step="Infinity"), "is not a checkpoint of"),
-        (lambda: tensors("checkpoint", step="-5"), "is not a checkpoint of"),
-        (lambda: tensors("checkpoint", step=None), "is not a checkpoint of"),
-        (lambda: tensors("checkpoint", seconds=None), "is not a checkpoint of"),
-        (lambda: tensors("checkpoint", seconds="1" + "0" * 400), "is not a checkpoint of"),
-        (lambda: tensors("checkpoint", seconds="NaN"), "is not a checkpoint of"),
-        (lambda: tensors("checkpoint", step="3"), "curve must have shape"),
-        (lambda: tensors("checkpoint", _reshape("value.encoder.1.bias", [1, 12])), "must have shape"),
-        (lambda: tensors("checkpoint", _retype("mean.encoder.1.bias", "I32")), r"must be torch\.float32"),
-    ],
-)
-def test_checkpoints(held, said):
-    refused("checkpoint", held(), said)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -541,7 +470,7 @@ def test_the_home_of_nobody(capsys):
         assert "the home directory of nobody" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("held", [b"[]", b"[" * 5000, b"3", b"\xff", b'{"hash": []}', b" " * 10_000_001])
+@pytest.mark.parametrize("held", [b"[]", b"3", b"\xff", b"{}"])
 def test_a_record_that_is_none(held, capsys):
     folder = fuzz._file("trained/record.json", held).parent
     assert cli.main(["train", f"--output={folder}"]) == 1
