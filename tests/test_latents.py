@@ -1,12 +1,9 @@
-"""Portraits of trained models: averages against slow loops, traversals, files that are none, the representative."""
+"""Portraits of trained models: averages against slow loops, traversals, files, the representative, figures."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
-import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +17,8 @@ from torch import nn
 
 from edition.figures import latents as draw
 from edition.stats import representative
-from isa import latents
 from isa.data import Factor, FactorDataset, Provenance
-from isa.latents import Portrait, View, find_representative, portrait
+from isa.latents import VIEWS, Portrait, View, find_representative, portrait
 from isa.mig import active_units, mutual_information_gap
 
 SIZES = (2, 3, 4, 5)
@@ -174,56 +170,42 @@ def test_the_model_is_left_in_the_mode_it_was_in(result, dataset):
     result.model.train()
 
 
-def test_more_images_than_are_decoded_at_once(result, dataset, monkeypatch):
-    whole = portrait(result, dataset, view=SPLIT)
-    monkeypatch.setattr(latents, "_DECODED", 7)
-    assert np.array_equal(portrait(result, dataset, view=SPLIT).traversals, whole.traversals)
+def test_long_traversals_are_decoded_in_parts(result, dataset):
+    long, short = (portrait(result, dataset, view=SPLIT, steps=steps).traversals.astype(int) for steps in (97, 5))
+    assert np.abs(long[:, :, ::24] - short).max() <= 1
 
 
 def test_a_model_that_has_collapsed(dataset, tmp_path):
-    mean, log_var = torch.zeros(N, K), torch.zeros(N, K)
-    found = portrait(measured(mean, log_var), dataset, view=SPLIT)
+    found = portrait(measured(torch.zeros(N, K), torch.zeros(N, K)), dataset, view=SPLIT)
     assert found.shown.shape == (0,) and found.traversals.shape == (0, 3, 8, 3, 4, 6) and found.informative == {}
     assert_equal(Portrait.load(found.save(tmp_path / "flat.npz")), found)
 
 
 def test_dsprites_is_split_by_shape_over_the_plane_of_position():
-    assert latents.VIEWS["dsprites"] == View("shape", ("y", "x"))
+    assert VIEWS["dsprites"] == View("shape", ("y", "x"))
 
 
-def test_what_is_kept_of_a_record_names_no_place(result, dataset):
-    assert portrait(result, dataset).about == {
-        "key": "toy-isa-vae-1-seed0-0123",
-        "hash": "0123",
-        "mig": result.evaluation.mig.score,
-    }
-
-
-def test_bad_arguments(result, dataset):
-    with pytest.raises(ValueError, match="an evaluation: this run diverged"):
-        portrait(SimpleNamespace(evaluation=None), dataset)
-    with pytest.raises(ValueError, match="steps must be an integer from 2 to 4096, got 1"):
-        portrait(result, dataset, steps=1)
-    with pytest.raises(ValueError, match="out of height, kind, turn, side, got 'shape'"):
-        portrait(result, dataset, view=View("shape"))
-    with pytest.raises(ValueError, match="none of them twice"):
-        portrait(result, dataset, view=View("side", ("side", "turn")))
-    with pytest.raises(ValueError, match="N = 60 images, got"):
-        portrait(result, dataset.restrict(height=0))
+def test_what_is_kept_of_a_record_has_no_path(result, dataset):
+    kept = {"key": "toy-isa-vae-1-seed0-0123", "hash": "0123", "mig": result.evaluation.mig.score}
+    assert portrait(result, dataset).about == kept
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def assert_equal(found: Portrait, expected: Portrait) -> None:
-    assert found.about == expected.about
-    assert found.view == expected.view and found.scored == expected.scored
-    for one, other in zip(found.factors, expected.factors, strict=True):
-        assert (one.name, one.unit) == (other.name, other.unit) and np.array_equal(one.values, other.values)
-    arrays, others = found._arrays(), expected._arrays()
-    assert set(arrays) == set(others)
-    for name, array in arrays.items():
-        assert array.dtype == others[name].dtype and np.array_equal(array, others[name]), name
+    for entry in fields(Portrait):
+        one, other = (getattr(portrait, entry.name) for portrait in (found, expected))
+        if entry.name == "factors":
+            assert [(f.name, f.unit, f.values.tolist()) for f in one] == [
+                (f.name, f.unit, f.values.tolist()) for f in other
+            ]
+        elif entry.name == "curves":
+            assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+        elif isinstance(other, np.ndarray):
+            assert one.dtype == other.dtype and np.array_equal(one, other), entry.name
+        else:
+            assert one == other
 
 
 @pytest.mark.parametrize("view", [SPLIT, View()], ids=["split", "whole"])
@@ -256,138 +238,39 @@ def saved(result, dataset, tmp_path) -> Path:
     return portrait(result, dataset, view=SPLIT).save(tmp_path / "good.npz")
 
 
-def members(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def write(path: Path, held: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in held.items():
-            archive.writestr(name, data)
-    return path
-
-
-def header_of(path: Path) -> dict:
-    return json.loads(np.load(io.BytesIO(members(path)["header.npy"])).tobytes())
-
-
-def with_header(path: Path, **changes) -> Path:
-    """The file with another header, and the rest as it was."""
-    text = json.dumps({**header_of(path), **changes})
-    return write(path, members(path) | {"header.npy": npy(np.frombuffer(text.encode(), np.uint8))})
-
-
-def test_the_helpers_leave_a_good_file_good(saved):
-    expected = Portrait.load(saved)
-    assert_equal(Portrait.load(with_header(saved)), expected)
+@pytest.mark.parametrize("kept", [0, 10, 5000, -1])
+def test_truncated_files_are_refused(saved, kept):
+    saved.write_bytes(saved.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"good\.npz is damaged, truncated or not a portrait") as caught:
+        Portrait.load(saved)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    "change",
     [
-        ({"format": 2}, "its format is 2"),
-        ({"format": True}, "format in its header is 'True'"),
-        ({"more": 1}, "its header must have format, about"),
-        ({"about": {"mig": [0.1]}}, "mig of its run is"),
-        ({"about": {"mig": float("nan")}}, "the number NaN"),
-        ({"about": {"mig": 10**400}}, "mig of its run is"),
-        ({"factors": [{"name": "a"}]}, "a factor must have name, values and unit"),
-        ({"factors": [{"name": "a", "values": [1, "b"], "unit": ""}]}, "all numbers, or all words"),
-        ({"factors": [{"name": "a", "values": [[1]], "unit": ""}]}, "all numbers, or all words"),
-        ({"factors": [{"name": ["a"], "values": [1], "unit": ""}]}, "named by words"),
-        ({"factors": [{"name": "a", "values": [], "unit": ""}]}, "from 1 to 4096"),
-        ({"factors": []}, "a view must name factors out of"),
-        ({"split": "colour"}, "a view must name factors out of"),
-        ({"split": "side"}, "none of them twice"),
-        ({"split": None}, "has no|must be"),
-        ({"plane": ["side"]}, "two factors in its plane"),
-        ({"plane": None}, "it must hold"),
-        ({"scored": []}, "scored must be|mutual_information"),
-        ({"scored": ["height", "turn", "turn"]}, "scored must be"),
-        ({"scored": ["height", "turn", {}]}, "named by words"),
-        ({"latents": 10**9}, "sizes must be from 1 to 4096"),
-        ({"latents": K - 1}, "must be float32 of shape"),
-        ({"latents": K + 1}, "must be float32 of shape"),
-        ({"shown": -1}, "it shows -1 of 6"),
-        ({"shown": 7}, "it shows 7 of 6"),
-        ({"shown": 3}, "must be"),
-        ({"steps": 0}, "sizes must be from 1 to 4096"),
-        ({"steps": 4096, "image": [4096, 4096, 4096]}, "must hold at most"),
-        ({"image": [4, 6]}, "three of an image"),
-        ({"image": ["3", 4, 6]}, "three of an image"),
-        ({"image": [1.0, 4, 6]}, "three of an image"),
+        {"mean": None},
+        {"header": None},
+        {"curve turn": None},
+        {"mean": np.array([print] * K, object)},
+        {"header": np.frombuffer(b"[]", np.uint8)},
+        {"header": np.frombuffer(b'{"format": 2}', np.uint8)},
     ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+    ids=str,
 )
-def test_a_header_that_says_something_else(saved, changes, said):
-    with pytest.raises(ValueError, match=said) as caught:
-        Portrait.load(with_header(saved, **changes))
-    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"mean.npy": None}, "it must hold"),
-        ({"header.npy": None}, "has no array 'header'"),
-        ({"extra.npy": npy(np.zeros(3))}, "it must hold"),
-        ({"mean.npy": b"no array"}, "no valid npy header"),
-        ({"mean.npy": npy(np.zeros(K))}, "must be float32 of shape"),
-        ({"mean.npy": npy(np.zeros(K, np.float32))[:-2]}, "does not hold the bytes"),
-        ({"mean.npy": npy(np.full(K, np.nan, np.float32))}, "mean must hold finite numbers"),
-        ({"mean.npy": npy(np.array([print] * K, object))}, "pickled objects"),
-        ({"shown.npy": npy(np.array([0, 2, 3, K]))}, "shown must be latents from 0 to 5"),
-        ({"shown.npy": npy(np.array([0, 2, 2, 3]))}, "shown must be latents from 0 to 5"),
-        ({"header.npy": npy(np.frombuffer(b"[" * 60_000, np.uint8))}, "is no portrait"),
-        ({"header.npy": npy(np.frombuffer(b"\xff\xfe{}", np.uint8))}, "is no portrait"),
-        ({"header.npy": npy(np.zeros(70_000, np.uint8))}, "its header has the shape"),
-        ({"header.npy": npy(np.zeros((2, 2), np.uint8))}, "its header has the shape"),
-        ({"header.npy": npy(np.zeros(20, np.int64))}, "must be uint8"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_file_that_holds_something_else(saved, change, said):
-    held = {name: data for name, data in (members(saved) | change).items() if data is not None}
-    with pytest.raises(ValueError, match=said) as caught:
-        Portrait.load(write(saved, held))
-    assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there_or_no_archive(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
-        Portrait.load(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match="is not a file"):
-        Portrait.load(tmp_path)
-    whole = saved.read_bytes()
-    for length in (0, 10, len(whole) // 2, len(whole) - 1):
-        saved.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="is not a readable zip archive"):
-            Portrait.load(saved)
-    saved.write_bytes(b"\0" * (latents._MOST_BYTES + 1))
-    with pytest.raises(ValueError, match="has more than"):
+def test_other_files_are_refused(saved, change):
+    with np.load(saved) as archive:
+        arrays = {name: array for name, array in (dict(archive) | change).items() if array is not None}
+    np.savez(saved, allow_pickle=True, **arrays)
+    with pytest.raises(ValueError, match=r"good\.npz is damaged, truncated or not a portrait"):
         Portrait.load(saved)
 
 
-def test_any_byte_that_is_changed_is_noticed_or_harmless(saved):
-    whole = bytearray(saved.read_bytes())
-    rng = np.random.default_rng(0)
-    caught = 0
-    for place in rng.choice(len(whole), 200, replace=False):
-        changed = whole.copy()
-        changed[place] ^= 1 << rng.integers(8)
-        saved.write_bytes(changed)
-        try:
-            Portrait.load(saved)
-        except ValueError:
-            caught += 1
-    assert caught > 100
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
+        Portrait.load(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="is a folder"):
+        Portrait.load(tmp_path)
 
 
 # --- the representative -----------------------------------------------------------------------------------------------
@@ -433,14 +316,6 @@ def test_the_representative_without_its_portrait_and_without_a_run():
     diverged = Rows(OTHERS[-1:])
     found = find_representative([diverged, Rows()], representative, [])
     assert (found.study, found.recorded, found.wanted, found.record, found.portrait) == (0, 0, 3, None, None)
-    with pytest.raises(ValueError, match="at least one study"):
-        find_representative([], representative, [])
-
-
-def test_the_portrait_of_another_run_is_not_shown(saved, tmp_path):
-    path = saved.rename(tmp_path / "toy-isa-vae-1-seed0-0005.npz")
-    with pytest.raises(ValueError, match="is the portrait of run 0123, not of 0005"):
-        find_representative([OTHERS], representative, [path])
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
