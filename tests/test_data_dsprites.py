@@ -168,31 +168,21 @@ def test_comparison_counts_and_locates_differences(small, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"imgs": np.zeros((71, 64, 64), np.uint8)},
-        {"imgs": np.zeros((72, 8, 64), np.uint8)},
-        {"imgs": np.array([{}] * 72, dtype=object)},
-        {"latents_classes": np.full((72, 6), 40)},
-        {"latents_classes": np.full((72, 6), -1)},
-        {"latents_classes": np.zeros((72, 5), int)},
-        {"latents_classes": None},
-    ],
-    ids=str,
-)
-def test_comparison_refuses_other_arrays(small, tmp_path, change):
+OTHERS = {
+    "fewer images": {"imgs": np.zeros((71, 64, 64), np.uint8)},
+    "smaller images": {"imgs": np.zeros((72, 8, 64), np.uint8)},
+    "objects": {"imgs": np.array([{}] * 72, dtype=object)},
+    "factors beyond the grid": {"latents_classes": np.full((72, 6), 40)},
+    "no factors": {"latents_classes": None},
+    "truncated": {},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_comparison_refuses_other_files_in_one_sentence(small, tmp_path, name):
     path = tmp_path / "other.npz"
-    np.savez(path, **{name: array for name, array in (small | change).items() if array is not None})
-    with pytest.raises(SourceError, match=r"other\.npz is damaged, truncated or not an \.npz file"):
+    np.savez(path, **{key: array for key, array in (small | OTHERS[name]).items() if array is not None})
+    if name == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(SourceError, match=r"^\S+other\.npz is damaged, truncated or not an \.npz file[^\n]*$"):
         dsprites.compare(path, drawn().storage.numpy())
-
-
-@pytest.mark.parametrize("kept", [0, 100, 3000])
-def test_comparison_refuses_truncated_files(small, tmp_path, kept):
-    path = tmp_path / "part.npz"
-    np.savez(path, **small)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(SourceError, match=r"part\.npz is damaged, truncated or not") as caught:
-        dsprites.compare(path, drawn().storage.numpy())
-    assert "\n" not in str(caught.value)

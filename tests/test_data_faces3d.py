@@ -61,15 +61,12 @@ def test_polygonised_ball_is_a_closed_outward_sphere(coarse):
     # the gradient's stencil reaches a quarter of the spacing, 0.02: the surface is off by its curvature times 0.02^2
     np.testing.assert_allclose(np.sqrt((arms**2).sum(1)), 1, atol=5e-4)
     np.testing.assert_allclose(mesh.normals, arms, atol=0.01)
-    np.testing.assert_allclose((mesh.normals**2).sum(1), 1, atol=1e-5)
     a, b, c = (arms[mesh.triangles[:, k]].astype(np.float64) for k in range(3))
     volume = np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6
     area = np.sqrt((np.cross(b - a, c - a) ** 2).sum(1)).sum() / 2
     assert volume == pytest.approx(4 / 3 * np.pi, rel=0.01)
     assert area == pytest.approx(4 * np.pi, rel=0.01)
-    edges = np.sort(
-        np.concatenate([mesh.triangles[:, [0, 1]], mesh.triangles[:, [1, 2]], mesh.triangles[:, [2, 0]]]), 1
-    )
+    edges = np.sort(np.concatenate([mesh.triangles[:, [0, 1]], mesh.triangles[:, [1, 2]], mesh.triangles[:, [2, 0]]]))
     _, uses = np.unique(edges, axis=0, return_counts=True)
     assert (uses == 2).all()
     assert len(mesh.vertices) - len(uses) + len(mesh.triangles) == 2
@@ -78,53 +75,44 @@ def test_polygonised_ball_is_a_closed_outward_sphere(coarse):
 # --- renderer: samples and light --------------------------------------------------------------------------------------
 
 
-def rasterise_by_loop(x, y, depth, triangles, size):
-    """Least depth over the front-facing triangles, a sample at a time in double precision; samples on an edge apart."""
-    found, on_edge = {}, set()
-    for i, j, k in triangles:
-        p, q, r = (np.array([x[v], y[v]], np.float64) for v in (i, j, k))
+def rasterise_by_brute_force(x, y, depth, triangles, size):
+    """Return the depth of the nearest front-facing triangle at every sample, and which samples are on an edge."""
+    centres = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(-1, 2) + 0.5
+    nearest, on_edge = np.full(size**2, np.inf), np.zeros(size**2, bool)
+    for corners in triangles:
+        p, q, r = np.stack([x, y], 1)[corners].astype(np.float64)
         matrix = np.array([q - p, r - p]).T
-        if np.linalg.det(matrix) >= -1e-9:
-            continue
-        for row in range(size):
-            for column in range(size):
-                u, v = np.linalg.solve(matrix, np.array([column + 0.5, row + 0.5]) - p)
-                key = row * size + column
-                if abs(min(u, v, 1 - u - v)) < 1e-4:
-                    on_edge.add(key)
-                if u >= 0 and v >= 0 and u + v <= 1:
-                    z = (1 - u - v) * depth[i] + u * depth[j] + v * depth[k]
-                    found[key] = min(z, found.get(key, np.inf))
-    return found, on_edge
+        if np.linalg.det(matrix) < -1e-9:
+            u, v = np.linalg.solve(matrix, (centres - p).T)
+            weights = np.stack([1 - u - v, u, v])
+            on_edge |= np.abs(weights.min(0)) < 1e-4
+            nearest = np.where(weights.min(0) >= 0, np.minimum(nearest, depth[corners] @ weights), nearest)
+    return nearest, on_edge
 
 
-@settings(max_examples=15)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
-def test_rasteriser_against_a_loop_over_samples(seed):
+def test_rasteriser_matches_brute_force(seed):
     rng = np.random.default_rng(seed)
     size, n = 9, 7
     x, y = rng.uniform(-2, size + 2, (2, 3 * n)).astype(np.float32)
     depth = rng.uniform(1, 5, 3 * n).astype(np.float32)
     triangles = np.arange(3 * n, dtype=np.int32).reshape(n, 3)
     fragments = _render.rasterise(x, y, depth, triangles, size)
-    expected, on_edge = rasterise_by_loop(x, y, depth, triangles, size)
-    found = dict(zip(fragments.sample.tolist(), (depth[fragments.corners] * fragments.weights).sum(1), strict=True))
-    assert set(found) - on_edge == set(expected) - on_edge
-    for sample in set(expected) - on_edge:
-        assert found[sample] == pytest.approx(expected[sample], abs=5e-4)
+    expected, on_edge = rasterise_by_brute_force(x, y, depth, triangles, size)
+    found = np.full(size**2, np.inf)
+    column, row, found[fragments.sample] = _render.interpolate(fragments, np.stack([x, y, depth], 1)).T
+    np.testing.assert_allclose(found[~on_edge], expected[~on_edge], atol=5e-4)
     np.testing.assert_allclose(fragments.weights.sum(1), 1, atol=1e-5)
-    column = _render.interpolate(fragments, x[:, None])[:, 0]
-    row = _render.interpolate(fragments, y[:, None])[:, 0]
     np.testing.assert_allclose(column, fragments.sample % size + 0.5, atol=1e-3)
     np.testing.assert_allclose(row, fragments.sample // size + 0.5, atol=1e-3)
 
 
 def test_resolve_averages_samples():
-    rng = np.random.default_rng(2)
-    values = rng.random((36, 1)).astype(np.float32)
+    values = np.random.default_rng(2).random((36, 1)).astype(np.float32)
     fragments = _render.Fragments(np.arange(36), np.zeros((36, 3), np.int32), np.zeros((36, 3), np.float32))
-    picture = _render.resolve(fragments, values, 2, 3)[:, :, 0]
-    np.testing.assert_allclose(picture, values.reshape(2, 3, 2, 3).mean((1, 3)), rtol=1e-6)
+    expected = values.reshape(2, 3, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(_render.resolve(fragments, values, 2, 3)[:, :, 0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 3, 1), (5000, 3, 3), (4097, 48, 1), (3001, 128, 11)])
@@ -147,16 +135,18 @@ def test_directions_are_uniform_and_mirrored_and_lobes_are_averages():
     np.testing.assert_allclose(mean / np.linalg.norm(mean, axis=1, keepdims=True), centre, atol=0.06)
 
 
-def test_a_convex_solid_casts_no_shadow_on_itself():
+def test_a_ball_casts_no_shadow_on_itself_and_follows_lamberts_law():
     mesh = _render.polygonise(ball, grid())
     directions = _render.sphere_directions(128)
     cosine = directions @ mesh.normals.T
     seen = _render.visibility(mesh, directions, 96, 0.1)
-    assert (seen[cosine <= 0] == 0).all()
-    assert seen[cosine > 0.3].min() > 0.999
-    # under a uniform sky a convex surface receives pi, here scaled so that it is 1
-    received = 4 * _render.transfer(mesh, directions, seen).mean(1)
-    np.testing.assert_allclose(received, 1, atol=0.06)
+    assert (seen[cosine <= 0] == 0).all() and seen[cosine > 0.3].min() > 0.999
+    transfer = _render.transfer(mesh, directions, seen)
+    np.testing.assert_allclose(4 * transfer.mean(1), 1, atol=0.06)  # under a uniform sky
+    lamps = np.float32([[0, 0, 1], [0.6, 0.8, 0], [-0.8, 0, 0.6]])
+    for lit, lamp in zip((transfer @ _render.lobe(directions, lamps, 18.0)).T, lamps, strict=True):
+        assert mesh.normals[lit.argmax()] @ lamp > 0.98
+        assert np.corrcoef(lit, np.maximum(mesh.normals @ lamp, 0))[0, 1] > 0.99
 
 
 def test_one_ball_shades_another():
@@ -216,15 +206,14 @@ def test_pictures_do_not_depend_on_the_rest_of_the_set(two_heads):
     np.testing.assert_array_equal(again, two_heads[1:, 2:, 1:, 1:])
 
 
-def test_every_factor_changes_every_picture(two_heads):
+def test_every_picture_is_a_head_of_its_own_inside_the_frame(two_heads):
     for axis in range(4):
         assert np.abs(np.diff(two_heads, axis=axis)).mean((-1, -2)).min() > 1.0
-
-
-def test_heads_lie_inside_the_frame_on_black(two_heads):
     lit = (two_heads > 0).mean((-1, -2))
     assert 0.2 < lit.min() and lit.max() < 0.6 and two_heads.max() > 180
     assert not two_heads[..., [0, -1], :].any() and not two_heads[..., [0, -1]].any()
+    frontal = two_heads[:, 1, 1].mean((-1, -2))  # brighter than light from either side
+    assert (frontal[:, [1]] > frontal[:, [0, 2]] + 5).all()
 
 
 def test_mirrored_pose_and_light_mirror_a_symmetric_head():
@@ -246,22 +235,6 @@ def test_positive_angles_turn_and_light_to_the_right():
     assert left[0] > 1.3 * right[0] and right[1] > 1.3 * left[1]
     below, above = draw(AVERAGE, elevations=[-30, 30])[0, 0, :, 0]
     assert above[: SIDE // 3].mean() < below[: SIDE // 3].mean()  # more hair is seen from above
-
-
-def test_frontal_light_is_brighter_than_light_from_the_side(two_heads):
-    mean = two_heads[:, 1, 1].mean((-1, -2))
-    assert (mean[:, 1] > mean[:, 0] + 5).all() and (mean[:, 1] > mean[:, 2] + 5).all()
-
-
-def test_wide_lamps_follow_lamberts_law():
-    mesh = _render.polygonise(ball, grid())
-    directions = _render.sphere_directions(128)
-    lamps = np.float32([[0, 0, 1], [0.6, 0.8, 0], [-0.8, 0, 0.6]])
-    seen = _render.visibility(mesh, directions, 112, 0.1)
-    light = _render.transfer(mesh, directions, seen) @ _render.lobe(directions, lamps, 18.0)
-    for lit, lamp in zip(light.T, lamps, strict=True):
-        assert mesh.normals[lit.argmax()] @ lamp > 0.98
-        assert np.corrcoef(lit, np.maximum(mesh.normals @ lamp, 0))[0, 1] > 0.99
 
 
 def test_the_nose_casts_a_shadow(monkeypatch):
@@ -310,52 +283,50 @@ def test_pictures_are_those_of_the_records():
 
 
 def test_grid_of_the_data_set():
-    assert np.prod(faces3d.FACTOR_SIZES) == 127_050
-    assert [len(v) for v in (faces3d.AZIMUTHS, faces3d.ELEVATIONS, faces3d.LIGHTINGS)] == [21, 11, 11]
-    for values, end in ((faces3d.AZIMUTHS, 90), (faces3d.ELEVATIONS, 30), (faces3d.LIGHTINGS, 75)):
-        np.testing.assert_allclose(values, -values[::-1], atol=1e-12)
-        assert values[-1] == end
-        np.testing.assert_allclose(np.diff(values, 2), 0, atol=1e-12)
+    assert faces3d.SHAPE == (50, 21, 11, 11, 64, 64)
+    ends = [np.linspace(-end, end, size) for end, size in ((90, 21), (30, 11), (75, 11))]
+    for factor, values in zip(faces3d.FACTORS[1:], ends, strict=True):
+        np.testing.assert_allclose(factor.values, values)
 
 
 # --- the published file -----------------------------------------------------------------------------------------------
 
 SHAPE = (2, 3, 2, 2, 4, 5)
 FACES = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
-SUFFIXES = [".pth", ".pt", ".npy", ".npz", ".mat"]
+
+
+WRITE = {
+    ".pth": lambda path, array: torch.save(torch.from_numpy(array), path, _use_new_zipfile_serialization=False),
+    ".pt": lambda path, array: torch.save(torch.from_numpy(array), path),
+    ".npy": lambda path, array: np.save(path, np.asfortranarray(array)),
+    ".npz": lambda path, array: np.savez_compressed(path, faces=array),
+    ".mat": lambda path, array: scipy.io.savemat(path, {"faces": array}),
+}
+every_suffix = pytest.mark.parametrize("suffix", WRITE)
 
 
 def write(path, array):
-    if path.suffix in (".pth", ".pt"):
-        torch.save(torch.from_numpy(array), path, _use_new_zipfile_serialization=path.suffix == ".pt")
-    elif path.suffix == ".npy":
-        np.save(path, np.asfortranarray(array))
-    elif path.suffix == ".npz":
-        np.savez_compressed(path, faces=array)
-    else:
-        scipy.io.savemat(path, {"faces": array})
+    WRITE[path.suffix](path, array)
     return path
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@every_suffix
 def test_every_format_is_read(tmp_path, suffix):
     with torch.device("meta"):  # stands for a default device that is not the CPU
         found = faces3d.read_faces(write(tmp_path / f"faces{suffix}", FACES), SHAPE)
     np.testing.assert_array_equal(found, FACES)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@every_suffix
 def test_other_files_are_refused_in_one_sentence(tmp_path, suffix):
     path = write(tmp_path / f"faces{suffix}", FACES)
     whole = path.read_bytes()
     contents = [whole[:0], whole[:7], whole[: len(whole) // 2], b"this is not an array\n" * 20]
-    for array in (FACES[:1], FACES.astype(np.float32)):
-        contents.append(write(path, array).read_bytes())
+    contents += [write(path, array).read_bytes() for array in (FACES[:1], FACES.astype(np.float32))]
     for content in contents:
         path.write_bytes(content)
-        with pytest.raises(SourceError, match=rf"^\S+faces{suffix} (is damaged|must hold uint8)") as caught:
+        with pytest.raises(SourceError, match=rf"^\S+faces{suffix} (is damaged|must hold uint8)[^\n]*$"):
             faces3d.read_faces(path, SHAPE)
-        assert "\n" not in str(caught.value)
 
 
 class Bomb:
@@ -380,25 +351,22 @@ def test_pickled_objects_are_never_run(tmp_path):
     assert not flag.exists()
 
 
-def test_files_of_several_arrays_are_refused(tmp_path):
+def test_files_of_several_arrays_and_of_other_kinds_are_refused(tmp_path):
     torch.save({"faces": torch.from_numpy(FACES)}, tmp_path / "dict.pth")
     np.savez(tmp_path / "two.npz", a=FACES, b=FACES)
     scipy.io.savemat(tmp_path / "two.mat", {"a": FACES, "b": FACES})
+    (tmp_path / "faces.txt").write_text("faces")
     for path in list(tmp_path.iterdir()):
-        with pytest.raises(SourceError, match="file with one array"):
+        with pytest.raises(SourceError, match=r"not a \.pth, \.pt, \.npy, \.npz or \.mat file with one array"):
             faces3d.read_faces(path, SHAPE)
 
 
-def test_missing_files_folders_and_other_suffixes_are_named(tmp_path):
-    with pytest.raises(SourceMissingError, match=r"nothing\.pth does not exist"):
-        faces3d.read_faces(tmp_path / "nothing.pth")
-    (tmp_path / "faces.txt").write_text("faces")
-    with pytest.raises(SourceError, match=r"not a \.pth, \.pt, \.npy, \.npz or \.mat file"):
-        faces3d.read_faces(tmp_path / "faces.txt")
-    for suffix in SUFFIXES:
-        (tmp_path / f"folder{suffix}").mkdir()
-        with pytest.raises(SourceError, match=f"folder{suffix} is"):
-            faces3d.read_faces(tmp_path / f"folder{suffix}")
+def test_missing_files_and_folders_are_named(tmp_path):
+    for suffix in WRITE:
+        with pytest.raises(SourceMissingError, match=rf"faces{suffix} does not exist"):
+            faces3d.read_faces(tmp_path / f"faces{suffix}")
+        with pytest.raises(SourceError, match=r"is a folder, and should be a \.pth"):
+            faces3d.read_faces(tmp_path)
 
 
 def test_the_published_renders_are_loaded(tmp_path, monkeypatch):

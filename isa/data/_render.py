@@ -89,14 +89,7 @@ def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse:
     Newton steps along the gradient, which also gives the normal, move it onto the surface. Distances are first computed
     on every ``coarse``-th grid point, then only where the surface can be, given that the distance has slope at most 1.
 
-    Parameters
-    ----------
-    distance : callable
-        ``distance(x, y, z)``, negative inside.
-    axes : three increasing arrays
-        Grid coordinates. The solid must lie strictly inside the grid.
-    coarse : int
-        Stride of the first pass.
+    The solid must lie strictly inside the grid, given by three increasing arrays of coordinates.
     """
     x, y, z = (np.asarray(a, np.float32) for a in axes)
     shape = (x.size, y.size, z.size)
@@ -186,16 +179,9 @@ class Fragments:
 def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], size: int) -> Fragments:
     """Return the visible samples of the triangles that face the viewer, with barycentric weights.
 
-    Parameters
-    ----------
-    x, y : (V,)
-        Vertex positions in samples, x to the right and y down; sample centres are at half-integers.
-    depth : (V,)
-        Distance from the viewer.
-    triangles : (T, 3)
-        Corners, counter-clockwise seen from the front.
-    size : int
-        Width and height of the picture in samples, to which triangles are clipped.
+    Vertices have positions ``x`` to the right and ``y`` down in samples, whose centres are at half-integers, and
+    distances ``depth`` from the viewer, (V,) each. Triangles (T, 3) have their corners counter-clockwise seen from the
+    front; they are clipped to a picture of ``size`` x ``size`` samples.
     """
     x, y = x - 0.5, y - 0.5
     c0, c1, c2 = triangles.T

@@ -70,21 +70,10 @@ _CITATION = (
 
 
 def sprite_vertices(shape: int, scale: float, orientation: float) -> np.ndarray:
-    """Return the outline of a sprite about its own origin, in units of the canvas (64 pixels), y down.
+    """Return the vertices ``(V, 2)`` of a sprite about its own origin, in units of the canvas (64 pixels), y down.
 
-    Parameters
-    ----------
-    shape : int
-        0 square (side 0.3), 1 ellipse (a 100-gon, regular in its parameter), 2 heart (a 150-gon).
-    scale : float
-        Factor on the vertices.
-    orientation : float
-        Angle in rad, counter-clockwise on the screen.
-
-    Returns
-    -------
-    ndarray
-        ``(V, 2)``: x and y of the vertices.
+    ``shape`` is 0 for a square (side 0.3), 1 for an ellipse (a 100-gon, regular in its parameter), 2 for a heart (a
+    150-gon); ``scale`` multiplies the vertices; ``orientation`` is in rad, counter-clockwise on the screen.
     """
     if shape == 0:
         outline = 0.15 * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])

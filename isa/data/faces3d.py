@@ -179,17 +179,8 @@ def draw_faces(
 ) -> NDArray[np.uint8]:
     """Draw heads under every combination of pose and light.
 
-    Parameters
-    ----------
-    coefficients : (I, 21)
-        Identities, in standard deviations in the order of ``isa.data._head.COEFFICIENTS``.
-    azimuths, elevations, lightings : one-dimensional
-        Angles in degrees, as defined at the head of this module.
-
-    Returns
-    -------
-    ndarray
-        ``uint8``, ``(I, azimuths, elevations, lightings, side, side)``.
+    Identities are ``coefficients`` (I, 21), in standard deviations in the order of ``isa.data._head.COEFFICIENTS``;
+    angles are in degrees. The pictures are ``uint8`` ``(I, azimuths, elevations, lightings, side, side)``.
     """
     images = np.empty((len(coefficients), len(azimuths), len(elevations), len(lightings), side, side), np.uint8)
 
