@@ -356,6 +356,7 @@ def test_files_of_several_arrays_and_of_other_kinds_are_refused(tmp_path):
     np.savez(tmp_path / "two.npz", a=FACES, b=FACES)
     scipy.io.savemat(tmp_path / "two.mat", {"a": FACES, "b": FACES})
     (tmp_path / "faces.txt").write_text("faces")
+    (tmp_path / "archive.npy").write_bytes((tmp_path / "two.npz").read_bytes())
     for path in list(tmp_path.iterdir()):
         with pytest.raises(SourceError, match=r"not a \.pth, \.pt, \.npy, \.npz or \.mat file with one array"):
             faces3d.read_faces(path, SHAPE)

@@ -123,8 +123,8 @@ def read_car(path: Path) -> np.ndarray:
     """
     with reading(path, "a MATLAB file with the array im") as file:
         images = loadmat(file, variable_names=["im"])["im"]
-    if images.shape != _RAW_SHAPE or images.dtype != np.uint8:
-        raise SourceError(f"im in {path} must be uint8 {_RAW_SHAPE}, got {images.dtype} {images.shape}")
+        if images.shape != _RAW_SHAPE or images.dtype != np.uint8:
+            raise SourceError(f"im in {path} must be uint8 {_RAW_SHAPE}, got {images.dtype} {images.shape}")
     return np.ascontiguousarray(images.transpose(4, 3, 0, 1, 2))
 
 

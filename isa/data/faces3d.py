@@ -213,8 +213,8 @@ def read_faces(path: str | os.PathLike[str], shape: tuple[int, ...] = SHAPE) -> 
         else:
             arrays = [np.load(file, allow_pickle=False)]
         (images,) = arrays
-    if images.shape != shape or images.dtype != np.uint8:
-        raise SourceError(f"{path} must hold uint8 {shape}, got {images.dtype} {images.shape}")
+        if images.shape != shape or images.dtype != np.uint8:
+            raise SourceError(f"{path} must hold uint8 {shape}, got {images.dtype} {images.shape}")
     return images
 
 
