@@ -17,7 +17,7 @@ from pathlib import Path
 
 from isa import data
 from isa._files import write_atomically
-from isa.data.base import expand
+from isa.data import expand
 
 __all__ = ["COMMANDS", "main"]
 
@@ -74,8 +74,8 @@ def _add_data(subparsers: argparse._SubParsersAction) -> None:
         help="describe, draw and check a data set",
         description=(
             "Print what a data set is: factors, source, licence, checksum. Without --source, dsprites is re-rendered "
-            "pixel by pixel, and faces3d and cars3d are procedural stand-ins; these are drawn once and then kept in "
-            "the cache directory."
+            "pixel by pixel, and faces3d is a procedural stand-in, which is drawn once and then kept in the cache "
+            "directory; cars3d needs its published files."
         ),
         epilog=(
             "examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify; "
@@ -130,7 +130,7 @@ def _run_data(arguments: argparse.Namespace) -> int:
         _draw_contact_sheet(dataset, sheet)
         print(f"contact sheet  {sheet}")
     if arguments.compare is not None:
-        _compare(dataset, arguments.compare, progress)
+        _compare(dataset, arguments.compare)
     return _verify(dataset, arguments, progress) if arguments.verify else 0
 
 
@@ -172,9 +172,9 @@ def _draw_contact_sheet(dataset: data.FactorDataset, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower()))
 
 
-def _compare(dataset: data.FactorDataset, path: str, progress: bool) -> None:
+def _compare(dataset: data.FactorDataset, path: str) -> None:
     dsprites = import_module("isa.data.dsprites")
-    result = dsprites.compare(path, dataset.storage.numpy(), progress=progress)
+    result = dsprites.compare(path, dataset.storage.numpy())
     published = "the published file's" if result.md5 == dsprites.PUBLISHED_MD5 else "not the published file's"
     print(f"compared with  {path}")
     print(f"md5            {result.md5}, {published}")

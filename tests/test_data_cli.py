@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from drawn_dsprites import drawn
 from PIL import Image
 
 from isa import cli
-from isa.data import dsprites
+from isa.data import dsprites, faces3d
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,7 @@ def test_verify_passes_and_fails(capsys, monkeypatch):
     [
         (["data", "dsprites", "--source", "absent.npz"], "absent.npz does not exist"),
         (["data", "cars3d", "--source", "absent"], "absent does not exist"),
+        (["data", "cars3d"], "cars3d needs the folder of its 183 published files"),
         (["data", "dsprites", "--compare", "absent.npz"], "--compare must name a file, and absent.npz is none"),
         (["data", "cars3d", "--compare", "x.npz"], "--compare compares a file with dSprites"),
         (["data", "dsprites", "--source", "a", "--compare", "b"], "no --source"),
@@ -119,15 +121,13 @@ def test_a_wrong_file_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "isa.cli", "data", "dsprites", "--source", str(tmp_path / "wrong.npz")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "is not a readable zip archive" in done.stderr
+    assert done.stderr.count("\n") == 1 and "wrong.npz is not the published file" in done.stderr
 
 
 def test_a_cache_that_cannot_be_used_is_one_line(tmp_path, monkeypatch, capsys):
-    from isa.data import _car
-
-    monkeypatch.setattr(_car, "draw_cars", lambda progress=False: np.full((183, 4, 24, 64, 64, 3), 9, np.uint8))
+    monkeypatch.setattr(faces3d, "FACTORS", tuple(replace(one, values=one.values[:1]) for one in faces3d.FACTORS))
     (tmp_path / "file").write_text("in the way")
-    assert cli.main(["data", "cars3d", "--cache-dir", str(tmp_path / "file")]) == 0
+    assert cli.main(["data", "faces3d", "--cache-dir", str(tmp_path / "file")]) == 0
     captured = capsys.readouterr()
     assert "STAND-IN" in captured.out
     assert captured.err.startswith("isa: warning: cannot write the cache") and captured.err.count("\n") == 1
