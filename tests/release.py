@@ -38,7 +38,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, LOCKS = ROOT / "runs", ROOT / "locks"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 COLUMNS = {
     "machines": ("condition", "python", "torch", "ran", "passed", "note", "platform", "commit"),
     "reproducibility": (
