@@ -172,7 +172,12 @@ ADDRESSES = (
     "mybinder.org",
     "www.scottreed.info/",
 )
-ADDRESSES += ("creativecommons.org/", "example.org/", "w3.org/")  # the last: names of what an SVG is written in
+ADDRESSES += (
+    "scottreed.info/",
+    "creativecommons.org/",
+    "example.org/",
+    "w3.org/",
+)  # the last: names of what an SVG is written in
 FORBIDDEN = re.compile(
     r"(?:https?|ftp|git|ssh)://(?P<address>[^\s)>\]\"'`}]+)"
     r"|(?P<number>\b(?:\d{1,3}\.){3}\d{1,3}\b)"
