@@ -114,13 +114,6 @@ def test_default_device_does_not_matter(device):
         assert grey.restrict(b=0, c=[1, 2])[5].numpy().shape == (1, 6, 8)
 
 
-def test_a_batch_is_a_copy():
-    first = grey.images([0, 1])
-    expected = first.clone()
-    first.zero_()
-    assert torch.equal(grey.images([0, 1]), expected)
-
-
 @given(st.data())
 def test_index_selects_by_factor(data):
     fixed = {

@@ -48,7 +48,7 @@ def test_a_damaged_file_is_replaced(tmp_path, damage):
     assert np.array_equal(kept(tmp_path, never), ARRAY)
 
 
-def test_a_directory_that_cannot_be_made_costs_one_warning(tmp_path):
+def test_a_folder_that_cannot_be_used_costs_one_warning(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(CacheWarning, match="cannot write .*continuing without it") as caught:
         assert np.array_equal(kept(tmp_path / "file"), ARRAY)
