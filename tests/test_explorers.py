@@ -692,16 +692,10 @@ def test_data_are_embedded_so_that_nothing_can_end_them():
     assert "<noscript>" in html
 
 
-def test_data_that_json_cannot_say_are_refused():
-    for name in ("Prior", "../prior", "", "a b"):
-        with pytest.raises(ValueError, match="name"):
-            explorer_html(name, "x", {})
-    with pytest.raises(ValueError, match="'prior' cannot be written"):
-        explorer_html("prior", "x", {"a": math.nan})
-    with pytest.raises(ValueError, match="'prior' cannot be written"):
-        explorer_html("prior", "x", {"a": np.array([math.inf])})
-    with pytest.raises(TypeError, match="data holds a set"):
-        explorer_html("prior", "x", {"a": {1}})
+def test_data_must_be_finite():
+    for value in (math.nan, np.array([math.inf])):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            explorer_html("prior", "x", {"a": value})
 
 
 # --- the build --------------------------------------------------------------------------------------------------------
