@@ -13,8 +13,8 @@ import torch
 from scipy.spatial.distance import pdist, squareform
 from torch.distributions import Gamma, HalfNormal, LogNormal, Uniform, Weibull
 
+from edition.factorise import coordinate_pdf
 from isa import LpNested, Node, isa_prior
-from isa.factorisation import coordinate_pdf
 
 ALPHA = 1e-4  # of each Kolmogorov-Smirnov test; seeds are fixed
 DEEP = Node(1.5, [1, Node(0.8, [Node(3.0, [2, Node(1.2, 2)]), 1]), Node(2.2, 3)])
