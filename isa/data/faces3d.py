@@ -202,13 +202,13 @@ def read_faces(path: str | os.PathLike[str], shape: tuple[int, ...] = SHAPE) -> 
     The file has one tensor, ``.pth`` or ``.pt`` (as ``basel_face_renders.pth`` has), or one array: ``.npy``, ``.npz``,
     or ``.mat`` up to version 7.
     """
-    path = Path(path)
+    path, suffix = Path(path), Path(path).suffix.lower()
     with reading(path, "a .pth, .pt, .npy, .npz or .mat file with one array") as file:
-        if path.suffix in (".pth", ".pt"):
+        if suffix in (".pth", ".pt"):
             arrays = [torch.load(file, map_location="cpu", weights_only=True).numpy()]
-        elif path.suffix == ".mat":
+        elif suffix == ".mat":
             arrays = [array for name, array in loadmat(file).items() if not name.startswith("__")]
-        elif path.suffix == ".npz":
+        elif suffix == ".npz":
             arrays = list(np.load(file, allow_pickle=False).values())
         else:
             arrays = [np.load(file, allow_pickle=False)]
