@@ -36,17 +36,14 @@ def test_log_likelihood_is_the_density_of_the_data(shape):
 
 
 def expected_free_energy(means, log_var, W, noise, x, beta):
-    """Eq. 13 point by point: Gauss-Hermite nodes for E_q log p(x|z), the KL as E_q[log q - log p] of each latent."""
+    """Eq. 13 for two latents by Gauss-Hermite quadrature: E_q log p(x|z) - beta E_q[log q(z) - log p(z)]."""
     nodes, mass = np.polynomial.hermite_e.hermegauss(4)  # exact for polynomials up to degree 7
-    mass = mass / mass.sum()
-    total = 0.0
-    for point, mean, sd in zip(x, means, np.exp(log_var / 2), strict=True):
-        grid = np.stack(np.meshgrid(*(m + s * nodes for m, s in zip(mean, sd, strict=True)), indexing="ij"), -1)
-        total += (np.outer(mass, mass) * norm.logpdf(point, grid @ W.T, np.sqrt(noise)).sum(-1)).sum()
-        for m, s in zip(mean, sd, strict=True):
-            z = m + s * nodes
-            total -= beta * (mass * (norm.logpdf(z, m, s) - norm.logpdf(z))).sum()
-    return total
+    grid = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 1, 2)
+    z = means + np.exp(log_var / 2) * grid
+    kl = (norm.logpdf(z, means, np.exp(log_var / 2)) - norm.logpdf(z)).sum((1, 2))
+    return (
+        np.outer(mass, mass).ravel() @ (norm.logpdf(x, z @ W.T, np.sqrt(noise)).sum((1, 2)) - beta * kl) / (2 * np.pi)
+    )
 
 
 @betas
@@ -107,16 +104,9 @@ def test_conventions_bounds_and_gap(seed, shape, beta):
     log_det = np.linalg.slogdet(p.cov)[1] - np.log(q.var).sum()
     divergence = (np.trace(np.linalg.solve(p.cov, np.diag(q.var))) - len(q.var) + log_det) / 2
     assert gap == pytest.approx(6 * divergence, abs=1e-9)
-
-
-@anything
-@few
-def test_orthogonal_weights_close_the_gap(seed, shape, beta):
-    W, noise, _, cov = problem(seed, *shape)
     left, singular, _ = np.linalg.svd(W, full_matrices=False)
-    W = np.sqrt(noise)[:, None] * left * singular
-    bound = fa.replicated_log_likelihood(W, noise, cov, 6, beta)
-    assert fa.replicated_free_energy(W, noise, cov, 6, beta) == pytest.approx(bound, rel=1e-11)
+    orthogonal = np.sqrt(noise)[:, None] * left * singular
+    assert fa.mean_field_gap(orthogonal, noise, 6, beta) == pytest.approx(0, abs=1e-11)
 
 
 @anything
@@ -149,20 +139,18 @@ def test_rotation_acts_on_the_latents(seed, angle):
 
 
 @pytest.mark.parametrize(
-    "function",
-    [
-        lambda W, noise, cov, beta: fa.replicated_free_energy(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.replicated_log_likelihood(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.mean_field_gap(W, noise, 6, beta),
-        lambda W, noise, cov, beta: fa.gradient(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.posterior(W, noise, beta).cov,
-        lambda W, noise, cov, beta: fa.latent_use(W, noise, cov, beta).kl,
-    ],
+    "name", ["free_energy", "replicated_log_likelihood", "mean_field_gap", "gradient", "posterior"]
 )
-def test_stacks_of_weights_and_betas_match_single_calls(function):
+def test_stacks_of_weights_and_betas_match_single_calls(name):
     W, (_, noise, _, cov) = np.random.default_rng(7).normal(size=(4, 3, 2)), problem(7)
-    grid = function(W, noise, cov, np.array(BETAS)[:, None])
-    assert_allclose(grid, [[function(w, noise, cov, beta) for w in W] for beta in BETAS], rtol=1e-9)
+    middle = {"mean_field_gap": (6,), "posterior": ()}.get(name, (cov, 6))
+
+    def call(W, beta):
+        result = getattr(fa, name)(W, noise, *middle, beta)
+        return result.cov if name == "posterior" else result
+
+    grid = call(W, np.array(BETAS)[:, None])
+    assert_allclose(grid, [[call(w, beta) for w in W] for beta in BETAS], rtol=1e-9)
 
 
 def test_latent_use_adds_up_and_is_zero_for_a_zero_column():
@@ -298,8 +286,6 @@ def test_tiny_noise_loses_no_precision():
     [
         ({"W": np.ones(3)}, "W must have the shape"),
         ({"W": "weights"}, "W must be a real number or an array"),
-        ({"W": [[1, np.nan], [0, 1]]}, "W must be finite"),
-        ({"noise_var": [0.1, -1.0]}, "noise_var must be a positive number or 2 of them"),
         ({"noise_var": [0.1, 0.1, 0.1]}, "noise_var must be a positive number or 2 of them"),
         ({"cov": np.eye(3)}, "cov must be a matrix with 2 columns"),
         ({"cov": [[1, 0.5], [0.4, 1]]}, "cov must be symmetric and positive semi-definite"),
@@ -316,8 +302,6 @@ def test_bad_input_is_named(change, message):
 def test_problems_without_a_solution_are_named():
     with pytest.raises(ValueError, match=r"noise_var must be below 0\.0271"):
         fa.aligned_weights(100, 0.1)
-    with pytest.raises(ValueError, match="multiple of pi / 2"):
-        fa.aligned_weights(angle=np.pi / 2)
     with pytest.raises(ValueError, match="beta must be above 1"):
         fa.optimal_noise(np.eye(2), 2, 1.0)
     with pytest.raises(ValueError, match="variance outside"):

@@ -130,10 +130,9 @@ def test_log_likelihood_of_three_sources_matches_their_characteristic_function(d
     assert ours == pytest.approx(np.log(direct), abs=1e-6)
 
 
-@pytest.mark.parametrize("noise", [np.array([0.3, 0.3]), np.array([0.5, 1.2])])
-def test_log_likelihood_matches_brute_force(noise):
-    grid = np.arange(-30.0, 30.0, 0.3)
-    density, x = stats.t(3.5).pdf(grid) * 0.3, np.array([[0.5, 1.0], [4.0, -3.0], [0.0, 0.0]])
+def test_log_likelihood_matches_brute_force():
+    grid, noise = np.arange(-30.0, 30.0, 0.3), np.array([0.3, 1.2])
+    density, x = stats.t(3.5).pdf(grid) * 0.3, np.array([[0.5, 1.0], [4.0, -3.0]])
     plane = grid[:, None, None] * W[:, 1] + grid[None, :, None] * W[:, 2]
     total = np.zeros(len(x))
     for z, mass in zip(grid, density, strict=True):
@@ -228,10 +227,8 @@ def test_exact_likelihood_recovers_the_directions():
     assert exact.converged and (np.diff(exact.log_likelihood) >= 0).all()
     assert 0 < best - start < stats.chi2(6).ppf(0.9999) / 2  # six parameters fitted to noise
     for index in ((0, 0), (1, 2)):  # a maximum, by differences of the likelihood itself
-        move = np.zeros((2, 3))
-        move[index] = 1e-3
-        low, high = (ica.log_likelihood(x, exact.W + m, NOISE).sum() for m in (-move, move))
-        assert abs(high - low) / 2e-3 < 2.0 and max(low, high) < best
+        move = 1e-3 * np.eye(6)[np.ravel_multi_index(index, (2, 3))].reshape(2, 3)
+        assert max(ica.log_likelihood(x, exact.W + m, NOISE).sum() for m in (-move, move)) < best
     assert np.abs(ica.angle_between(np.sort(ica.angles(exact.W)), [30.0, 90.0, 150.0])).max() < 10.0
     assert best - ica.log_likelihood(x, ica.fit(x, W, NOISE).W, NOISE).sum() > 20.0
 
