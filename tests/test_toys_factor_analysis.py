@@ -31,20 +31,19 @@ def test_log_likelihood_is_the_density_of_the_data(shape):
     W, noise, x, cov = problem(0, *shape)
     direct = multivariate_normal(np.zeros(len(W)), W @ W.T + np.diag(noise)).logpdf(x).sum()
     assert fa.log_likelihood(W, noise, cov, len(x)) == pytest.approx(direct, rel=1e-12)
+    single = sum(fa.log_likelihood(W, noise, np.outer(point, point), 1) for point in x)
+    assert single == pytest.approx(direct, rel=1e-12)
 
 
 def expected_free_energy(means, log_var, W, noise, x, beta):
-    """Eq. 13 point by point: Gauss-Hermite nodes for E_q log p(x|z), the KL as E_q[log q - log p] of each latent."""
+    """Eq. 13 for two latents by Gauss-Hermite quadrature: E_q log p(x|z) - beta E_q[log q(z) - log p(z)]."""
     nodes, mass = np.polynomial.hermite_e.hermegauss(4)  # exact for polynomials up to degree 7
-    mass = mass / mass.sum()
-    total = 0.0
-    for point, mean, sd in zip(x, means, np.exp(log_var / 2), strict=True):
-        grid = np.stack(np.meshgrid(*(m + s * nodes for m, s in zip(mean, sd, strict=True)), indexing="ij"), -1)
-        total += (np.outer(mass, mass) * norm.logpdf(point, grid @ W.T, np.sqrt(noise)).sum(-1)).sum()
-        for m, s in zip(mean, sd, strict=True):
-            z = m + s * nodes
-            total -= beta * (mass * (norm.logpdf(z, m, s) - norm.logpdf(z))).sum()
-    return total
+    grid = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 1, 2)
+    z = means + np.exp(log_var / 2) * grid
+    kl = (norm.logpdf(z, means, np.exp(log_var / 2)) - norm.logpdf(z)).sum((1, 2))
+    return (
+        np.outer(mass, mass).ravel() @ (norm.logpdf(x, z @ W.T, np.sqrt(noise)).sum((1, 2)) - beta * kl) / (2 * np.pi)
+    )
 
 
 @betas
@@ -82,30 +81,11 @@ def test_posterior_and_replicated_likelihood_match_quadrature(beta):
     assert_allclose(second, posterior.cov + np.outer(mean, mean), atol=1e-10)
 
 
-def test_posterior_is_the_conditional_gaussian():
-    # Conditioning the joint Gaussian of (z, x) never forms the precision of Eq. 15.
-    W, noise, *_ = problem(4)
-    marginal, posterior = W @ W.T + np.diag(noise), fa.posterior(W, noise)
-    assert_allclose(posterior.recognition, W.T @ np.linalg.inv(marginal), rtol=1e-11)
-    assert_allclose(posterior.cov, np.eye(2) - W.T @ np.linalg.solve(marginal, W), rtol=1e-10)
-    assert_allclose(fa.recognition_weights(W, noise), posterior.recognition, rtol=1e-12)
-
-
 def test_beta_of_one_third_is_three_copies_of_the_data():
     W, noise, x, cov = problem(5)
-    tall, noises, copies = np.vstack([W] * 3), np.tile(noise, 3), np.hstack([x] * 3)
-    stacked, scaled = fa.posterior(tall, noises), fa.posterior(W, noise, 1 / 3)
-    assert_allclose(scaled.cov, stacked.cov, rtol=1e-12)
-    assert_allclose(x @ scaled.recognition.T, copies @ stacked.recognition.T, rtol=1e-11)
-    free_energy = fa.free_energy(tall, noises, fa.second_moment(copies), len(x))
-    assert fa.replicated_free_energy(W, noise, cov, len(x), 1 / 3) == pytest.approx(free_energy)
-
-
-def test_second_moments_determine_the_free_energy():
-    W, noise, x, cov = problem(6)
-    assert_allclose(cov, np.cov(x.T, bias=True) + np.outer(x.mean(0), x.mean(0)), rtol=1e-12)
-    single = sum(fa.free_energy(W, noise, np.outer(point, point), 1, 2.0) for point in x)
-    assert fa.free_energy(W, noise, cov, len(x), 2.0) == pytest.approx(single, rel=1e-12)
+    copies = fa.second_moment(np.hstack([x] * 3))
+    tripled = fa.free_energy(np.vstack([W] * 3), np.tile(noise, 3), copies, len(x))
+    assert fa.replicated_free_energy(W, noise, cov, len(x), 1 / 3) == pytest.approx(tripled)
 
 
 @anything
@@ -124,18 +104,9 @@ def test_conventions_bounds_and_gap(seed, shape, beta):
     log_det = np.linalg.slogdet(p.cov)[1] - np.log(q.var).sum()
     divergence = (np.trace(np.linalg.solve(p.cov, np.diag(q.var))) - len(q.var) + log_det) / 2
     assert gap == pytest.approx(6 * divergence, abs=1e-9)
-
-
-@anything
-@few
-def test_orthogonal_weights_close_the_gap(seed, shape, beta):
-    W, noise, _, cov = problem(seed, *shape)
     left, singular, _ = np.linalg.svd(W, full_matrices=False)
-    W[:] = 0
-    W[:, : len(singular)] = np.sqrt(noise)[:, None] * left * singular
-    bound = fa.replicated_log_likelihood(W, noise, cov, 6, beta)
-    assert fa.mean_field_gap(W, noise, 6, beta) == pytest.approx(0, abs=1e-11)
-    assert fa.replicated_free_energy(W, noise, cov, 6, beta) == pytest.approx(bound, rel=1e-11)
+    orthogonal = np.sqrt(noise)[:, None] * left * singular
+    assert fa.mean_field_gap(orthogonal, noise, 6, beta) == pytest.approx(0, abs=1e-11)
 
 
 @anything
@@ -157,51 +128,45 @@ def test_invariances_and_gradient(seed, shape, beta):
     assert_allclose(gradient, numeric, rtol=1e-5, atol=1e-5 * np.abs(gradient).max() + 1e-7)
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0.05, 20.0), st.floats(-10, 10))
+@given(st.integers(0, 2**32 - 1), st.floats(-10, 10))
 @few
-def test_rotation_acts_on_the_latents(seed, beta, angle):
-    W, noise, _, cov = problem(seed, 3, 3)
+def test_rotation_acts_on_the_latents(seed, angle):
+    W, noise, *_ = problem(seed, 3, 3)
     cos, sin = np.cos(angle), np.sin(angle)
     turned, turn = fa.rotate(W, angle, latents=(0, 2)), np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
     assert_allclose(turned, W @ turn.T, atol=1e-12)
-    before, after = fa.posterior(W, noise, beta), fa.posterior(turned, noise, beta)
-    assert_allclose(after.cov, turn @ before.cov @ turn.T, atol=1e-10)
-    quarter = fa.free_energy(fa.rotate(W, np.pi / 2, latents=(0, 2)), noise, cov, 6, beta)
-    assert quarter == pytest.approx(fa.free_energy(W, noise, cov, 6, beta))
+    assert_allclose(fa.posterior(turned, noise).cov, turn @ fa.posterior(W, noise).cov @ turn.T, atol=1e-10)
 
 
 @pytest.mark.parametrize(
-    "function",
-    [
-        lambda W, noise, cov, beta: fa.free_energy(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.replicated_free_energy(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.replicated_log_likelihood(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.mean_field_gap(W, noise, 6, beta),
-        lambda W, noise, cov, beta: fa.gradient(W, noise, cov, 6, beta),
-        lambda W, noise, cov, beta: fa.posterior(W, noise, beta).cov,
-        lambda W, noise, cov, beta: fa.latent_use(W, noise, cov, beta).kl,
-    ],
+    "name", ["free_energy", "replicated_log_likelihood", "mean_field_gap", "gradient", "posterior"]
 )
-def test_stacks_of_weights_and_betas_match_single_calls(function):
+def test_stacks_of_weights_and_betas_match_single_calls(name):
     W, (_, noise, _, cov) = np.random.default_rng(7).normal(size=(4, 3, 2)), problem(7)
-    grid = function(W, noise, cov, np.array(BETAS)[:, None])
-    assert_allclose(grid, [[function(w, noise, cov, beta) for w in W] for beta in BETAS], rtol=1e-9)
+    middle = {"mean_field_gap": (6,), "posterior": ()}.get(name, (cov, 6))
+
+    def call(W, beta):
+        result = getattr(fa, name)(W, noise, *middle, beta)
+        return result.cov if name == "posterior" else result
+
+    grid = call(W, np.array(BETAS)[:, None])
+    assert_allclose(grid, [[call(w, beta) for w in W] for beta in BETAS], rtol=1e-9)
 
 
-def test_latent_use_adds_up():
+def test_latent_use_adds_up_and_is_zero_for_a_zero_column():
     W, noise, x, cov = problem(9, 3, 4)
+    W[:, 1] = 0
     use, q = fa.latent_use(W, noise, cov, 2.0), fa.mean_field(W, noise, 2.0)
     assert 6 * use.kl.sum() == pytest.approx(fa.free_energy_terms(W, noise, cov, 6, 2.0).kl, rel=1e-12)
     assert_allclose(use.mean_power, ((x @ q.recognition.T) ** 2).mean(0), rtol=1e-12)
-    assert_allclose(use.var, q.var)
     assert_allclose(use.exact_var, np.diag(fa.posterior(W, noise, 2.0).cov), rtol=1e-12)
     assert (use.var <= use.exact_var + 1e-12).all()
+    assert (use.var[1], use.exact_var[1], use.mean_power[1], use.kl[1]) == (1, 1, 0, 0)
 
 
 def test_sample_has_the_model_covariance():
     (W, noise, *_), n = problem(10), 40_000
     x, marginal = fa.sample(W, noise, n, 10), W @ W.T + np.diag(noise)
-    np.testing.assert_array_equal(x, fa.sample(W, noise, n, np.random.default_rng(10)))
     # Var of a product of two Gaussian coordinates: c_ii c_jj + c_ij^2
     standard_error = np.sqrt((np.outer(np.diag(marginal), np.diag(marginal)) + marginal**2) / n)
     assert (np.abs(fa.second_moment(x) - marginal) < 5 * standard_error).all()
@@ -265,7 +230,7 @@ def test_no_start_climbs_above_the_optimal_weights(n_latents, beta):
 
 
 def test_misalignment_by_hand():
-    # cov maps (1, 1) to (3, 1), at atan2(1, 3); (1, 1) itself is at 45 degrees
+    # cov maps (1, 1), at 45 degrees, to (3, 1)
     angle = fa.misalignment(np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), 1.0, np.diag([3.0, 1.0]))
     assert_allclose(angle, [0, 45 - np.degrees(np.arctan2(1, 3)), 0], atol=1e-12)
 
@@ -299,17 +264,6 @@ def test_beta_path_shortens_and_prunes_at_the_eigenvalues():
     assert_allclose(learned.squared_lengths, [[3, 1], [0, 0], [0, 0]], atol=1e-12)
 
 
-@betas
-def test_a_zero_column_is_a_pruned_latent(beta):
-    W, noise, _, cov = problem(15, 3, 3)
-    W[:, 1] = 0
-    use = fa.latent_use(W, noise, cov, beta)
-    assert fa.posterior(W, noise, beta).cov[1].tolist() == [0, 1, 0]
-    assert (use.var[1], use.exact_var[1], use.mean_power[1], use.kl[1]) == (1, 1, 0, 0)
-    with_zero, without = (fa.free_energy(weights, noise, cov, 6, beta) for weights in (W, W[:, [0, 2]]))
-    assert with_zero == pytest.approx(without)
-
-
 def test_extreme_betas_tend_to_least_squares_and_to_the_prior():
     W, noise, x, cov = problem(16)
     sd, n = np.sqrt(noise), len(x)
@@ -325,36 +279,32 @@ def test_tiny_noise_loses_no_precision():
     point, cov = np.array([0.3, 0.2]), np.diag([2.0, 0.5])
     tiny = fa.log_likelihood(np.sqrt(cov), 1e-14, np.outer(point, point), 1)
     assert tiny == pytest.approx(multivariate_normal([0, 0], cov).logpdf(point), rel=1e-10)
-    assert np.isfinite(fa.log_likelihood(np.array([[1e6, 1.0], [1e6, -1.0]]), 1e-100, np.eye(2), 10))
-
-
-def call(**change):
-    return fa.free_energy(**{"W": np.eye(2), "noise_var": 0.1, "cov": np.eye(2), "n": 10, "beta": 1.0, **change})
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("change", "message"),
     [
-        (lambda: call(W=np.ones(3)), "W must have the shape"),
-        (lambda: call(W="weights"), "W must be a real number or an array"),
-        (lambda: call(W=[[1, np.nan], [0, 1]]), "W must be finite"),
-        (lambda: call(noise_var=[0.1, -1.0]), "noise_var must be a positive number or 2 of them"),
-        (lambda: call(noise_var=[0.1, 0.1, 0.1]), "noise_var must be a positive number or 2 of them"),
-        (lambda: call(cov=np.eye(3)), "cov must be a matrix with 2 columns"),
-        (lambda: call(cov=[[1, 0.5], [0.4, 1]]), "cov must be symmetric and positive semi-definite"),
-        (lambda: call(cov=[[1, 2], [2, 1]]), "cov must be symmetric and positive semi-definite"),
-        (lambda: call(n=2.5), "n must be a whole number"),
-        (lambda: call(beta=0), "beta must be positive, got 0"),
-        (lambda: call(W=np.ones((4, 2, 2)), beta=np.ones(3)), "broadcast"),
-        (lambda: fa.overcomplete_weights([0.2, -1.5]), r"alpha must lie in \[-1, 1\]"),
-        (lambda: fa.aligned_weights(100, 0.1), r"noise_var must be below 0\.0271"),
-        (lambda: fa.aligned_weights(angle=np.pi / 2), "multiple of pi / 2"),
-        (lambda: fa.optimal_weights(np.eye(2), 0.1, 0), "n_latents must be a positive number"),
-        (lambda: fa.optimal_noise(np.eye(2), 2, 1.0), "beta must be above 1"),
-        (lambda: fa.optimal_noise(np.diag([1.0, 0.0]), 1, 0.5), "variance outside"),
-        (lambda: fa.fit(np.eye(2) + 1, 0.1, np.diag([3.0, 1.0]), 10, max_iterations=2), "did not converge within"),
+        ({"W": np.ones(3)}, "W must have the shape"),
+        ({"W": "weights"}, "W must be a real number or an array"),
+        ({"noise_var": [0.1, 0.1, 0.1]}, "noise_var must be a positive number or 2 of them"),
+        ({"cov": np.eye(3)}, "cov must be a matrix with 2 columns"),
+        ({"cov": [[1, 0.5], [0.4, 1]]}, "cov must be symmetric and positive semi-definite"),
+        ({"cov": [[1, 2], [2, 1]]}, "cov must be symmetric and positive semi-definite"),
+        ({"n": 2.5}, "n must be a whole number"),
+        ({"beta": 0}, "beta must be positive, got 0"),
     ],
 )
-def test_bad_input_is_named(bad, message):
-    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
-        bad()
+def test_bad_input_is_named(change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        fa.free_energy(**{"W": np.eye(2), "noise_var": 0.1, "cov": np.eye(2), "n": 10, "beta": 1.0, **change})
+
+
+def test_problems_without_a_solution_are_named():
+    with pytest.raises(ValueError, match=r"noise_var must be below 0\.0271"):
+        fa.aligned_weights(100, 0.1)
+    with pytest.raises(ValueError, match="beta must be above 1"):
+        fa.optimal_noise(np.eye(2), 2, 1.0)
+    with pytest.raises(ValueError, match="variance outside"):
+        fa.optimal_noise(np.diag([1.0, 0.0]), 1, 0.5)
+    with pytest.raises(RuntimeError, match="did not converge within"):
+        fa.fit(np.eye(2) + 1, 0.1, np.diag([3.0, 1.0]), 10, max_iterations=2)

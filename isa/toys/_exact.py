@@ -20,10 +20,10 @@ def _reach(V: Array, y: Array) -> Array:
     Posterior means of the sources are convex combinations of the regressions on every set of at most L columns.
     """
     reach = np.zeros(V.shape[1])
-    for size in range(1, min(V.shape) + 1):
-        for chosen in map(list, combinations(range(V.shape[1]), size)):
-            z = np.abs(y @ np.linalg.pinv(V[:, chosen], rcond=1e-6).T)
-            reach[chosen] = np.maximum(reach[chosen], z.max(0))
+    sizes = range(1, min(V.shape) + 1)
+    for chosen in (list(chosen) for size in sizes for chosen in combinations(range(V.shape[1]), size)):
+        z = np.abs(y @ np.linalg.pinv(V[:, chosen], rcond=1e-6).T)
+        reach[chosen] = np.maximum(reach[chosen], z.max(0))
     return reach
 
 
@@ -67,8 +67,7 @@ def _likelihoods(x: Array, W: Array, noise: Array, dof: float) -> tuple[Array, A
     for part in (features[begin : begin + block] for begin in range(0, len(y), block)):
         density = part @ nodes
         top = density.max(1, keepdims=True)
-        density -= top
-        np.exp(density, out=density)
+        density = np.exp(density - top)
         mass = density.sum(1, keepdims=True)
         total.append(top + np.log(mass))
         moments += (part / mass).T @ density

@@ -232,10 +232,7 @@ def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Post
 
 
 def recognition_weights(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Array:
-    r"""Return the recognition weights :math:`R(\beta)` (..., K, L): the posterior mean of :math:`x_n` is :math:`R x_n`.
-
-    The exact and the mean-field posterior share them (B.2).
-    """
+    r"""Return the recognition weights :math:`R` (..., K, L) that the exact and the mean-field posterior share (B.2)."""
     return mean_field(W, noise_var, beta).recognition
 
 
@@ -256,10 +253,7 @@ def _posterior(W: Array, noise: Array, beta: Array) -> tuple[Array, Array, Array
 
 
 def _kl(excess: Array, recognition: Array, cov: Array) -> tuple[Array, Array]:
-    """Return the mean square of the posterior mean and the KL per data point of each latent, both (..., K).
-
-    ``excess`` is each latent's precision beyond the prior's. The KL is exact also for a latent that is almost pruned.
-    """
+    """Return the mean square of each latent's posterior mean, and its KL, from its precision beyond the prior's."""
     power = (recognition @ cov * recognition).sum(-1)
     return power, (np.log1p(excess) - excess / (1 + excess) + power) / 2
 
@@ -370,15 +364,13 @@ def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: 
 
     .. math:: w_k = D^{1/2} u_k \sqrt{\max(\lambda_k - \beta, 0)} .
 
-    The replicated log-likelihood is that of data with noise :math:`\beta D`. It is maximal at the principal
-    directions, in any rotation, and the mean-field gap vanishes in this one. So ``beta`` does not change the
-    directions, but it shortens the weights and prunes every direction with :math:`\lambda_k \le \beta`, and all of
-    the ``n_latents`` beyond L. The largest entry of each column is positive.
+    The replicated log-likelihood is that of data with noise :math:`\beta D`: maximal at the principal directions, in
+    any rotation; the mean-field gap vanishes in this one. So ``beta`` does not change the directions, but it shortens
+    the weights and prunes every direction with :math:`\lambda_k \le \beta`, and all of the ``n_latents`` beyond L.
+    The largest entry of each column is positive.
     """
-    cov = _check_cov(cov)
-    noise, n_latents = _check.noise(noise_var, len(cov)), _check.whole("n_latents", n_latents)
-    beta = _check.positive("beta", beta)
-    sd = np.sqrt(noise)
+    cov, n_latents, beta = _check_cov(cov), _check.whole("n_latents", n_latents), _check.positive("beta", beta)
+    sd = np.sqrt(_check.noise(noise_var, len(cov)))
     ratio, directions = np.linalg.eigh(cov / np.outer(sd, sd))
     columns = sd[:, None] * directions * np.sqrt(np.maximum(ratio - beta, 0.0))
     columns *= np.where(np.abs(columns).max(0) > columns.max(0), -1.0, 1.0)
@@ -414,7 +406,6 @@ def optimal_noise(cov: ArrayLike, n_latents: int, beta: float = 1.0) -> float:
 
 def beta_path(cov: ArrayLike, n_latents: int, betas: ArrayLike, noise_var: float | None = None) -> BetaPath:
     """Return the optimal model for each of ``betas`` (B,), at ``noise_var`` or else at its :func:`optimal_noise`."""
-    betas = np.atleast_1d(betas)
     noise = np.array([optimal_noise(cov, n_latents, beta) if noise_var is None else noise_var for beta in betas])
     weights = [optimal_weights(cov, var, n_latents, beta) for var, beta in zip(noise, betas, strict=True)]
     return BetaPath((np.array(weights) ** 2).sum(axis=1), noise)
