@@ -16,7 +16,6 @@ __all__ = ["SubspaceInformation", "random_groupings", "subspace_information"]
 __all__ += ["as_tensor", "factor_labels", "group_log_sums", "map_in_threads"]
 
 Tensors, Groups = Sequence[Tensor], Sequence[Sequence[int]]
-
 _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
 
 

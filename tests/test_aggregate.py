@@ -15,14 +15,11 @@ from torch.distributions import MultivariateNormal, Normal
 from isa import objectives
 from isa.aggregate import aggregate_log_densities, sampling_weights, total_correlation
 
-sizes = st.integers(2, 60).flatmap(lambda b: st.tuples(st.just(b), st.integers(b, 10**6)))
 
-
-@given(sizes)
+@given(st.integers(2, 60), st.integers(0, 10**6))
 @settings(deadline=None)
-def test_stratified_weights_average_the_published_ones_over_the_last_image(size):
-    b, n = size
-    m = b - 1
+def test_stratified_weights_average_the_published_ones_over_the_last_image(b, rest):
+    n, m = b + rest, b - 1
     published = torch.full((b, b, b), 1 / m, dtype=torch.float64)  # (last, i, m): image i + 1 + last stands last
     rows = torch.arange(b)
     for last in range(m):
@@ -82,8 +79,7 @@ def test_total_correlation_of_a_correlated_gaussian():
     assert abs(estimate.item() - truth) < 5 * per_sample.std().item() / math.sqrt(n) + 0.02
 
 
-BATCHES = [2, 23, 602]
-"""Batch sizes: one block of samples, and several of which the last is not full."""
+BATCHES = [2, 23, 602]  # one block of samples, and several of which the last is not full
 
 HARD = {
     "ordinary": lambda b, d: batch(b, d),
@@ -119,13 +115,6 @@ def test_values_and_gradients_match_the_full_table(case, sampling, dtype, b):
         scale = max(1.0, first.abs().max().item(), second.abs().max().item())  # of the parts, which may cancel
         error = (result.double() - (first - second)).abs().max()
         assert error <= scale * (1e-11 if dtype == torch.float64 else 1e-5)
-
-
-@pytest.mark.parametrize("function", [aggregate_log_densities, total_correlation])
-@pytest.mark.parametrize("sampling", ["weighted", "stratified"])
-def test_gradients_by_finite_differences(function, sampling):
-    inputs = [v.requires_grad_() for v in batch(7, 3, seed=8)]
-    assert torch.autograd.gradcheck(lambda *v: function(*v, 30, sampling), inputs, atol=1e-7)
 
 
 @pytest.mark.parametrize("derivative", [torch.autograd.functional.hessian, lambda f, z: torch.func.hessian(f)(z)])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
@@ -205,9 +205,8 @@ def test_results_and_draws_stay_what_they_were(case):
     sizes, generator = tuple(case["sizes"]), torch.Generator().manual_seed(0)
     mean, log_var = posteriors(sizes)
     if case["call"] == "mutual_information_gap_binned":
-        found = dict(
-            zip(("score", "mutual_information"), mig.mutual_information_gap_binned(mean, sizes, (1, 2)), strict=True)
-        )
+        score, information = mig.mutual_information_gap_binned(mean, sizes, (1, 2))
+        found = {"score": score, "mutual_information": information}
     else:
         found = asdict(mig.mutual_information_gap(mean, log_var, sizes, generator=generator, **case["options"]))
         found["next"] = float(torch.rand(1, generator=generator, dtype=torch.float64))
@@ -253,22 +252,17 @@ def encoders(draw):
     return sizes, mean, log_var, rng
 
 
-@pytest.fixture
-def with_noise(monkeypatch):
-    """Run with given noise (K, N) instead of a generator's."""
-
-    def run(noise, *arguments, **options):
-        values = torch.tensor(noise)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "normal_", lambda x, generator=None: x.copy_(values.flatten()[: x.numel()]))
-            return gap(*arguments, **options)
-
-    return run
+def with_noise(noise, *arguments) -> mig.MutualInformationGap:
+    """Run with this noise (K, N) instead of a generator's."""
+    values = torch.tensor(noise).flatten()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "normal_", lambda x, generator=None: x.copy_(values[: x.numel()]))
+        return gap(*arguments)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(encoders(), st.floats(0.01, 100), st.booleans(), st.floats(-10, 10))
-def test_information_is_bounded_and_invariant(with_noise, encoder, scale, flip, shift):
+def test_information_is_bounded_and_invariant(encoder, scale, flip, shift):
     sizes, mean, log_var, rng = encoder
     noise = rng.standard_normal(mean.T.shape)
     a = with_noise(noise, mean, log_var, sizes)
@@ -446,7 +440,6 @@ def test_active_units():
         ({"mean": torch.full((12, 3), math.nan)}, "mean must be finite"),
         ({"log_var": torch.full((12, 3), -501.0)}, "log_var must lie between -500 and 500"),
         ({"factor_sizes": (3, 5)}, r"the product of factor_sizes must be N = 12, got \(3, 5\)"),
-        ({"factor_sizes": None}, "give either factor_sizes or factor_values"),
         ({"factor_values": torch.zeros(12, 1).long()}, "give either factor_sizes or factor_values"),
         ({"factors": (0, 0)}, "factors must be different factors of more than one value"),
         ({"unscored": (2,)}, "factors must be different"),

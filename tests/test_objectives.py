@@ -200,8 +200,8 @@ def test_loss_gradients_by_finite_differences(name):
 
 def test_half_precision_posteriors_are_computed_in_float32():
     half = [v.to(torch.bfloat16) for v in batch(9, 4)]
-    fit, prior = draw(9).float(), objectives.standard_normal(4)
-    results = [objectives.beta_tcvae(fit, *v, prior, 4.0, dataset_size=80) for v in (half, [v.float() for v in half])]
+    fit, prior, full = draw(9).float(), objectives.standard_normal(4), [v.float() for v in half]
+    results = [objectives.beta_tcvae(fit, *v, prior, 4.0, dataset_size=80) for v in (half, full)]
     assert all(result.dtype == torch.float32 for result in results[0])
     torch.testing.assert_close(*results)
 
