@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
 from torch.distributions import Gamma, HalfNormal, LogNormal, Pareto, TransformedDistribution, Uniform, Weibull
 
-from edition.factorise import NestedRadialFactorization
+from edition.factorise import NestedRadialFactorization, coordinate_pdf
 from isa import LpNested, Node, isa_prior
 
 ALPHA = 1e-4
@@ -225,3 +227,45 @@ def test_other_laws_with_a_distribution_function():
         y = transform(z)
         assert scipy.stats.kstest(y[:, 0].numpy(), scipy.stats.gennorm(1.5).cdf).pvalue > ALPHA
         torch.testing.assert_close(transform.inv(y), z, rtol=1e-3, atol=1e-5)
+
+
+# ---- marginal densities of coordinates
+
+
+@pytest.mark.parametrize("p", [0.3, 1.0, 2.0, 7.0, 50.0])
+def test_coordinate_pdf_of_the_generalised_normal_case(p):
+    prior, law = (
+        LpNested(Node(p, [1, Node(p, 2)]), torch.tensor(0.8).double()),
+        scipy.stats.gennorm(p, scale=0.8 ** (1 / p)),
+    )
+    x = law.ppf(np.array([0.1, 0.3, 0.45, 0.55, 0.8, 0.99]))
+    for leaf in range(3):
+        np.testing.assert_allclose(coordinate_pdf(prior, x, leaf), law.pdf(x), rtol=2e-6)
+
+
+@pytest.mark.parametrize("leaf", [0, 1, 4, 5])
+def test_coordinate_pdf_integrates_to_one_and_has_its_moments(leaf):
+    prior, u = LpNested(TREE, 1.2), np.linspace(-25, 7, 1601)
+    weight = 2 * coordinate_pdf(prior, np.exp(u), leaf) * np.exp(u)
+    # at tiny x the density is taken at a thousandth of the standard deviation: exact where it is flat there
+    assert scipy.integrate.trapezoid(weight, u) == pytest.approx(1, abs=5e-3)
+    second = scipy.integrate.trapezoid(weight * np.exp(2 * u), u)
+    assert second == pytest.approx(float(prior.variance[leaf]), rel=1e-5)
+    pdf = coordinate_pdf(prior, np.array([[0.0, 0.4], [-0.4, 1e-9]]), leaf)
+    assert pdf.shape == (2, 2) and pdf[0, 1] == pdf[1, 0] and pdf[0, 0] == pdf[1, 1] > pdf[0, 1]
+
+
+def test_coordinate_pdf_against_samples():
+    prior, edges = isa_prior((4, 4), p0=1.3, p1=[2.5, 0.8]), np.array([-3.0, -1.5, -0.8, -0.2, 0.3, 0.5, 1.0, 2.5])
+    z = draw(prior, 100_000).numpy()
+    for leaf in (0, 5):
+        fine = [np.linspace(a, b, 201) for a, b in pairwise(edges)]
+        mass = np.array([scipy.integrate.simpson(coordinate_pdf(prior, x, leaf), x=x) for x in fine])
+        counts = np.histogram(z[:, leaf], edges)[0]
+        assert (np.abs(counts - mass * len(z)) < 4.5 * np.sqrt(mass * len(z))).all()
+
+
+@pytest.mark.parametrize("prior", [isa_prior((2, 2)).expand((2,)), LpNested(Node(2.0, 2), radial=HalfNormal(1.0))])
+def test_coordinate_pdf_needs_one_prior_with_eq_11(prior):
+    with pytest.raises(ValueError, match=r"^prior must have Eq\."):
+        coordinate_pdf(prior, np.zeros(1))

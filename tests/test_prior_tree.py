@@ -30,7 +30,7 @@ def test_tree_of_eq_6():
     tree = Node(2.0, [1, Node(3.0, [2])])
     assert (tree.p, tree.n_leaves, tree.exponents) == (2.0, 3, (2.0, 3.0))
     assert [node.p for node in tree.nodes()] == [2.0, 3.0] and tree.subspaces == ((0,), (1, 2))
-    assert str(tree) == "2[1, 3[2]]" and repr(tree) == "Node(2.0, [1, Node(3.0, [2])])"
+    assert str(tree) == "2[1, 3[2]]" and eval(repr(tree)) == tree
     with pytest.raises(AttributeError):
         tree.p = 3.0
 
@@ -42,7 +42,8 @@ def test_equality():
     for other in (Node(2.1, [Node(2.2, 4), Node(2.3, 4)]), Node(2.1, [Node(2.2, 8)]), Node(2.1, 8), "2.1[2*2.2[4]]"):
         assert tree != other
     p = torch.ones(2)
-    assert Node(p, 2) == Node(p, 2) and str(Node(p, 2)) == "<2 exponents>[2]" and str(Node(p.sum(), 2)) == "2[2]"
+    assert Node(p, 2) == Node(p, 2) and str(Node(p.sum(), 2)) == "2[2]"
+    assert str(Node(1.0, [Node(p, 2), Node(p + 1, 2)])) == "1[2*<2 exponents>[2]]"
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,7 +20,7 @@ _OPEN = r"((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*\["
 _ITEM = rf"(?:(\d{{1,5}})\s*\*\s*)?(?:{_OPEN}|(\d{{1,5}}))"
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False)
 class Node:
     """An inner node of an Lp-nested function: the p-norm of its children's values.
 
@@ -52,7 +52,7 @@ class Node:
         p = p if isinstance(p, Tensor) else positive("p", p)
         children = [children] if isinstance(children, (Integral, Node)) else list(children)
         if not children or not all(isinstance(c, Node) or (isinstance(c, Integral) and c > 0) for c in children):
-            raise ValueError(f"children = {children!r}; they must be Nodes and numbers of leaves, and at least one")
+            raise ValueError("children must be Nodes and numbers of leaves, and there must be at least one")
         merged: list[Node | int] = []
         runs: list[tuple[Node | None, int]] = []  # neighbours of one structure, which are evaluated together
         for structure, group in groupby(children, key=lambda c: c.structure if isinstance(c, Node) else None):
@@ -76,13 +76,10 @@ class Node:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def __repr__(self) -> str:
-        return f"Node({self.p!r}, {list(self.children)!r})"
-
     def __str__(self) -> str:
         """Return the text form that :meth:`parse` reads; equal neighbours are counted, as in ``2.1[5*2.2[4]]``."""
-        runs = [(child, len(list(run))) for child, run in groupby(self.children)]
-        inside = ", ".join(str(child) if count == 1 else f"{count}*{child}" for child, count in runs)
+        runs = [(child, len(list(run))) for child, run in groupby(map(str, self.children))]
+        inside = ", ".join(child if count == 1 else f"{count}*{child}" for child, count in runs)
         if isinstance(self.p, Tensor) and self.p.numel() != 1:
             return f"<{'x'.join(map(str, self.p.shape))} exponents>[{inside}]"
         return f"{repr(float(self.p)).removesuffix('.0')}[{inside}]"
@@ -96,7 +93,7 @@ class Node:
         Examples
         --------
         >>> Node.parse("2[1, 1.5[2]]")
-        Node(2.0, [1, Node(1.5, [2])])
+        Node(p=2.0, children=(1, Node(p=1.5, children=(2,))))
         """
         at = 0
 
