@@ -612,7 +612,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     names = [machine.name for machine in MACHINES]
     command = commands.add_parser("machines", help="try fresh environments", epilog=f"machines: {'; '.join(names)}")
-    command.add_argument("names", nargs="*", metavar="MACHINE", choices=[*names, []], help="those that have not passed")
+    command.add_argument("names", nargs="*", metavar="MACHINE", help="those that have not passed")
     command.add_argument("--here", metavar="NAME", help="try the environment at hand instead, under this name")
     command = commands.add_parser("reproduce", help="measure what is the same every time")
     command.add_argument("books", nargs="*", metavar="BOOK", help="two clones with built books, to be compared instead")
@@ -622,6 +622,8 @@ def main() -> None:
     given = parser.parse_args()
     match given.command:
         case "machines":
+            if unknown := set(given.names) - set(names):
+                parser.error(f"MACHINE must be one of {'; '.join(names)}, got {unknown.pop()!r}")
             machines(given.names, given.here)
         case "reproduce":
             reproduce(given.books)

@@ -153,32 +153,8 @@ def test_valid_file_is_read(name):
         assert read
 
 
-WORDS = [
-    "",
-    "-1",
-    "0",
-    "nan",
-    "1e999",
-    "9" * 400,
-    "[]",
-    "{}",
-    "null",
-    "true",
-    "x" * 2000,
-    "\0",
-    "2001-02-30",
-    "[[1], 2]",
-]
-WORDS += [
-    "!!int ''",
-    "!!timestamp x",
-    "!!python/name:os.system",
-    "&a [*a]",
-    "*a",
-    '"\\ud800"',
-    "2[" * 200,
-    "1" + ":59" * 9,
-]
+WORDS = "-1 0 nan 1e999 [] {} null true 2001-02-30 1:59:59 *a !!python/name:os.system".split()
+WORDS += ["", "\0", "[[1], 2]", "&a [*a]", "9" * 400, "x" * 2000, "2[" * 200]
 
 
 @st.composite
