@@ -223,11 +223,7 @@ def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, seed: int
         p_value = min(1.0, 2 * min((pooled <= one).mean(), (pooled >= one).mean()))
     else:
         p_value = stats.permutation_test(
-            (first, second),
-            _difference,
-            vectorized=True,
-            n_resamples=_PERMUTATIONS,
-            rng=np.random.default_rng(seed),
+            (first, second), _difference, vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(seed)
         ).pvalue
     return Comparison(difference, *bounds, float(p_value), len(first), len(second))
 

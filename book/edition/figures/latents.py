@@ -83,12 +83,8 @@ def latents(heading: str, model: Portrait | str) -> Figure:
     Everything is the posterior mean, averaged over the factors that are not shown, on one scale for all panels; colour
     in a map is height in a curve. Shaded is one standard deviation of the posterior to either side.
 
-    Parameters
-    ----------
-    heading : str
-        Heading of the figure, see :func:`title`.
-    model : Portrait or str
-        The model, or why there is none: the figure then says so.
+    ``heading``: heading of the figure, see :func:`title`; ``model``: the model, or why there is none: the figure then
+    says so.
     """
     words = _words(model)
     if words:
@@ -183,12 +179,8 @@ def _picture(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figure:
     """Traversals of every active latent of several models from one image, above them the image as each rebuilds it.
 
-    Parameters
-    ----------
-    models : sequence of tuple
-        Heading, see :func:`title`, and the model, or why there is none.
-    base : str
-        The image that is started from, one of the portraits' ``bases``.
+    ``models``: heading, see :func:`title`, and the model, or why there is none; ``base``: the image that is started
+    from, one of the portraits' ``bases``.
     """
     drawn = [(heading, model) for heading, model in models if not isinstance(model, str)]
     side = (style.WIDTH - _LABEL) / max([portrait.traversals.shape[2] for _, portrait in drawn], default=1)
