@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from edition.figures.latents import _picture
+from edition.figures.latents import picture
 from edition.figures.style import BLUE, VERMILION, WIDTH, bare, styled, subplots
 
 
@@ -56,7 +56,7 @@ def latent_stills(panels: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
                 bare(axes)
                 axes.text(0, 1, "No latent is active.", va="top", transform=axes.transAxes)
                 continue
-            middles, columns = _picture(axes, images)
+            middles, columns = picture(axes, images)
             axes.set_anchor("W")
             axes.set_yticks(middles, rows)
             axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
