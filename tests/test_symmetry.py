@@ -146,16 +146,3 @@ def test_symmetric_code_counts_cells():
         assert bounds["orientation"].by_first[shape] == pytest.approx(expected, abs=1e-12)
     assert bounds["x"].information == pytest.approx(0, abs=1e-12)
     assert bounds["shape"].share == pytest.approx(1)
-
-
-def test_bad_input():
-    dataset = tiny(np.zeros((2, 3, 4), int))
-    for classes in (np.zeros(23, int), np.zeros(24), np.full(24, -1)):
-        with pytest.raises(ValueError, match="classes must be 24 integers from 0"):
-            symmetry.factor_bounds(dataset, classes)
-    with pytest.raises(ValueError, match="positive"):
-        symmetry.angle_information(np.zeros(2), 90.0, 0.0)
-    with pytest.raises(ValueError, match="resolution"):
-        symmetry.angle_information(np.zeros(2), 360.0, 1e-3)
-    with pytest.raises(ValueError, match="width"):
-        symmetry.symmetric_code(dataset, 0.0)

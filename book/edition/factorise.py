@@ -9,7 +9,7 @@ import numpy as np
 import scipy.special
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Transform, constraints
 
 from isa.prior import LpNested, Node
 from isa.prior.tree import log_magnitude
@@ -24,8 +24,6 @@ def coordinate_pdf(prior: LpNested, x: np.ndarray, leaf: int = 0) -> np.ndarray:
     rule converges geometrically here. The absolute error is about 1e-12 / ``|x|``; at x = 0 the limit is taken at 1e-3
     of the standard deviation.
     """
-    if prior.radial is not None or prior.batch_shape or not 0 <= leaf < prior.tree.n_leaves:
-        raise ValueError(f"prior must have Eq. 11 and no batch shape, and a leaf {leaf}, got {prior}")
     p0, n, log_scale, g = float(prior.tree.p), prior.tree.n_leaves, math.log(prior.scale), scipy.special.loggamma
 
     def log_share(node: Node, leaf: int, k: np.ndarray) -> np.ndarray:
@@ -52,26 +50,21 @@ def coordinate_pdf(prior: LpNested, x: np.ndarray, leaf: int = 0) -> np.ndarray:
 class NestedRadialFactorization(Transform):
     """The transform that makes the coordinates of an Lp-nested source independent.
 
-    At the root, the radius is mapped through its quantiles to the law of Eq. 11, and all coordinates are scaled along:
-    the root's subtrees become independent, and each remains Lp-nested. Then each subtree's radius is mapped to the law
-    that makes its own children independent, and so on. At the end every coordinate is independent and p-generalised
-    normal, with the exponent of the node above it and the source's scale.
+    Under Eq. 11 the root's subtrees are independent, and each is Lp-nested. Each subtree's radius is mapped through its
+    quantiles, to the law that makes its own children independent; all its coordinates are scaled along; and so on. At
+    the end every coordinate is independent and p-generalised normal, with the exponent of the node above it and the
+    source's scale.
 
-    Parameters
-    ----------
-    source : LpNested
-        Distribution without a batch shape, whose parameters are constants here. A radial density needs a ``cdf``.
-    depth : int, optional
-        Number of levels to factorise, all by default; 1 makes the subspaces independent and leaves each as it is.
+    The source has Eq. 11 and no batch shape; its parameters are constants here.
 
     Notes
     -----
     The quantile functions run on the CPU in float64. The map is differentiable in z. Radii whose quantile is within
-    1e-290 of 0 or 1 (1e-15 for a ``cdf``, which loses digits towards it) are scaled as the nearest radius that is not.
+    1e-290 of 0 or 1 are scaled as the nearest radius that is not.
 
     Examples
     --------
-    >>> source = LpNested(Node(2.0, [Node(1.0, 2), 1]), radial=torch.distributions.LogNormal(0.0, 0.5))
+    >>> source = LpNested(Node(2.0, [Node(1.0, 2), 1]))
     >>> transform = NestedRadialFactorization(source)
     >>> z = source.sample((5,)).double()
     >>> torch.allclose(transform.inv(transform(z)), z)
@@ -82,38 +75,27 @@ class NestedRadialFactorization(Transform):
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
-    def __init__(self, source: LpNested, depth: int | None = None, cache_size: int = 0) -> None:
+    def __init__(self, source: LpNested, cache_size: int = 0) -> None:
         super().__init__(cache_size=cache_size)
-        if source.batch_shape:
-            raise ValueError(f"source has batch shape {tuple(source.batch_shape)}; it must have none")
-        if source.radial is not None:
-            source.radial.cdf(torch.ones(()))  # a NotImplementedError here rather than at the first point
-        self.source, self.depth = source, depth
-        self.scale = float(source.scale)
-        self._maps = list(self._plan(source.tree, None, 0))
+        self.source = source
+        self._maps = list(self._plan(source.tree, float(source.tree.p)))
 
-    def _plan(self, node: Node, above: float | None, level: int) -> Iterator[tuple | None]:
-        """Iterate over the maps of all nodes: the laws before and after, each with its range; None for the identity."""
-        exponent, before = float(node.p), None
-        if self.depth is None or level < self.depth:
-            if above is not None and above != exponent:
-                before = _GammaRadius(above, node.n_leaves, self.scale)
-            elif above is None and self.source.radial is not None:
-                before = _GivenRadius(self.source.radial)
-        after = _GammaRadius(exponent, node.n_leaves, self.scale)
-        yield before and ((before, _range(before, after)), (after, _range(after, before)))
+    def _plan(self, node: Node, above: float) -> Iterator[tuple[_RadiusLaw, _RadiusLaw] | None]:
+        """Iterate over the maps of all nodes: the laws before and after; None for the identity."""
+        exponent = float(node.p)
+        laws = [_RadiusLaw(p, node.n_leaves, float(self.source.scale)) for p in (above, exponent)]
+        yield None if above == exponent else tuple(laws)
         for child in node.children:
             if isinstance(child, Node):
-                yield from self._plan(child, exponent, level + 1)
+                yield from self._plan(child, exponent)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, NestedRadialFactorization) and self.source is other.source
-        return same and self.depth == other.depth
+        return isinstance(other, NestedRadialFactorization) and self.source is other.source
 
     __hash__ = None
 
     def with_cache(self, cache_size: int = 1) -> NestedRadialFactorization:
-        return NestedRadialFactorization(self.source, self.depth, cache_size)
+        return NestedRadialFactorization(self.source, cache_size)
 
     def _walk(self, node: Node, z: Tensor, maps: Iterator[tuple | None], inverse: bool) -> tuple[Tensor, Tensor]:
         """Return the mapped coordinates below a node and the log determinant of the forward maps."""
@@ -136,8 +118,6 @@ class NestedRadialFactorization(Transform):
         return z, log_det
 
     def _mapped(self, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if z.shape[-1:] != self.source.event_shape:
-            raise ValueError(f"z must have shape (..., {self.source.tree.n_leaves}), got {tuple(z.shape)}")
         return self._walk(self.source.tree, z, iter(self._maps), inverse)
 
     def _call(self, x: Tensor) -> Tensor:
@@ -154,16 +134,16 @@ def _scale(node: Node, z: Tensor, laws: tuple | None, inverse: bool) -> tuple[Te
     """Return the coordinates scaled by a node's map, and the log determinant of the forward map."""
     if laws is None:
         return z, torch.zeros_like(z[..., 0])
-    (source, limits), (target, _) = laws[::-1] if inverse else laws
-    start = node.log_norm(log_magnitude(z), node.stacked(z.dtype, z.device).detach()).clamp(*limits)
+    source, target = laws[::-1] if inverse else laws
+    start = node.log_norm(log_magnitude(z), node.stacked(z.dtype, z.device).detach()).clamp(*source.limits)
     end = _MapRadius.apply(start, source, target)
     before, after = (end, start) if inverse else (start, end)
     # dr'/dr is the ratio of the densities; each of the other n - 1 directions is scaled by r'/r
-    ratio = laws[0][0].log_density(before) - laws[1][0].log_density(after)
+    ratio = laws[0].log_density(before) - laws[1].log_density(after)
     return z * (end - start).exp()[..., None], node.n_leaves * (after - before) + ratio
 
 
-class _GammaRadius:
+class _RadiusLaw:
     """Law of a radius r with r^p / s ~ Gamma(n / p): Eq. 11 for p = p0, and its consequence for a subtree's radius."""
 
     EDGE = 1e-290  # smallest distance of a quantile from 0 and 1
@@ -171,6 +151,8 @@ class _GammaRadius:
 
     def __init__(self, p: float, n: int, scale: float) -> None:
         self.p, self.shape, self.log_scale = p, n / p, math.log(scale)
+        ends = np.array([self.EDGE, 1 - self.EDGE])
+        self.limits = tuple(self.log_radius(ends, ends[::-1]).tolist())
 
     def quantiles(self, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return P(R < r) and P(R > r)."""
@@ -193,43 +175,6 @@ class _GammaRadius:
         """Return the log density of log r, which is the density of r times r."""
         log_t = self.p * log_r - self.log_scale
         return self.shape * log_t - log_t.exp() + math.log(self.p) - math.lgamma(self.shape)
-
-
-class _GivenRadius:
-    """Law of a radius from a torch distribution with a ``cdf``, inverted by bisection on log r."""
-
-    EDGE = 2.0**-49  # a cdf in double precision does not resolve quantiles nearer to 0 or 1
-
-    def __init__(self, law: Distribution) -> None:
-        self.law = law
-
-    def quantiles(self, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        r = torch.as_tensor(np.exp(log_r))
-        lower = self.law.cdf(self._inside(r)).numpy().clip(self.EDGE / 2, 1 - self.EDGE / 2)
-        return lower, 1 - lower
-
-    def log_radius(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        lower = lower.clip(self.EDGE, 1 - self.EDGE)
-        a, b = np.full_like(lower, -300.0), np.full_like(lower, 300.0)
-        for _ in range(70):  # the bracket of 600 shrinks below the spacing of doubles
-            middle = 0.5 * (a + b)
-            below = self.quantiles(middle)[0] < lower
-            a, b = np.where(below, middle, a), np.where(below, b, middle)
-        return 0.5 * (a + b)
-
-    def log_density(self, log_r: Tensor) -> Tensor:
-        return self.law.log_prob(self._inside(log_r.exp())) + log_r
-
-    def _inside(self, r: Tensor) -> Tensor:
-        """Return the nearest radii in the support."""
-        return r.clamp(self.law.support.lower_bound, getattr(self.law.support, "upper_bound", None))
-
-
-def _range(law: _GammaRadius | _GivenRadius, other: _GammaRadius | _GivenRadius) -> tuple[float, float]:
-    """Return the logarithms of the smallest and largest radius of one law whose quantiles both laws resolve."""
-    edge = max(law.EDGE, other.EDGE)
-    ends = (edge, 1 - edge), (1 - edge, edge)
-    return tuple(float(law.log_radius(np.array(lower), np.array(upper))) for lower, upper in ends)
 
 
 class _MapRadius(torch.autograd.Function):

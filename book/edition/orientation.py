@@ -13,26 +13,17 @@ grows, at every position, so that a code may be bent and is still seen to follow
     learned = learn(model(exponent=4.0, beta=8.0, seed=0, steps=400), dataset)
     learned.code.alignment                                        # 1: along x and y; -1: along the diagonals
 
-Many seeds are a study: ``python -m edition.orientation runs/orientation.yaml`` trains what the table beside the
-specification does not hold yet.
+Many seeds are a study, :class:`edition.studies.OrientationStudy`.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import itertools
 import math
-import os
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import ArrayLike
 from scipy.special import gammaincinv, gammaln
 
@@ -47,7 +38,6 @@ __all__ = [
     "SPRITE",
     "Code",
     "Learned",
-    "Study",
     "bent_cost",
     "best_gain",
     "contours",
@@ -55,24 +45,12 @@ __all__ = [
     "learn",
     "measure",
     "model",
-    "read_table",
-    "run_study",
     "straight_cost",
 ]
 
 SPRITE: dict[str, int] = {"shape": 2, "scale": 5, "orientation": 2}
 """The sprite whose positions are learned: a large heart, turned by 18 degrees. Moved by as far, it changes as many
 pixels in every direction to within five per cent, so that the images themselves hardly prefer one."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the prior prefers
-
-
-def _exponent(p: float) -> float:
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p < math.inf:
-        raise ValueError(f"p must be a positive finite number, got {p!r}")
-    return float(p)
 
 
 def _absolute_moment(p: float, angle: ArrayLike) -> np.ndarray:
@@ -104,15 +82,7 @@ def best_gain(p: float, angle: ArrayLike, scale: float = 1.0) -> np.ndarray:
     -------
     ndarray
         Of the shape of ``angle``.
-
-    Raises
-    ------
-    ValueError
-        If ``p`` or ``scale`` is not positive and finite.
     """
-    p = _exponent(p)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
     return (scale / (p * _absolute_moment(p, angle))) ** (1 / p)
 
 
@@ -139,11 +109,6 @@ def straight_cost(p: float, angle: ArrayLike) -> np.ndarray:
     ndarray
         Nats an image, of the shape of ``angle``.
 
-    Raises
-    ------
-    ValueError
-        If ``p`` is not positive and finite.
-
     Examples
     --------
     A Laplace prior gains by the diagonal, a normal one does not mind:
@@ -151,7 +116,6 @@ def straight_cost(p: float, angle: ArrayLike) -> np.ndarray:
     >>> [round(float(straight_cost(p, 0) - straight_cost(p, math.pi / 4)), 4) + 0.0 for p in (1.0, 2.0, 4.0)]
     [0.1178, 0.0, -0.1438]
     """
-    p = _exponent(p)
     power = 2 / p * (1 + np.log(p * _absolute_moment(p, angle)))
     return power + 2 * (math.log(2) + gammaln(1 + 1 / p)) - math.log(4)
 
@@ -175,7 +139,6 @@ def contours(p: float, masses: ArrayLike, scale: float = 1.0, points: int = 400)
     ndarray
         ``(M, points, 2)``, closed.
     """
-    p = _exponent(p)
     angle = np.linspace(0, 2 * np.pi, points)
     unit = np.stack([np.cos(angle), np.sin(angle)], -1)
     unit /= (np.abs(unit) ** p).sum(-1, keepdims=True) ** (1 / p)
@@ -206,10 +169,6 @@ def bent_cost(angle: ArrayLike) -> np.ndarray:
     return 2 * np.log(large) + small / large
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What training finds
-
-
 @dataclass(frozen=True)
 class Code:
     """How a trained encoder lays out positions; means over its active latents, NaN where it has none."""
@@ -238,11 +197,6 @@ def measure(mean: ArrayLike) -> Code:
     Code
         Gradients are central differences, one-sided at the border. Latents that are not active do not count.
 
-    Raises
-    ------
-    ValueError
-        If ``mean`` has another shape or is not finite.
-
     Examples
     --------
     >>> x, y = np.meshgrid(np.linspace(-1, 1, 32), np.linspace(-1, 1, 32), indexing="ij")
@@ -253,8 +207,6 @@ def measure(mean: ArrayLike) -> Code:
     45.0
     """
     mean = np.asarray(mean, float)
-    if mean.ndim != 3 or min(mean.shape[:2]) < 2 or not np.isfinite(mean).all():
-        raise ValueError(f"mean must be finite and of shape (X, Y, D) with two positions a side, got {mean.shape}")
     active = active_units(torch.from_numpy(mean.reshape(-1, mean.shape[2]).copy())).numpy()
     kept = mean[..., active]
     if not active.any():
@@ -276,10 +228,7 @@ def measure(mean: ArrayLike) -> Code:
 
 
 def images(sprite: Mapping[str, int] = SPRITE) -> FactorDataset:
-    """Return the 1,024 images of dSprites that show one sprite at every position.
-
-    Raises the errors of :meth:`isa.data.FactorDataset.restrict`.
-    """
+    """Return the 1,024 images of dSprites that show one sprite at every position."""
     return data.load("dsprites").restrict(**sprite)
 
 
@@ -288,13 +237,11 @@ def model(*, exponent: float, beta: float, seed: int, steps: int, batch_size: in
 
     The networks are those of A.4. The likelihood of a pixel is Gaussian with variance 1, other than in the paper's
     experiments: its gradients are smooth from the first step, so that a few hundred steps settle the orientation.
-
-    Raises the errors of :class:`isa.run.Run`.
     """
     return Run(
         dataset="dsprites",
         objective="isa-vae",
-        prior=f"{_exponent(exponent)!r}[2]",
+        prior=f"{float(exponent)!r}[2]",
         scale="unit",
         beta=beta,
         seed=seed,
@@ -320,23 +267,10 @@ class Learned:
 def learn(run: Run, dataset: FactorDataset) -> Learned:
     """Train a model and measure its code.
 
-    Parameters
-    ----------
-    run
-        As :func:`model` makes it.
-    dataset
-        One image for every position, as :func:`images` returns them.
-
-    Returns
-    -------
-    Learned
-        With NaN throughout where the run diverged.
-
-    Raises the errors of :func:`isa.engine.train`.
+    The run is from :func:`model`; the data set has one image for every position, as :func:`images` returns them. All is
+    NaN if the run diverged.
     """
     grid = [size for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True) if name in ("x", "y")]
-    if math.prod(grid) != len(dataset):
-        raise ValueError(f"dataset must hold one image for every position, got {dataset!r}")
     # Compiling takes as long as some hundred of these small steps.
     result = train(run, dataset=dataset, compile=False, evaluation=False, progress=False)
     if result.diverged_at is not None:
@@ -351,119 +285,3 @@ def learn(run: Run, dataset: FactorDataset) -> Learned:
     active = active_units(posterior.mean)
     noise = torch.exp(0.5 * posterior.log_var[:, active]).mean().item()
     return Learned(mean, measure(mean), divergence, noise)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A study over seeds
-
-
-@dataclass(frozen=True)
-class Study:
-    """A specification, as read from ``runs/orientation.yaml``: groups of runs, each every combination of its lists."""
-
-    groups: tuple[Mapping[str, Any], ...]
-    """Each with the keys ``beta``, ``steps`` and ``batch_size``, and the lists ``exponents`` and ``seeds``."""
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Study:
-        """Read a specification.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If a key is unknown or missing, or a value is out of range; before anything is trained.
-        """
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(given, dict) or list(given) != ["groups"] or not isinstance(given["groups"], list):
-            raise ValueError(f"{path} must have the one key groups, with a list, got {given!r}")
-        for group in given["groups"]:
-            if not isinstance(group, dict) or sorted(group) != sorted(_GROUP):
-                raise ValueError(f"{path}: every group must have the keys {', '.join(_GROUP)}, got {group!r}")
-            for name in ("exponents", "seeds"):
-                if not isinstance(group[name], list) or not group[name]:
-                    raise ValueError(f"{path}: {name} must be a list of one or more, got {group[name]!r}")
-        study = cls(tuple(given["groups"]))
-        study.runs()
-        return study
-
-    def runs(self) -> dict[tuple[float, ...], Run]:
-        """Every run by its exponent, beta, seed, steps and batch size: seed after seed in every group, so that a group
-        that is interrupted is even.
-        """
-        named = {}
-        for group in self.groups:
-            for seed, p in itertools.product(group["seeds"], group["exponents"]):
-                values = {
-                    "exponent": p,
-                    "seed": seed,
-                    **{name: group[name] for name in ("beta", "steps", "batch_size")},
-                }
-                named[tuple(float(values[name]) for name in _KEYS)] = model(**values)
-        return named
-
-
-_GROUP = ("beta", "steps", "batch_size", "exponents", "seeds")
-_KEYS = ("exponent", "beta", "seed", "steps", "batch_size")
-_COLUMNS = (*_KEYS, "alignment", "tilt", "linear", "active", "divergence", "noise")
-
-
-def read_table(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read a study's table: an array a column, empty where there is no file. A last line without an end is left aside.
-
-    Raises
-    ------
-    ValueError
-        If the columns are not those of such a table.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8") if path.exists() else ",".join(_COLUMNS) + "\n"
-    header, *rows = csv.reader(text[: text.rfind("\n") + 1].splitlines() or [""])
-    if tuple(header) != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
-        raise ValueError(f"{path} must have the columns {', '.join(_COLUMNS)}, got {', '.join(header)}")
-    values = np.array(rows, float).reshape(len(rows), len(_COLUMNS))
-    return dict(zip(_COLUMNS, values.T, strict=True))
-
-
-def run_study(spec: str | os.PathLike[str], report: Callable[[str], object] = lambda line: None) -> None:
-    """Train what the table beside a specification, its ``.csv``, does not hold yet; a row is one write.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As :meth:`Study.read` and :func:`read_table`.
-    """
-    study, path = Study.read(spec), Path(spec).with_suffix(".csv")
-    held = read_table(path)
-    done = set(zip(*(held[name] for name in _KEYS), strict=True))
-    if path.exists():
-        raw = path.read_bytes()
-        os.truncate(path, raw.rfind(b"\n") + 1)
-    else:
-        path.write_text(",".join(_COLUMNS) + "\n", encoding="utf-8")
-    dataset = images()
-    for key, run in study.runs().items():
-        if key in done:
-            continue
-        learned = learn(run, dataset)
-        measured = {**asdict(learned.code), "divergence": learned.divergence, "noise": learned.noise}
-        line = ",".join([f"{value:g}" for value in key] + [f"{value:.4g}" for value in measured.values()])
-        with open(path, "ab", buffering=0) as file:
-            file.write(f"{line}\n".encode())
-        report(line)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """``python -m edition.orientation SPEC``: train what is missing of a study."""
-    parser = argparse.ArgumentParser(prog="python -m edition.orientation", description="Orientation over many seeds.")
-    parser.add_argument("spec", help="runs/orientation.yaml, or one like it; the table is the .csv beside it")
-    chosen = parser.parse_args(arguments)
-    try:
-        run_study(chosen.spec, report=lambda line: print(line, flush=True))
-    except (OSError, TypeError, ValueError) as error:
-        print(f"python -m edition.orientation: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

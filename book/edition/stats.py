@@ -1,4 +1,4 @@
-r"""Statistics over records: what can be said of a number that was measured once for every seed (Sec. 4, A.5).
+r"""Statistics over records, of numbers that were measured once for every seed (Sec. 4, A.5).
 
 Runs differ in their seed alone and are independent, so every function takes plain arrays, one value a run::
 
@@ -6,10 +6,10 @@ Runs differ in their seed alone and are independent, so every function takes pla
     compare(mig_of_vae, mig_of_isa_vae)                       # difference of means, bounds, p-value
     representative(mig, log_likelihood)                       # index of the model that A.5 would show
     compare_curves(curve(beta_1, fit_1, mig_1), curve(beta_2, fit_2, mig_2))  # the trade-off of Fig. 5b as one number
-    dip(mig_of_vae)                                           # whether there is more than one mode
+    dip(mig_of_vae)                                           # p-value of a single mode
 
-An interval or a comparison formats as text, ``f"{compare(a, b):+.2f}"``. A run that diverged has no measurement and is
-to be left out before: values that are not finite are refused.
+An interval or a comparison formats as text, ``f"{compare(a, b):+.2f}"``. All values must be finite: leave out runs that
+diverged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PERMUTATIONS = 19_999  # all of them for up to eight runs a side, of which ther
 _CURVE_RESAMPLES = 1_999
 _DIP_SAMPLES = 1_999
 _ROUNDING = 1e-13
-"""Values that differ by no more than this share of the greatest are equal, and differ by how they were rounded."""
+"""Values that differ by at most this share of the largest are equal up to rounding."""
 
 
 class Interval(NamedTuple):
@@ -79,7 +79,7 @@ class Comparison(NamedTuple):
 
     @property
     def direction(self) -> int:
-        """1 or -1 where the whole interval lies above or below 0, else 0: the sides cannot be told apart."""
+        """1 or -1 if the whole interval lies above or below 0, else 0: the sides do not differ significantly."""
         return int(self.low > 0) - int(self.high < 0)
 
     def __format__(self, spec: str) -> str:
@@ -107,7 +107,7 @@ class Curve(NamedTuple):
 
 
 class CurveComparison(NamedTuple):
-    """How much higher one curve lies than another, averaged over log-likelihoods from ``left`` to ``right``."""
+    """Difference in height of two curves, averaged over log-likelihoods from ``left`` to ``right``."""
 
     difference: float
     low: float
@@ -145,27 +145,8 @@ def _text(spec: str, estimate: float, low: float, high: float, rest: str) -> str
     return f"{estimate:{spec}} ({bounds}{rest})"
 
 
-def _values(name: str, values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values)
-    if values.size == 0:
-        values = values.astype(float)
-    if values.ndim != 1 or values.dtype.kind not in "iufb":
-        raise ValueError(
-            f"{name} must be a one-dimensional array of numbers, got shape {values.shape} of {values.dtype}"
-        )
-    if not np.isfinite(values).all():
-        index = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"{name} must be finite, got {values[index]} at index {index}; leave out runs that diverged")
-    return values.astype(float)
-
-
-def _level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-
-
 def _difference(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the mean of one sample, or the second mean less the first."""
+    """Return the mean of one sample, or the second mean minus the first."""
     return np.mean(samples[-1], axis=axis) - (np.mean(samples[0], axis=axis) if len(samples) == 2 else 0.0)
 
 
@@ -184,10 +165,10 @@ def _bounds(samples: tuple[np.ndarray, ...], level: float, seed: int) -> tuple[f
     quantile = float(stats.t.isf((1 - level) / 2, freedom))
     if 2.0 ** (1 - sizes.min()) > 1 - level:
         return estimate - quantile * error, estimate + quantile * error
-    # a bootstrap's spread is that of the plug-in variance, and its tails are normal: both are made up for
+    # a bootstrap's spread is that of the plug-in variance, and its tails are normal: correct for both
     wider = quantile * error / math.sqrt((variances / sizes).sum())
     with warnings.catch_warnings():
-        # in a heap of equal values BCa may put a bound on an end of what was resampled, which is what is meant
+        # with many equal values BCa may put a bound on an end of the resampled means, as intended
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             samples,
@@ -202,7 +183,7 @@ def _bounds(samples: tuple[np.ndarray, ...], level: float, seed: int) -> tuple[f
 
 
 def mean_interval(values: ArrayLike, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Mean of independent values with a bootstrap confidence interval.
+    """Return the mean of independent values with a bootstrap confidence interval.
 
     The interval is the bias-corrected and accelerated one (BCa; Efron, *Better bootstrap confidence intervals*, 1987),
     widened for small samples as Hesterberg does (*What teachers should know about the bootstrap*, 2015): its level is
@@ -212,62 +193,27 @@ def mean_interval(values: ArrayLike, level: float = LEVEL, seed: int = 0) -> Int
     symmetric distribution lies with probability ``1 - 2^(1 - n)``. Where that is less than ``level`` (for fewer than
     six values at 0.95) the interval is Student's t instead; it takes the values for normal, and is wide.
 
-    Parameters
-    ----------
-    values
-        ``(n,)``.
-    level
-        Probability with which the interval covers the mean.
-    seed
-        Of the resampling.
-
-    Returns
-    -------
-    Interval
-        With bounds that are NaN for fewer than three values, of which no interval is worth drawing, and a mean that is
-        NaN for none. Values that are equal, up to rounding, give an interval without width.
-
-    Raises
-    ------
-    ValueError
-        If the values are not finite numbers in one dimension, or the level is no probability.
+    Bounds are NaN for fewer than three of the ``(n,)`` values, and the mean is NaN for none. Values that are equal, up
+    to rounding, give an interval of width zero. ``seed`` is that of the resampling.
     """
-    _level(level)
-    values = _values("values", values)
+    values = np.asarray(values, dtype=float)
     estimate = float(values.mean()) if len(values) else math.nan
     return Interval(estimate, *_bounds((values,), level, seed), len(values))
 
 
 def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, seed: int = 0) -> Comparison:
-    """Difference of two means over independent runs, second less first: bootstrap interval and permutation test.
+    """Return the difference of two means over independent runs, second minus first, with interval and p-value.
 
     The interval is that of :func:`mean_interval` for two samples: BCa, widened to the degrees of freedom of Welch's t,
-    and Welch's t itself where either side has too few values. The test asks how often a difference at least this far
-    out arises when the values are dealt to the two sides at random, and doubles the smaller tail: over all deals where
-    there are fewer than 20,000 of them (up to eight values a side), else over 19,999 random ones. It is a test that
-    both sides have one distribution, of which the difference of means is what is looked at.
+    and Welch's t itself where either side has too few values. The p-value is that of a permutation test of the
+    difference of means, twice the smaller tail: over all assignments of the values to the two sides if there are fewer
+    than 20,000 (up to eight values a side), else over 19,999 random ones. Its null hypothesis is that both sides have
+    one distribution.
 
-    Parameters
-    ----------
-    first, second
-        ``(n_first,)`` and ``(n_second,)``; not paired.
-    level
-        Probability with which the interval covers the difference.
-    seed
-        Of the resampling and of random deals.
-
-    Returns
-    -------
-    Comparison
-        With bounds that are NaN where either side has fewer than three values, and everything NaN where one has none.
-
-    Raises
-    ------
-    ValueError
-        As :func:`mean_interval`.
+    The values ``(n_first,)`` and ``(n_second,)`` are not paired. Bounds are NaN where either side has fewer than three,
+    and everything is NaN where one has none. ``seed`` is that of the resampling and of random assignments.
     """
-    _level(level)
-    first, second = _values("first", first), _values("second", second)
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if not len(first) or not len(second):
         return Comparison(math.nan, math.nan, math.nan, math.nan, len(first), len(second))
     difference = float(_difference(first, second))
@@ -277,23 +223,19 @@ def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, seed: int
         p_value = min(1.0, 2 * min((pooled <= one).mean(), (pooled >= one).mean()))
     else:
         p_value = stats.permutation_test(
-            (first, second),
-            _difference,
-            vectorized=True,
-            n_resamples=_PERMUTATIONS,
-            rng=np.random.default_rng(seed),
+            (first, second), _difference, vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(seed)
         ).pvalue
     return Comparison(difference, *bounds, float(p_value), len(first), len(second))
 
 
 def standard_error(values: ArrayLike) -> float:
-    """Standard error of the mean of independent values, as the paper's error bars; NaN for fewer than two."""
-    values = _values("values", values)
+    """Return the standard error of the mean, as the paper's error bars; NaN for fewer than two values."""
+    values = np.asarray(values, dtype=float)
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:
-    r"""Choose the model that stands for the others, as A.5 does.
+    r"""Return the index of the model that represents the others, as A.5 chooses it.
 
     Among the upper half by MIG (all runs whose MIG is at least the median) the one with the least distance
 
@@ -303,28 +245,10 @@ def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:
     Mahalanobis distance "defined by mean and variance of MIG score and reconstruction loss". This is read to the
     letter, as two variances without the covariance between them; with it, any three runs would be at one distance.
 
-    Parameters
-    ----------
-    mig, log_likelihood
-        ``(n,)`` each, one value a run.
-
-    Returns
-    -------
-    int
-        Its index. Of several at the least distance (as when the upper half has two runs) it is the one with the
-        greatest MIG, then with the greatest log-likelihood, then the first.
-
-    Raises
-    ------
-    ValueError
-        If there is no run, the lengths differ, or a value is not finite.
+    Of several at the minimum distance (as when the upper half has two runs) it is the one with the highest MIG, then
+    with the highest log-likelihood, then the first.
     """
-    mig, log_likelihood = _values("mig", mig), _values("log_likelihood", log_likelihood)
-    if not len(mig) or len(mig) != len(log_likelihood):
-        raise ValueError(
-            f"mig and log_likelihood must have one value for each of at least one run, got {len(mig)} and "
-            f"{len(log_likelihood)}"
-        )
+    mig, log_likelihood = np.asarray(mig, dtype=float), np.asarray(log_likelihood, dtype=float)
     upper = np.flatnonzero(mig >= np.median(mig))
     distance = np.zeros(len(upper))
     for values in (mig[upper], log_likelihood[upper]):
@@ -335,19 +259,9 @@ def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """P-values that hold for all tests of a family together (Holm, 1979); those that are NaN are no part of it.
+    """Return p-values that hold for all tests of a family together (Holm, 1979), except those that are NaN.
 
     The i-th smallest of m is multiplied by ``m + 1 - i``, then raised to those before it, and cut off at 1.
-
-    Parameters
-    ----------
-    p_values
-        ``(m,)``.
-
-    Returns
-    -------
-    ndarray
-        ``(m,)``, in the same order.
     """
     p_values = np.asarray(p_values, dtype=float)
     adjusted = p_values.copy()
@@ -357,25 +271,11 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike) -> Curve:
-    """Mean and standard error of MIG and log-likelihood at each beta, as Fig. 5b, 5c and 6 show them.
+    """Return mean and standard error of MIG and log-likelihood at each beta, as Fig. 5b, 5c and 6 show them.
 
-    Parameters
-    ----------
-    beta, log_likelihood, mig
-        ``(R,)`` each, one value a run.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ or a value is not finite.
+    Each argument is ``(R,)``, one value a run.
     """
-    given = {"beta": beta, "log_likelihood": log_likelihood, "mig": mig}
-    columns = [_values(name, values) for name, values in given.items()]
-    if len({len(column) for column in columns}) > 1:
-        raise ValueError(
-            f"beta, log_likelihood and mig must have one value for each run, got {[len(column) for column in columns]}"
-        )
-    runs = np.stack(columns, 1)
+    runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig)], 1)
     betas = np.unique(runs[:, 0])
     groups = [runs[runs[:, 0] == value, 1:] for value in betas]
     means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
@@ -384,36 +284,23 @@ def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike) -> Curve:
 
 
 def _on_grid(means: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """MIG over a grid of log-likelihood by linear interpolation, of means ``(B, 2)``: log-likelihood, MIG."""
+    """Interpolate means ``(B, 2)`` of log-likelihood and MIG: return the MIG on a grid of log-likelihood."""
     return np.interp(grid, *means[np.argsort(means[:, 0])].T)
 
 
 def compare_curves(first: Curve, second: Curve, level: float = LEVEL, seed: int = 0) -> CurveComparison:
-    """How much more MIG the second method reaches at an equal log-likelihood: the trade-off of Fig. 5b as one number.
+    """Return how much more MIG the second method reaches at equal log-likelihood: the trade-off of Fig. 5b as a number.
 
     Each method's means, one a beta, are joined by straight lines in the plane of MIG and log-likelihood. The second
-    line's height less the first's is averaged over the log-likelihoods that both reach.
+    line's height minus the first's is averaged over the log-likelihoods that both reach.
 
     The interval is a percentile bootstrap: runs are resampled within each method and beta, their deviations from the
     mean stretched by the square root of n / (n - 1), with which the spread of few runs is not underestimated. The test
-    deals the runs of each beta that both methods have to the methods at random, and doubles the smaller tail.
+    permutes the runs of each beta that both methods have between the methods, and doubles the smaller tail.
 
-    Parameters
-    ----------
-    first, second
-        From :func:`curve`.
-    level
-        Probability with which the interval covers the difference.
-    seed
-        Of the resampling and the deals.
-
-    Returns
-    -------
-    CurveComparison
-        All NaN where the curves have no log-likelihood in common; bounds and p-value are NaN where a beta has less than
-        three runs.
+    All is NaN if the curves have no log-likelihood in common; bounds and p-value are NaN if a beta has fewer than three
+    runs. ``seed`` is that of the resampling and the permutations.
     """
-    _level(level)
     means = [np.stack([one.log_likelihood, one.mig], 1) for one in (first, second)]
     nothing = CurveComparison(*[math.nan] * 6)
     if min(map(len, means)) < 2:
@@ -455,7 +342,7 @@ def compare_curves(first: Curve, second: Curve, level: float = LEVEL, seed: int 
 
 
 def _hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices of the corners of the greatest convex function that is at most y at each x; x ascends strictly."""
+    """Return indices of the corners of the greatest convex minorant of y at x, which ascends strictly."""
     corners: list[int] = []
     for i in range(len(x)):
         while len(corners) > 1:
@@ -503,32 +390,17 @@ def _uniform_dips(n: int, seed: int) -> np.ndarray:
 
 
 def dip(values: ArrayLike, seed: int = 0) -> Dip:
-    """Whether a distribution has more than one mode, as A.5 says of the MIG: the dip test of unimodality.
+    """Test if a distribution has a single mode, which A.5 denies of the MIG: the dip test of unimodality.
 
-    The dip is the greatest distance between the distribution function of the sample and the closest one that has a
+    The dip is the maximum distance between the distribution function of the sample and the closest one that has a
     single mode (Hartigan and Hartigan, *The dip test of unimodality*, 1985). It does not change when values are
     shifted, scaled or mirrored. Its p-value is the share of uniform samples of the same size, of 1,999 and this one,
-    whose dip is at least as large: of all distributions with one mode the uniform one is the hardest to tell from two,
-    so that a small p-value speaks against every single mode. A large one, with few values, says little.
+    whose dip is at least as large. Of all distributions with one mode the uniform one is the hardest to distinguish
+    from two modes, so a small p-value speaks against any single mode. A large one, with few values, says little.
 
-    Parameters
-    ----------
-    values
-        ``(n,)``.
-    seed
-        Of the uniform samples.
-
-    Returns
-    -------
-    Dip
-        NaN, with their number, for fewer than four values, which always have some single mode nearest by.
-
-    Raises
-    ------
-    ValueError
-        As :func:`mean_interval`.
+    Statistic and p-value are NaN for fewer than four values. ``seed`` is that of the uniform samples.
     """
-    values = _values("values", values)
+    values = np.asarray(values, dtype=float)
     if len(values) < 4:
         return Dip(math.nan, math.nan, len(values))
     statistic = _dip(values)

@@ -1,8 +1,8 @@
-"""What the images themselves allow a representation to know about a factor.
+"""Upper bounds on a representation's information about a factor, from the images themselves.
 
-A representation is computed from the image, so that its mutual information with a factor :math:`v` is at most that of
-the image itself. Images are deterministic: the finest code is the image's class, all images of the grid with the same
-pixels. The factors are uniform on their grid, so that
+A representation is computed from the image, so its mutual information with a factor :math:`v` is at most that of
+the image. Images are deterministic: the finest code is the image's class, all images of the grid with the same
+pixels. The factors are uniform on their grid, so
 
 .. math::
 
@@ -38,20 +38,8 @@ PERIODS = {"square": 90.0, "ellipse": 180.0, "heart": 360.0}
 
 
 def image_classes(dataset: FactorDataset) -> np.ndarray:
-    """Class of every image: two images have the same number where, and only where, all their pixels agree.
+    """Return the class of every image, ``int64`` ``(N,)`` from 0: two images share one if all their pixels agree.
 
-    Parameters
-    ----------
-    dataset : FactorDataset
-        On the CPU.
-
-    Returns
-    -------
-    ndarray
-        ``int64`` ``(N,)``, numbered from 0.
-
-    Notes
-    -----
     Images are sorted by a 64-bit hash, and every image is then compared with the first of its class.
     """
     rows = dataset.storage.numpy().reshape(len(dataset), -1)
@@ -75,21 +63,14 @@ def image_classes(dataset: FactorDataset) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FactorBound:
-    """Most that a code of the images can know about a factor.
-
-    Attributes
-    ----------
-    entropy : float
-        ``log |v|``, nats.
-    information : float
-        ``I(code; v)``, nats.
-    by_first : ndarray
-        The same within every value of the data set's first factor (dSprites: its shape), whose mean is ``information``.
-    """
+    """Information of a code of the images about a factor, in nats."""
 
     entropy: float
+    """Logarithm of the number of the factor's values."""
     information: float
+    """``I(code; v)``."""
     by_first: np.ndarray
+    """The same within every value of the data set's first factor (dSprites: its shape); its mean is ``information``."""
 
     @property
     def share(self) -> float:
@@ -103,25 +84,10 @@ class FactorBound:
 
 
 def factor_bounds(dataset: FactorDataset, classes: np.ndarray) -> dict[str, FactorBound]:
-    """Mutual information of a code of the images and each factor, by factor name.
+    """Return the mutual information of a code of the images and each factor, by factor name.
 
-    Parameters
-    ----------
-    dataset : FactorDataset
-        Gives the grid of factors.
-    classes : ndarray
-        ``int64`` ``(N,)``: the code of every image, an integer from 0. :func:`image_classes` gives the finest.
-
-    Raises
-    ------
-    ValueError
-        Where the classes do not fit the data set.
+    ``classes`` ``(N,)`` is the code of every image, an integer from 0; :func:`image_classes` gives the finest.
     """
-    classes = np.asarray(classes)
-    if classes.shape != (len(dataset),) or classes.dtype.kind not in "iu" or classes.min() < 0:
-        raise ValueError(
-            f"classes must be {len(dataset)} integers from 0, got {classes.dtype} of shape {classes.shape}"
-        )
     sizes = np.bincount(classes)
     bounds = {}
     stride = len(dataset)
@@ -136,22 +102,10 @@ def factor_bounds(dataset: FactorDataset, classes: np.ndarray) -> dict[str, Fact
 
 
 def symmetric_code(dataset: FactorDataset, width: float) -> np.ndarray:
-    """Code that knows a sprite's shape, and its angle up to the shape's symmetry in cells of some width.
+    """Return a code of dSprites, ``int64`` ``(N,)``: shape, and angle up to the shape's symmetry in cells.
 
-    Parameters
-    ----------
-    dataset : FactorDataset
-        dSprites.
-    width : float
-        Width of the cells in degrees, counted from 0 in every shape's period (see :data:`PERIODS`).
-
-    Returns
-    -------
-    ndarray
-        ``int64`` ``(N,)``, for :func:`factor_bounds`.
+    ``width`` is that of the cells in degrees, counted from 0 in every shape's period (see :data:`PERIODS`).
     """
-    if not width > 0:
-        raise ValueError(f"width must be positive, got {width}")
     grid = np.unravel_index(np.arange(len(dataset)), dataset.factor_sizes)
     shape = grid[dataset.factor_names.index("shape")]
     orientation = grid[dataset.factor_names.index("orientation")]
@@ -163,22 +117,11 @@ def symmetric_code(dataset: FactorDataset, width: float) -> np.ndarray:
 
 
 def rotation_differences(dataset: FactorDataset, step: int = 8) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """How much of a sprite changes when it is turned, by shape.
+    """Return the angles between two orientations of dSprites, ``(D,)`` degrees, and the share of pixels that change.
 
-    Parameters
-    ----------
-    dataset : FactorDataset
-        dSprites, on the CPU.
-    step : int
-        Every ``step``-th position in x and in y is looked at, and all scales.
-
-    Returns
-    -------
-    angles : ndarray
-        ``(D,)`` angles between two orientations of the grid, degrees.
-    shares : dict
-        By shape name ``(D,)``: over all pairs of images that far apart and otherwise equal, pixels that differ divided
-        by the lit pixels of both. 0 where the images agree, 1 where they have no pixel in common.
+    The shares ``(D,)``, by shape, are over all pairs of images that far apart and otherwise equal, at all scales and at
+    every ``step``-th position in x and in y: pixels that differ divided by the lit pixels of both. They are 0 where the
+    images agree, and 1 where they have no pixel in common.
     """
     shapes, _, orientations, *_ = dataset.factor_sizes
     words = dataset.storage.numpy().view(np.uint64).reshape(*dataset.factor_sizes, -1)
@@ -194,7 +137,7 @@ def rotation_differences(dataset: FactorDataset, step: int = 8) -> tuple[np.ndar
 
 
 def angle_information(angles: np.ndarray, period: float, deviation: float, resolution: int = 8192) -> float:
-    """Mutual information of a uniform choice among angles and a noisy reading of the angle within a period.
+    """Return the mutual information of a uniform choice among angles and a noisy angle within a period, in nats.
 
     .. math:: I = h(y) - h(y \\mid v), \\qquad y = (\\theta_v + \\sigma \\epsilon) \\bmod P, \\quad
               \\epsilon \\sim \\mathcal N(0, 1),
@@ -202,33 +145,10 @@ def angle_information(angles: np.ndarray, period: float, deviation: float, resol
     with both differential entropies by the trapezoidal rule on the circle, which is exact to rounding for densities
     this smooth as long as ``deviation`` is several cells wide.
 
-    Parameters
-    ----------
-    angles : ndarray
-        ``(V,)`` the angles, degrees; equal angles cannot be told apart.
-    period : float
-        The sprite looks the same after a turn by this much, degrees: see :data:`PERIODS`.
-    deviation : float
-        Standard deviation of the reading, degrees.
-    resolution : int
-        Number of points on the circle.
-
-    Returns
-    -------
-    float
-        Nats, between 0 and ``log V``.
-
-    Raises
-    ------
-    ValueError
-        Where the points are too few for the deviation.
+    Angles ``(V,)``, period and deviation are in degrees. The sprite looks the same after a turn by the period, see
+    :data:`PERIODS`; ``deviation`` is the standard deviation of the reading, ``resolution`` the number of points on the
+    circle.
     """
-    if not deviation > 0 or not period > 0:
-        raise ValueError(f"period and deviation must be positive, got {period} and {deviation}")
-    if deviation * resolution < 2 * period:
-        raise ValueError(
-            f"resolution must be at least 2 period / deviation = {2 * period / deviation:.0f}, got {resolution}"
-        )
     points = np.arange(resolution) * period / resolution
     distance = np.angle(np.exp(2j * np.pi * points / period)) * period / (2 * np.pi)
     wraps = np.arange(-math.ceil(9 * deviation / period), math.ceil(9 * deviation / period) + 1) * period

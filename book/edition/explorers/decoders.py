@@ -65,6 +65,7 @@ _RUN += ("active_units", "images_title", "procedural", "commit")
 """Fields kept of a run's record."""
 _FLOOR = 1e-7  # of the largest eigenvalue: directions of activations below it are rounding errors
 _BATCH = 2048
+_IMAGES = 20_000  # at most, drawn at random: to fit to, and as many others to measure the error over
 
 
 class Layer(NamedTuple):
@@ -270,31 +271,20 @@ def _ranks(spectra: Sequence[Tensor], sizes: Sequence[tuple[int, int]], room: in
     most = [
         min(int((power > 0).sum()), math.ceil(n * m / (n + m))) for power, (n, m) in zip(spectra, sizes, strict=True)
     ]
-    room -= sum(_rank_bytes(n, m) for n, m in sizes)
-    while True:
-        open_layers = [i for i, (n, m) in enumerate(sizes) if ranks[i] < most[i] and _rank_bytes(n, m) <= room]
-        if room < 0 or not open_layers:
-            return ranks
-
-        def gain(i: int) -> float:
-            return float(spectra[i][ranks[i]] / spectra[i].sum()) / _rank_bytes(*sizes[i])
-
-        best = max(open_layers, key=gain)
+    cost = [_rank_bytes(n, m) for n, m in sizes]
+    room -= sum(cost)
+    while grows := [i for i in range(len(sizes)) if ranks[i] < most[i] and cost[i] <= room]:
+        best = max(grows, key=lambda i: float(spectra[i][ranks[i]] / spectra[i].sum()) / cost[i])
         ranks[best] += 1
-        room -= _rank_bytes(*sizes[best])
+        room -= cost[best]
+    return ranks
 
 
 @torch.no_grad()
 def compress(
-    model: models.VAE,
-    mean: Tensor,
-    log_var: Tensor,
-    *,
-    likelihood: str = "bernoulli",
-    most_bytes: int = 2_000_000,
-    seed: int = 0,
+    model: models.VAE, mean: Tensor, log_var: Tensor, likelihood: str = "bernoulli", most_bytes: int = 2_000_000
 ) -> CompressedDecoder:
-    """Compress a model's decoder, so that it stays close on samples of these posteriors.
+    """Compress a model's decoder, so that it stays close on samples of these posteriors; with an empty ``about``.
 
     Parameters
     ----------
@@ -306,19 +296,12 @@ def compress(
         Of the decoder's outputs, ``"bernoulli"`` or ``"gaussian"``.
     most_bytes
         Maximum size of the weights.
-    seed
-        Of the samples.
-
-    Returns
-    -------
-    CompressedDecoder
-        With an empty ``about``.
     """
     linear, between = list(model.decoder.net)[::2], list(model.decoder.net)[1::2]
     if not all(isinstance(one, nn.Linear) for one in linear) or not all(isinstance(one, nn.Tanh) for one in between):
         raise ValueError("model must have a decoder of linear layers with tanh between them, as the perceptrons of A.4")
     widest = max(one.in_features for one in linear)
-    z = _samples(mean, log_var, seed)
+    z = _samples(mean, log_var, seed=0)
     sizes = [(one.in_features, one.out_features) for one in linear]
     first = Layer(((None, linear[0].weight.float().numpy().copy()),), linear[0].bias.float().numpy().copy())
     fixed = _layer_bytes(32, sizes[0]) + sum(_layer_bytes(8, (n, 1, m)) - _rank_bytes(n, m) for n, m in sizes[1:])
@@ -340,7 +323,7 @@ def compress(
     weights = [weight + 1e-6 * weight.max() for weight in weights]
 
     inputs = [linear[0](z), *outputs[:-1]]
-    few = slice(max(2 * widest, _BATCH))  # enough to deal the ranks by
+    few = slice(max(2 * widest, _BATCH))  # enough to assign the ranks by
     spectra = [Regression(h[few].tanh(), y[few], w).power for h, y, w in zip(inputs, outputs, weights, strict=True)]
     layers, h = [first], inputs[0]
     for y, weight, rank in zip(outputs, weights, _ranks(spectra, sizes[1:], room), strict=True):
@@ -380,30 +363,11 @@ def _error(
     return {"images": len(index), "pixel": pixel, "log_likelihood": ours, "original_log_likelihood": theirs}
 
 
-def export(
-    folder: str | os.PathLike[str],
-    dataset: FactorDataset | None = None,
-    *,
-    most_bytes: int = 2_000_000,
-    fitted: int = 20_000,
-    measured: int = 20_000,
-    seed: int = 0,
-) -> CompressedDecoder:
-    """Compress the decoder of a kept model, and measure it.
+def export(folder: str | os.PathLike[str], dataset: FactorDataset | None = None) -> CompressedDecoder:
+    """Compress the decoder of a kept model, and measure it on images that it was not fitted to.
 
-    Parameters
-    ----------
-    folder
-        Of a model, as ``isa sweep --keep-models`` leaves them: ``model.safetensors`` and ``record.json``.
-    dataset
-        Its images; by default they are loaded.
-    most_bytes
-        See :func:`compress`.
-    fitted, measured
-        Numbers of images, drawn at random without repetition, that the factors are fitted to, and of others over which
-        the error is measured; at most half of the images each.
-    seed
-        Of the choice of images, and of the samples.
+    The folder has ``model.safetensors`` and ``record.json``, as ``isa sweep --keep-models`` leaves them. By default the
+    run's data set is loaded.
     """
     folder = Path(folder)
     record = results.read_record(folder / "record.json")
@@ -412,13 +376,12 @@ def export(
         raise ValueError(f"{folder} must hold a model with its record, and the run must have been measured")
     record |= {**run.to_dict(), "key": run.key}
     dataset = data.load(run.dataset, run.source) if dataset is None else dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    fitted = min(fitted, len(dataset) // 2)
-    index = order[: fitted + measured]
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    fitted = min(_IMAGES, len(dataset) // 2)
+    index = order[: fitted + _IMAGES]
     mean, log_var = _posteriors(model, dataset, index)
-    options = {"likelihood": run.likelihood, "most_bytes": most_bytes, "seed": seed}
-    compressed = compress(model, mean[:fitted], log_var[:fitted], **options)
-    held_out = _samples(mean[fitted:], log_var[fitted:], seed + 1)
+    compressed = compress(model, mean[:fitted], log_var[:fitted], run.likelihood)
+    held_out = _samples(mean[fitted:], log_var[fitted:], seed=1)
     about = {
         "run": {name: record[name] for name in _RUN},
         "sliders": _sliders(mean, record),

@@ -50,16 +50,8 @@ def _label(factor: _Factor, position: int) -> str:
 def traversals(rows: Sequence[tuple[_Factor, np.ndarray, np.ndarray]], title: str | None = None) -> Figure:
     """One row of images a factor.
 
-    Parameters
-    ----------
-    rows : sequence of tuple
-        The factor, the positions ``(C,)`` of the values shown, and their images ``(C, channels, H, W)`` in [0, 1].
-    title : str, optional
-        Title of the figure.
-
-    Returns
-    -------
-    Figure
+    ``rows``: the factor, the positions ``(C,)`` of the values shown, and their images ``(C, channels, H, W)`` in [0,
+    1]; ``title``: title of the figure.
     """
     columns = max(len(positions) for _, positions, _ in rows)
     with style.styled():
@@ -92,20 +84,9 @@ def sheet(
 ) -> Figure:
     """Images in rows and columns.
 
-    Parameters
-    ----------
-    images : ndarray
-        ``(R, C, channels, H, W)`` in [0, 1].
-    row_label, column_label : str
-        What varies down and across.
-    row_values, column_values : sequence of str
-        Value of every row and column, where they are to be written.
-    title : str, optional
-        Title of the figure.
-
-    Returns
-    -------
-    Figure
+    ``images``: ``(R, C, channels, H, W)`` in [0, 1]; ``row_label``, ``column_label``: what varies down and across;
+    ``row_values``, ``column_values``: value of every row and column, where they are to be written; ``title``: title of
+    the figure.
     """
     rows, columns = images.shape[:2]
     side = images.shape[-1]
@@ -127,16 +108,8 @@ def sheet(
 def rotation_difference(angles: np.ndarray, differences: dict[str, np.ndarray]) -> Figure:
     """Share of a sprite's pixels that change when it is turned.
 
-    Parameters
-    ----------
-    angles : ndarray
-        ``(D,)`` angles between two orientations, degrees.
-    differences : dict
-        By shape, ``(D,)``: pixels that differ, as a share of the pixels of both sprites.
-
-    Returns
-    -------
-    Figure
+    ``angles``: ``(D,)`` angles between two orientations, degrees; ``differences``: by shape, ``(D,)``: pixels that
+    differ, as a share of the pixels of both sprites.
     """
     with style.styled():
         figure, axes = style.subplots(height=3.2)
@@ -155,18 +128,8 @@ def rotation_difference(angles: np.ndarray, differences: dict[str, np.ndarray]) 
 def orientation_bound(precision: np.ndarray, bounds: dict[str, np.ndarray], exact: float) -> Figure:
     """Greatest share of an orientation's entropy that a code of finite precision can hold.
 
-    Parameters
-    ----------
-    precision : ndarray
-        ``(S,)`` standard deviation of the code's angle, degrees.
-    bounds : dict
-        By shape, and ``"all shapes"``: ``(S,)`` mutual information over ``log 40``.
-    exact : float
-        The same for the images themselves, all shapes.
-
-    Returns
-    -------
-    Figure
+    ``precision``: ``(S,)`` standard deviation of the code's angle, degrees; ``bounds``: by shape, and ``"all shapes"``:
+    ``(S,)`` mutual information over ``log 40``; ``exact``: the same for the images themselves, all shapes.
     """
     with style.styled():
         figure, axes = style.subplots(height=3.4)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from edition.figures.latents import _picture
+from edition.figures.latents import picture
 from edition.figures.style import BLUE, VERMILION, WIDTH, bare, styled, subplots
 
 
@@ -16,13 +16,9 @@ def prior_stills(
 ) -> Figure:
     """Two plane sections of a density and its samples in the second plane: one row a setting.
 
-    Parameters
-    ----------
-    stills
-        Title of each row to the closed curves f = 1 in the two planes, each ``(M, 2)``, the factors ``(D,)`` that make
-        the density's contours out of them, and samples ``(N, 2)``.
-    names
-        Of the two coordinates of each plane.
+    ``stills``: title of each row to the closed curves f = 1 in the two planes, each ``(M, 2)``, the factors ``(D,)``
+    that make the density's contours out of them, and samples ``(N, 2)``; ``names``: of the two coordinates of each
+    plane.
     """
     with styled():
         figure, axes = subplots(len(stills), 3, height=2.3 * len(stills), squeeze=False)
@@ -45,10 +41,8 @@ def prior_stills(
 def latent_stills(panels: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
     """Images along each active latent of several models, one panel below the other.
 
-    Parameters
-    ----------
-    panels
-        Title of each to the names of its rows, and its images, uint8 ``(rows, steps, channels, height, width)``.
+    ``panels``: title of each to the names of its rows, and its images, uint8 ``(rows, steps, channels, height,
+    width)``.
     """
     label = 0.9
     side = (WIDTH - label) / max(images.shape[1] for _, images in panels.values())
@@ -62,7 +56,7 @@ def latent_stills(panels: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Fig
                 bare(axes)
                 axes.text(0, 1, "No latent is active.", va="top", transform=axes.transAxes)
                 continue
-            middles, columns = _picture(axes, images)
+            middles, columns = picture(axes, images)
             axes.set_anchor("W")
             axes.set_yticks(middles, rows)
             axes.set_xticks(columns[[0, -1]], ["least", "greatest"])

@@ -58,18 +58,9 @@ def rotated_weights(
 ) -> Figure:
     """Weights, exact posterior and mean-field posterior: one row for each rotation.
 
-    Parameters
-    ----------
-    weights : array, (R, 2, 2)
-        Weights; their columns are drawn as arrows.
-    marginal : array, (2, 2)
-        Covariance of the data under the model.
-    exact : array, (R, 2, 2)
-        Covariance of the exact posterior.
-    approximate : array, (R, 2)
-        Variances of the mean-field posterior.
-    titles : sequence of str
-        One for each row.
+    ``weights`` ``(R, 2, 2)``: weights; their columns are drawn as arrows; ``marginal`` ``(2, 2)``: covariance of the
+    data under the model; ``exact`` ``(R, 2, 2)``: covariance of the exact posterior; ``approximate`` ``(R, 2)``:
+    variances of the mean-field posterior; ``titles``: one for each row.
     """
     with style.styled():
         figure, axes = style.subplots(len(weights), 3, height=2.2 * len(weights), squeeze=False)
@@ -100,14 +91,7 @@ def against_angle(
 ) -> Figure:
     """Log-likelihood and free energy against the rotation, with lines at the rotations that the page shows.
 
-    Parameters
-    ----------
-    angles : array, (A,)
-        Radians.
-    log_likelihood, free_energy : array, (A,)
-        Nats.
-    shown : sequence of float
-        Radians.
+    ``angles`` ``(A,)``: radians; ``log_likelihood``, ``free_energy`` ``(A,)``: nats; ``shown``: radians.
     """
     with style.styled():
         figure, axes = style.subplots(height=3.2)
@@ -123,20 +107,12 @@ def against_angle(
 
 
 def against_alpha(
-    alpha: np.ndarray,
-    log_likelihood: np.ndarray,
-    free_energy: np.ndarray,
-    reconstruction: np.ndarray,
-    kl: np.ndarray,
+    alpha: np.ndarray, log_likelihood: np.ndarray, free_energy: np.ndarray, reconstruction: np.ndarray, kl: np.ndarray
 ) -> Figure:
     """The pruning experiment: likelihood and free energy, and the free energy's two terms as changes since alpha = 0.
 
-    Parameters
-    ----------
-    alpha : array, (A,)
-        Amplitude of the first latent.
-    log_likelihood, free_energy, reconstruction, kl : array, (A,)
-        Nats.
+    ``alpha`` ``(A,)``: amplitude of the first latent; ``log_likelihood``, ``free_energy``, ``reconstruction``, ``kl``
+    ``(A,)``: nats.
     """
     with style.styled():
         figure, (left, right) = style.subplots(1, 2, height=3.4)
@@ -159,14 +135,8 @@ def against_alpha(
 def posterior_panels(titles: Sequence[str], exact: np.ndarray, approximate: np.ndarray) -> Figure:
     """Exact and mean-field posterior of two latents over the prior, one panel a setting, at one standard deviation.
 
-    Parameters
-    ----------
-    titles : sequence of str, (P,)
-        One for each panel.
-    exact : array, (P, 2, 2)
-        Covariance of the exact posterior.
-    approximate : array, (P, 2)
-        Variances of the mean-field posterior.
+    ``titles`` ``(P,)``: one for each panel; ``exact`` ``(P, 2, 2)``: covariance of the exact posterior; ``approximate``
+    ``(P, 2)``: variances of the mean-field posterior.
     """
     lines = {"exact": (EXACT, "-"), "mean field": (APPROXIMATE, (0, (4, 2))), "prior": (style.GREY, ":")}
     with style.styled():
@@ -194,14 +164,9 @@ def pruned_latent(
 ) -> Figure:
     """Variance of the latent that is pruned, and its KL from the prior, as its amplitude falls to 0.
 
-    Parameters
-    ----------
-    alpha : array, (A,)
-        Amplitude of the latent.
-    exact_var, var, mean_power : array, (A,)
-        Variance under the exact and the mean-field posterior, mean square of the posterior mean over the data.
-    kl : array, (A,)
-        Nats for each data point.
+    ``alpha`` ``(A,)``: amplitude of the latent; ``exact_var``, ``var``, ``mean_power`` ``(A,)``: variance under the
+    exact and the mean-field posterior, mean square of the posterior mean over the data; ``kl`` ``(A,)``: nats for each
+    data point.
     """
     with style.styled():
         figure, (left, right) = style.subplots(1, 2, height=3.2)
@@ -221,12 +186,8 @@ def pruned_latent(
 def climbs(before: np.ndarray, after: np.ndarray, target: np.ndarray) -> Figure:
     """Lengths of the columns of W before and after climbing the free energy, from many random starts.
 
-    Parameters
-    ----------
-    before, after : array, (S, K)
-        Column lengths, sorted within each start, the longest first.
-    target : array, (K,)
-        Lengths at the global optimum.
+    ``before``, ``after`` ``(S, K)``: column lengths, sorted within each start, the longest first; ``target`` ``(K,)``:
+    lengths at the global optimum.
     """
     with style.styled():
         figure, axes = style.subplots(height=3.4)
@@ -249,18 +210,9 @@ def against_beta(
 ) -> Figure:
     """Free energy below its maximum, for several beta: over the rotation, and over the pruned latent's amplitude.
 
-    Parameters
-    ----------
-    angles : array, (A,)
-        Radians.
-    rotation : array, (B, A)
-        Free energy minus its maximum over the curve, nats.
-    alpha : array, (C,)
-        Amplitudes.
-    pruning : array, (B, C)
-        As ``rotation``, against ``alpha``.
-    betas : sequence of float, (B,)
-        One for each curve.
+    ``angles`` ``(A,)``: radians; ``rotation`` ``(B, A)``: free energy minus its maximum over the curve, nats; ``alpha``
+    ``(C,)``: amplitudes; ``pruning`` ``(B, C)``: as ``rotation``, against ``alpha``; ``betas`` ``(B,)``: one for each
+    curve.
     """
     with style.styled():
         figure, panels = style.subplots(1, 2, height=3.5)
@@ -279,12 +231,8 @@ def against_beta(
 def amplitude(betas: np.ndarray, rotation: np.ndarray, pruning: np.ndarray) -> Figure:
     """Depth of the free energy's valley against beta, in both conventions.
 
-    Parameters
-    ----------
-    betas : array, (B,)
-        Weights of the KL term.
-    rotation, pruning : array, (B,)
-        Depth in the convention of Eq. 16, nats.
+    ``betas`` ``(B,)``: weights of the KL term; ``rotation``, ``pruning`` ``(B,)``: depth in the convention of Eq. 16,
+    nats.
     """
     with style.styled():
         figure, (left, right) = style.subplots(1, 2, height=3.4, sharey=True)
@@ -303,14 +251,9 @@ def shrinkage(
 ) -> Figure:
     """Variance that each direction of the optimal weights explains, and the noise, against beta.
 
-    Parameters
-    ----------
-    betas : array, (B,)
-        Weights of the KL term.
-    held, learned : array, (B, K)
-        Squared lengths of the optimal columns, with the noise held and with the noise learned.
-    held_noise, learned_noise : array, (B,)
-        Noise variance in either case.
+    ``betas`` ``(B,)``: weights of the KL term; ``held``, ``learned`` ``(B, K)``: squared lengths of the optimal
+    columns, with the noise held and with the noise learned; ``held_noise``, ``learned_noise`` ``(B,)``: noise variance
+    in either case.
     """
     with style.styled():
         figure, panels = style.subplots(1, 2, height=3.4, sharey=True)

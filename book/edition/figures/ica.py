@@ -28,18 +28,9 @@ def components(
 ) -> Figure:
     """The data with the true directions, and with the directions that were found: one panel each.
 
-    Parameters
-    ----------
-    x : array, (N, 2)
-        Data.
-    true : array, (2, K)
-        True weights.
-    panels : mapping of str to array (2, K) or None
-        Title and weights of each panel; None shows the true weights alone.
-    limit : float
-        Both axes run from ``-limit`` to ``limit``; lines are scaled so that a true one nearly reaches the edge.
-    found : str
-        What the legend calls the found directions.
+    ``x`` ``(N, 2)``: data; ``true`` ``(2, K)``: true weights; ``panels`` ``(2, K)``: title and weights of each panel;
+    None shows the true weights alone; ``limit``: both axes run from ``-limit`` to ``limit``; lines are scaled so that a
+    true one nearly reaches the edge; ``found``: what the legend calls the found directions.
     """
     unit = 0.72 * limit / np.linalg.norm(true, axis=0).max()
     with style.styled():
@@ -71,15 +62,9 @@ def _colours(values: Sequence[float]) -> list:
 def ascent(paths: Mapping[float, tuple[np.ndarray, np.ndarray]], snapshot: int, pruned: float) -> Figure:
     """What happens to the directions while the free energy ascends, for several beta.
 
-    Parameters
-    ----------
-    paths : mapping of float to pair of arrays, (steps + 1,)
-        For each beta: length of the shortest column over that of the longest, and the angle between the two longest in
-        degrees, before the first step and after each.
-    snapshot : int
-        Step that the page shows elsewhere.
-    pruned : float
-        Relative length below which a column counts as pruned.
+    ``paths``: for each beta: length of the shortest column over that of the longest, and the angle between the two
+    longest in degrees, before the first step and after each; ``snapshot``: step that the page shows elsewhere;
+    ``pruned``: relative length below which a column counts as pruned.
     """
     with style.styled():
         figure, (left, right) = style.subplots(1, 2, height=3.3)
@@ -100,10 +85,7 @@ def ascent(paths: Mapping[float, tuple[np.ndarray, np.ndarray]], snapshot: int, 
 def free_energy(traces: Mapping[str, np.ndarray]) -> Figure:
     """Free energy that is still to be gained, over the steps of an optimiser, on a logarithmic scale.
 
-    Parameters
-    ----------
-    traces : mapping of str to array, (steps + 1,)
-        Free energy in nats of each optimiser, all of one problem.
+    ``traces``: free energy in nats of each optimiser, all of one problem.
     """
     best = max(trace[-1] for trace in traces.values())
     with style.styled():
@@ -129,14 +111,9 @@ def against_beta(
 ) -> Figure:
     """Angle between the two longest columns, and how many columns survive, against beta, over many data sets.
 
-    Parameters
-    ----------
-    beta : array, (B,)
-        Weights of the KL divergence.
-    angle, alive : mapping of str to array, (B, S)
-        For each way of fitting: angle in degrees and number of surviving columns, for each data set.
-    exact : array, (S,)
-        Angle in degrees at maximum likelihood.
+    ``beta`` ``(B,)``: weights of the KL divergence; ``angle``, ``alive`` ``(B, S)``: for each way of fitting: angle in
+    degrees and number of surviving columns, for each data set; ``exact`` ``(S,)``: angle in degrees at maximum
+    likelihood.
     """
     with style.styled():
         figure, (left, right) = style.subplots(1, 2, height=3.6)
@@ -158,12 +135,8 @@ def against_beta(
 def steps_to_pruning(beta: np.ndarray, steps: np.ndarray) -> Figure:
     """Step at which the first column is pruned against beta, one line a data set, both logarithmic.
 
-    Parameters
-    ----------
-    beta : array, (B,)
-        Weights of the KL divergence.
-    steps : array, (B, S)
-        Steps of coordinate ascent; NaN where no column was pruned in time.
+    ``beta`` ``(B,)``: weights of the KL divergence; ``steps`` ``(B, S)``: steps of coordinate ascent; NaN where no
+    column was pruned in time.
     """
     with style.styled():
         figure, axes = style.subplots(height=3.2)
@@ -189,16 +162,9 @@ def survival_maps(
 ) -> Figure:
     """Tables of a number over degrees of freedom and noise, coloured and printed: one panel each.
 
-    Parameters
-    ----------
-    dof, noise : array, (V,) and (D,)
-        Degrees of freedom, along the rows, and noise variances, along the columns.
-    panels : mapping of str to array, (V, D)
-        Title and numbers of each panel; NaN stays white.
-    label : str
-        What the colour means.
-    words : mapping of float to str
-        Replacement text for some of the values.
+    ``dof``, ``noise`` ``(V,)``: degrees of freedom, along the rows, and noise variances, along the columns; ``panels``
+    ``(V, D)``: title and numbers of each panel; NaN stays white; ``label``: what the colour means; ``words``:
+    replacement text for some of the values.
     """
     finite = np.concatenate([table[np.isfinite(table)] for table in panels.values()])
     low, high = finite.min(), finite.max()
@@ -226,10 +192,7 @@ def survival_maps(
 def column_lengths(rows: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Lengths of the columns relative to the truth, sorted, for several priors and settings: one panel a setting.
 
-    Parameters
-    ----------
-    rows : mapping of str to mapping of str to array, (S, K)
-        For each panel, for each prior: relative lengths for each data set.
+    ``rows`` ``(S, K)``: for each panel, for each prior: relative lengths for each data set.
     """
     marks = (("o", FOUND), ("s", style.ORANGE), ("^", style.PURPLE))
     with style.styled():

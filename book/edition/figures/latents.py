@@ -83,12 +83,8 @@ def latents(heading: str, model: Portrait | str) -> Figure:
     Everything is the posterior mean, averaged over the factors that are not shown, on one scale for all panels; colour
     in a map is height in a curve. Shaded is one standard deviation of the posterior to either side.
 
-    Parameters
-    ----------
-    heading : str
-        Heading of the figure, see :func:`title`.
-    model : Portrait or str
-        The model, or why there is none: the figure then says so.
+    ``heading``: heading of the figure, see :func:`title`; ``model``: the model, or why there is none: the figure then
+    says so.
     """
     words = _words(model)
     if words:
@@ -166,12 +162,12 @@ def _mosaic(images: np.ndarray) -> np.ndarray:
     rows, columns, _, height, width = images.shape
     tiles = np.broadcast_to(images, (rows, columns, 3, height, width))
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, _GAP), (0, _GAP)), constant_values=190)
-    picture = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + _GAP), columns * (width + _GAP), 3)
-    return picture[:-_GAP, :-_GAP]
+    mosaic = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + _GAP), columns * (width + _GAP), 3)
+    return mosaic[:-_GAP, :-_GAP]
 
 
-def _picture(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Show a mosaic; returns where the middles of its rows and columns are."""
+def picture(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Show images ``(R, C, channels, H, W)`` as a mosaic; return the middles of its rows and columns."""
     axes.imshow(_mosaic(images), interpolation="none")  # an SVG then holds each pixel once
     style.bare(axes)
     axes.tick_params(length=0, pad=3)
@@ -183,12 +179,8 @@ def _picture(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figure:
     """Traversals of every active latent of several models from one image, above them the image as each rebuilds it.
 
-    Parameters
-    ----------
-    models : sequence of tuple
-        Heading, see :func:`title`, and the model, or why there is none.
-    base : str
-        The image that is started from, one of the portraits' ``bases``.
+    ``models``: heading, see :func:`title`, and the model, or why there is none; ``base``: the image that is started
+    from, one of the portraits' ``bases``.
     """
     drawn = [(heading, model) for heading, model in models if not isinstance(model, str)]
     side = (style.WIDTH - _LABEL) / max([portrait.traversals.shape[2] for _, portrait in drawn], default=1)
@@ -207,7 +199,7 @@ def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figur
             where = [portrait.bases.index(base) for _, portrait in drawn]
             seen = [portrait.reconstructions[place] for (_, portrait), place in zip(drawn, where, strict=True)]
             axes = rows.pop(0)
-            _, middles = _picture(axes, np.stack([drawn[0][1].originals[where[0]], *seen])[None])
+            _, middles = picture(axes, np.stack([drawn[0][1].originals[where[0]], *seen])[None])
             axes.set_xticks(middles, ["image", *(heading.partition(",")[0] for heading, _ in drawn)])
             axes.xaxis.tick_top()
         for axes, (heading, model) in zip(rows, models, strict=True):
@@ -215,7 +207,7 @@ def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figur
             if _words(model):
                 _say(axes, _words(model))
                 continue
-            middles, columns = _picture(axes, model.traversals[:, model.bases.index(base)])
+            middles, columns = picture(axes, model.traversals[:, model.bases.index(base)])
             axes.set_anchor("W")
             axes.set_yticks(middles, [_row_label(model, latent) for latent in model.shown.tolist()])
             axes.set_xticks(columns[[0, -1]], ["least", "greatest"])

@@ -42,15 +42,10 @@ def priors(
 ) -> Figure:
     """The square of positions, and beside it the contours of priors with the square laid upon them in two ways.
 
-    Parameters
-    ----------
-    image : array, (H, W)
-        One image of the sprite, in [0, 1].
-    positions : array, (N, 2)
-        All positions of the sprite's centre, in pixels, y downwards.
-    panels : mapping of float to (sequence of array (M, 2), float, float)
-        For each exponent: closed contours of the prior, and half the side of the square that fits best along the axes
-        and along the diagonals. The better one of the two is filled. Contours are cut off beyond the squares.
+    ``image`` ``(H, W)``: one image of the sprite, in [0, 1]; ``positions`` ``(N, 2)``: all positions of the sprite's
+    centre, in pixels, y downwards; ``panels`` ``(M, 2)``: for each exponent: closed contours of the prior, and half the
+    side of the square that fits best along the axes and along the diagonals. The better one of the two is filled.
+    Contours are cut off beyond the squares.
     """
     reach = 1.08 * np.sqrt(2) * max(turned for _, _, turned in panels.values())
     with style.styled():
@@ -77,14 +72,8 @@ def priors(
 def costs(angles: np.ndarray, straight: Mapping[float, np.ndarray], bent: np.ndarray) -> Figure:
     """Divergence of the turned square from each prior against the angle.
 
-    Parameters
-    ----------
-    angles : array, (A,)
-        Radians.
-    straight : mapping of float to array, (A,)
-        For each exponent, the divergence of a straight code in nats.
-    bent : array, (A,)
-        The same for codes that may bend, whatever the prior.
+    ``angles`` ``(A,)``: radians; ``straight`` ``(A,)``: for each exponent, the divergence of a straight code in nats;
+    ``bent`` ``(A,)``: the same for codes that may bend, whatever the prior.
     """
     with style.styled():
         figure, axes = style.subplots(height=3.6)
@@ -110,12 +99,8 @@ def _colours(exponents: Sequence[float]) -> list[str]:
 def codes(means: Mapping[str, np.ndarray], tilts: Mapping[str, Sequence[str]]) -> Figure:
     """Each latent's mean over position, a row a latent and a column a model.
 
-    Parameters
-    ----------
-    means : mapping of str to array, (X, Y, D)
-        Posterior means on the grid of positions, by the column's title.
-    tilts : mapping of str to sequence of str
-        What is written over each panel.
+    ``means`` ``(X, Y, D)``: posterior means on the grid of positions, by the column's title; ``tilts``: what is written
+    over each panel.
     """
     latents = next(iter(means.values())).shape[2]
     with style.styled():
@@ -149,14 +134,9 @@ def seeds(
 ) -> Figure:
     """Alignment of each run against the prior's exponent: one panel a setting.
 
-    Parameters
-    ----------
-    panels : mapping of str to mapping of float to array, (runs,)
-        For each panel's title and exponent, the alignment of every recorded run.
-    means : mapping of str to mapping of float to Interval
-        Means with intervals, for the panels that are to show them.
-    live : mapping of str to mapping of float to float
-        Alignment of the runs trained on the page, drawn as diamonds.
+    ``panels``: for each panel's title and exponent, the alignment of every recorded run; ``means``: means with
+    intervals, for the panels that are to show them; ``live``: alignment of the runs trained on the page, drawn as
+    diamonds.
     """
     places = {
         title: {p: i for i, p in enumerate(sorted({*runs, *live.get(title, {})}))} for title, runs in panels.items()

@@ -32,10 +32,7 @@ LIGHT = np.array([0.72, 0.05, 0.69])
 def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Fig. 2: the surface f(z) = 1 in three dimensions for each (p0, p1), p0 down and p1 across.
 
-    Parameters
-    ----------
-    meshes
-        For each (p0, p1) the surface's points ``(rows, columns, 3)`` and its unit normals there.
+    ``meshes``: for each (p0, p1) the surface's points ``(rows, columns, 3)`` and its unit normals there.
     """
     rows = sorted({p0 for p0, _ in meshes})
     columns = sorted({p1 for _, p1 in meshes})
@@ -82,10 +79,7 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
 def sections(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Plane sections of iso-surfaces: one panel a plane, one closed curve ``(points, 2)`` a setting.
 
-    Parameters
-    ----------
-    curves
-        Panel title ("horizontal axis | vertical axis" after a newline) to label to curve.
+    ``curves``: panel title ("horizontal axis | vertical axis" after a newline) to label to curve.
     """
     with styled():
         figure, axes = subplots(1, len(curves), height=2.9, squeeze=False)
@@ -152,12 +146,7 @@ def _depths(node: Node, level: int = 1) -> list[int]:
 def rank_histograms(histograms: Mapping[str, np.ndarray], limit: float) -> Figure:
     """Joint histograms of two coordinates' ranks, as ratios to independence (which is 1 everywhere), two a row.
 
-    Parameters
-    ----------
-    histograms
-        Panel title to a square array of ratios.
-    limit
-        The colours span 1 - limit to 1 + limit.
+    ``histograms``: panel title to a square array of ratios; ``limit``: the colours span 1 - limit to 1 + limit.
     """
     with styled():
         rows = (len(histograms) + 1) // 2
@@ -184,12 +173,8 @@ def rank_histograms(histograms: Mapping[str, np.ndarray], limit: float) -> Figur
 def rotation_loss(angles: np.ndarray, losses: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Log density lost by rotating two coordinates against the angle; one line with its standard error a setting.
 
-    Parameters
-    ----------
-    angles
-        In radians.
-    losses
-        Label to (mean loss in nats, its standard error), each of the shape of ``angles``.
+    ``angles``: in radians; ``losses``: label to (mean loss in nats, its standard error), each of the shape of
+    ``angles``.
     """
     with styled():
         figure, ax = subplots(height=3.4)
@@ -231,16 +216,9 @@ def sampling_steps(
 ) -> Figure:
     """Algorithm 1 on a small tree: uniform points on the sphere, the new radius, the finished samples over the density.
 
-    Parameters
-    ----------
-    sphere, samples
-        ``(N, 2)``: two coordinates of the points on the unit sphere and of the samples.
-    radii
-        ``(N,)``, drawn beside ``radial_density`` on ``grid``.
-    plane, log_density
-        The square on which the log density of the two coordinates is contoured, ``(M,)`` and ``(M, M)``.
-    names
-        Of the two coordinates.
+    ``sphere``, ``samples``: ``(N, 2)``: two coordinates of the points on the unit sphere and of the samples; ``radii``:
+    ``(N,)``, drawn beside ``radial_density`` on ``grid``; ``plane``, ``log_density``: the square on which the log
+    density of the two coordinates is contoured, ``(M,)`` and ``(M, M)``; ``names``: of the two coordinates.
     """
     with styled():
         figure, (left, middle, right) = subplots(1, 3, height=2.8)
@@ -261,10 +239,7 @@ def sampling_steps(
 def quantiles(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Quantiles of samples against those of their laws, two panels a row.
 
-    Parameters
-    ----------
-    panels
-        Title to (quantiles of the law, quantiles of the samples).
+    ``panels``: title to (quantiles of the law, quantiles of the samples).
     """
     with styled():
         rows = (len(panels) + 1) // 2

@@ -138,13 +138,9 @@ def mig_distributions(
 ) -> Figure:
     """Fig. 5a: the MIG of every run, by method, with quartiles and the mean with its interval.
 
-    Parameters
-    ----------
-    panels : mapping of str to mapping
-        Title of each panel, one to three, to methods (keys of :data:`METHODS`): the MIG ``(n,)`` of every run, and
-        their mean with its interval.
-    paper : mapping of str to mapping of str to float
-        By title and method: a MIG that the paper prints, drawn as a mark beside the runs.
+    ``panels``: title of each panel, one to three, to methods (keys of :data:`METHODS`): the MIG ``(n,)`` of every run,
+    and their mean with its interval; ``paper``: by title and method: a MIG that the paper prints, drawn as a mark
+    beside the runs.
     """
     paper = paper or {}
     methods = _used(list(panels.values()))
@@ -212,12 +208,8 @@ def trade_off(
 
     Error bars are one standard error to every side, dots are runs. Beta stands beside the marker where there is room.
 
-    Parameters
-    ----------
-    panels : mapping of str to mapping
-        Title of each panel, one below the other, to methods (keys of :data:`METHODS`) and their curves.
-    paper : mapping of str to mapping of str to sequence of (beta, log-likelihood, MIG)
-        By title and method: points that the paper prints.
+    ``panels``: title of each panel, one below the other, to methods (keys of :data:`METHODS`) and their curves;
+    ``paper``: by title and method: points that the paper prints.
     """
     paper = {title: (paper or {}).get(title, {}) for title in panels}
     methods = _used([*panels.values(), *paper.values()])
@@ -314,16 +306,9 @@ def exponents(
 ) -> Figure:
     """Fig. 7: histograms of learned exponents of the subspaces, sorted within each run.
 
-    Parameters
-    ----------
-    panels : mapping of str to array, (R, S)
-        Title of each panel, one below the other, to the exponents of each run, ascending along the second axis.
-    root : float
-        Exponent p0 of the root, which is not learned.
-    start : float
-        Where the others start.
-    paper : mapping of str to sequence of float
-        By title: the most frequent value of each that the paper prints.
+    ``panels`` ``(R, S)``: title of each panel, one below the other, to the exponents of each run, ascending along the
+    second axis; ``root``: exponent p0 of the root, which is not learned; ``start``: where the others start; ``paper``:
+    by title: the most frequent value of each that the paper prints.
     """
     paper = paper or {}
     pooled = np.concatenate([values.ravel() for values in panels.values()])
@@ -358,13 +343,9 @@ def controls(
 ) -> Figure:
     """MIG and log-likelihood of every run, a row for each prior, with the mean and its interval.
 
-    Parameters
-    ----------
-    rows : mapping of str to pair of (array, interval)
-        Name of each prior to the MIG of its runs ``(n,)`` with their mean, and the same of the log-likelihood.
-    references : mapping of str to str
-        Rows that the others are held against: the method (a key of :data:`METHODS`) in whose colour each is drawn. Its
-        means run through both panels as lines.
+    ``rows``: name of each prior to the MIG of its runs ``(n,)`` with their mean, and the same of the log-likelihood;
+    ``references``: rows that the others are held against: the method (a key of :data:`METHODS`) in whose colour each is
+    drawn. Its means run through both panels as lines.
     """
     with style.styled():
         figure, panels = style.subplots(1, 2, height=1.0 + 0.46 * len(rows), sharey=True)
@@ -393,13 +374,8 @@ def lengths(
 ) -> Figure:
     """What longer training gives: each run as a dot, the same seed joined, with the mean and its interval.
 
-    Parameters
-    ----------
-    panels : mapping of str to mapping
-        Title of each panel (one to three) to methods, to numbers of steps: the value of each run by its seed, and the
-        mean.
-    paper : mapping of str to mapping of str to float
-        By title and method: the value that the paper prints, a line.
+    ``panels``: title of each panel (one to three) to methods, to numbers of steps: the value of each run by its seed,
+    and the mean; ``paper``: by title and method: the value that the paper prints, a line.
     """
     steps = sorted({count for panel in panels.values() for by_steps in panel.values() for count in by_steps})
     methods = _used(list(panels.values()))

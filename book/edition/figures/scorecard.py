@@ -27,12 +27,8 @@ _COLUMNS = 15
 def glance(sections: Mapping[str, Sequence[str]], marks: Mapping[str, Mark]) -> Figure:
     """A square for each claim, by section, coloured and marked by its verdict.
 
-    Parameters
-    ----------
-    sections : mapping of str to sequence of str
-        Title of each section to the verdicts of its claims.
-    marks : mapping of str to Mark
-        By verdict, in the order of the legend, which shows those that occur.
+    ``sections``: title of each section to the verdicts of its claims; ``marks``: by verdict, in the order of the
+    legend, which shows those that occur.
     """
     lines = {title: -(-len(verdicts) // _COLUMNS) for title, verdicts in sections.items()}
     occur = [verdict for verdict in marks if any(verdict in verdicts for verdicts in sections.values())]

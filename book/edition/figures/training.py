@@ -18,15 +18,8 @@ _SHARE = LinearSegmentedColormap.from_list("isa.share", ["#f7f7f7", style.SKY, s
 def learning_curve(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
     """Terms of an objective against the number of steps, one panel each.
 
-    Parameters
-    ----------
-    panels : mapping of str to three arrays
-        By title: the value at every step ``(steps,)``, and the steps ``(M,)`` and values ``(M,)`` of a smoother line,
-        whose first tenth, where everything falls into place at once, does not set the limits of the axis.
-
-    Returns
-    -------
-    Figure
+    ``panels``: by title: the value at every step ``(steps,)``, and the steps ``(M,)`` and values ``(M,)`` of a smoother
+    line, whose first tenth, where everything falls into place at once, does not set the limits of the axis.
     """
     with style.styled():
         figure, row = style.subplots(1, len(panels), height=2.9, squeeze=False)
@@ -43,18 +36,8 @@ def learning_curve(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
 def information(share: np.ndarray, factors: Sequence[str], active: np.ndarray) -> Figure:
     """Mutual information of every latent with every factor, as a table that is coloured and printed.
 
-    Parameters
-    ----------
-    share : array, (F, K)
-        Mutual information over the logarithm of the number of the factor's values, 0 to 1.
-    factors : sequence of str
-        Their names.
-    active : array of bool, (K,)
-        Latents that are not active are named in grey.
-
-    Returns
-    -------
-    Figure
+    ``share`` ``(F, K)``: mutual information over the logarithm of the number of the factor's values, 0 to 1;
+    ``factors``: their names; ``active`` ``(K,)``: latents that are not active are named in grey.
     """
     latents = share.shape[1]
     with style.styled():
@@ -82,15 +65,8 @@ def paired_differences(
 ) -> Figure:
     """Differences from a reference, run by run, beside the scatter of the seeds: one panel a quantity.
 
-    Parameters
-    ----------
-    panels : mapping of str to tuple
-        By title: differences ``(S,)`` of each way, one a seed; their mean and its bounds; and the standard deviation of
-        the reference over seeds, which is drawn as a band around 0.
-
-    Returns
-    -------
-    Figure
+    ``panels``: by title: differences ``(S,)`` of each way, one a seed; their mean and its bounds; and the standard
+    deviation of the reference over seeds, which is drawn as a band around 0.
     """
     with style.styled():
         ways = list(next(iter(panels.values()))[0])

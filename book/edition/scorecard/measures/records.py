@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edition import orientation, stats
+from edition import stats
 from edition.scorecard.evidence import Evidence, Method, Setting, alike, method_text
 from edition.scorecard.register import measure
 from edition.scorecard.rules import (
@@ -22,6 +22,7 @@ from edition.scorecard.rules import (
     together,
 )
 from edition.stats import compare, compare_curves, mean_interval
+from edition.studies import load_record
 
 __all__ = ["change_of_difference"]
 
@@ -279,7 +280,10 @@ def largest_exponent_above(evidence: Evidence, dataset: str, method: Method, bou
 @measure("direction")
 def codes_follow_prior(evidence: Evidence, study: str, leptokurtic: float, platykurtic: float) -> Iterator[Finding]:
     """Test if trained codes lie along the diagonals under a leptokurtic prior, and along the axes under the other."""
-    table = orientation.read_table(evidence.folder / f"{study}.csv")
+    path = evidence.folder / f"{study}.csv"
+    if not path.exists():
+        return
+    table = load_record(path)
     for beta, steps in np.unique(np.stack([table["beta"], table["steps"]], 1), axis=0):
         same = (table["beta"] == beta) & (table["steps"] == steps) & np.isfinite(table["alignment"])
         sides = [table["alignment"][same & (table["exponent"] == p)] for p in (leptokurtic, platykurtic)]
