@@ -186,12 +186,10 @@ def _isa(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--beta", "-1"], "beta must be greater than or equal to 0, got -1.0"),
+        (["--beta", "-1"], "beta must be greater than or equal to 0, got -1"),
         (["--objective", "gan"], "objective must be 'beta-vae', 'isa-vae', 'beta-tcvae', 'isa-tcvae' or 'factor-vae'"),
         (["--steps", "0"], "steps must be greater than or equal to 1, got 0"),
         (["--objective", "isa-vae", "--prior", "2.1[4"], "expected ',' or ']' at position 5"),
-        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
-        (["--mig-samples", "1"], "--mig-samples must be at least 2, got 1"),
         (["--source", "/no/such/folder"], "--source must exist, got /no/such/folder"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
         (["--device", "cuda:77"], "--device must be one of this machine's, got 'cuda:77'"),
@@ -217,7 +215,6 @@ def test_the_command_trains_measures_and_saves_once(monkeypatch, capsys, tmp_pat
     monkeypatch.setattr(data, "load", load)
     arguments = ["--objective", "isa-vae", "--subspaces", "2,1", "--p1", "1.9,2.3", "--model", "small"]
     arguments += ["--batch-size", "16", "--steps", "5", "--learn-exponents", "--output", str(tmp_path / "out")]
-    arguments += ["--checkpoint-every", "2"]
     assert _isa(*arguments) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.startswith("REDUCED SCALE: 5 steps of 16 images")
@@ -230,7 +227,7 @@ def test_the_command_trains_measures_and_saves_once(monkeypatch, capsys, tmp_pat
     assert _isa(*arguments) == 0  # recorded: printed again, not trained again
     assert capsys.readouterr().out == out.partition("\n")[2]
     assert loads == ["cars3d"]
-    assert _isa(*arguments, "--seed", "1") == 1
+    assert _isa(*arguments, "--seed", "1") == 2
     assert "--output must be another folder" in capsys.readouterr().err
 
 

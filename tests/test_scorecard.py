@@ -45,7 +45,7 @@ from edition.scorecard.rules import (
 from edition.stats import Interval, compare, representative
 from isa import isa_prior
 from isa.run import Run
-from isa.sweep import COLUMNS, Spec, _append
+from isa.sweep import RECORD, Spec, merge_records
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = ROOT / "book/claims.yaml"
@@ -502,7 +502,7 @@ def folder(tmp_path):
     (tmp_path / "made-up.yaml").write_text(yaml.safe_dump(spec))
     (tmp_path / "other.yaml").write_text("p0: 1.5\n")
     recorded = rows(LOW, objective="beta-vae", n=4) + rows(HIGH, objective="isa-vae", n=3)
-    _append(tmp_path / "made-up.csv", [dict.fromkeys(COLUMNS) | one | {"mig_x": 0.1} for one in recorded])
+    merge_records(tmp_path / "made-up.csv", [dict.fromkeys(RECORD) | one | {"mig_x": 0.1} for one in recorded])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     return tmp_path
 
