@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +27,23 @@ from isa.run import Run
 __all__ = ["main"]
 
 _SHEET_STEPS = 8
-_CACHE = "where drawn and reduced images are kept; by default $ISA_CACHE_DIR, or the platform's convention"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "specs": {"metavar": "SPEC", "nargs": "+", "help": "a specification, such as runs/dsprites.yaml"},
+    "name": {"metavar": "NAME", "choices": data.NAMES, "help": f"one of {', '.join(data.NAMES)}"},
+    "--source": {"metavar": "PATH", "help": "published data: .npz of dsprites, folder of cars3d, tensor of faces3d"},
+    "--contact-sheet": {"metavar": "FILE", "type": Path, "help": "draw images along every factor: .png, .svg or .pdf"},
+    "--verify": {"action": "store_true", "help": "draw or read again; compare checksums and published numbers"},
+    "--output": {"metavar": "DIR", "type": Path, "help": "where results go; by default trained/ and the run's key"},
+    "--tier": {"type": int, "metavar": "N", "help": "up to this tier of the specifications; all by default"},
+    "--budget": {"type": float, "metavar": "SECONDS", "help": "start only what will be done in time; 0 trains nothing"},
+    "--scheduler": {"metavar": "ADDRESS", "help": "train on a Dask cluster, as in tcp://head:8786"},
+    "--pack": {"type": int, "metavar": "N", "help": "runs that train at once; by default 18 on a GPU, 1 on a CPU"},
+    "--out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
+    "--profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run, kernel by kernel"},
+    "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ beside the specification"},
+    "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
+    "--cache-dir": {"metavar": "DIR", "help": "where drawn and reduced images are kept; by default $ISA_CACHE_DIR"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,8 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="isa", description="Independent subspace analysis with Lp-nested priors: data, runs, records."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_data, _add_train, _add_sweep, _add_status):
-        add(commands)
+    _add(commands, _data, "name", "--source", "--contact-sheet", "--verify", "--cache-dir")
+    _add_fields(_add(commands, _train, "--output", "--device", "--cache-dir", usage="isa train [options]"))
+    options = ("--tier", "--budget", "--scheduler", "--profile", "--out", "--pack", "--keep-models")
+    _add(commands, _sweep, "specs", *options, "--device", "--cache-dir")
+    _add(commands, _status, "specs", "--device")
     arguments = parser.parse_args(argv)
     with warnings.catch_warnings():
         for category in (data.CacheWarning, sweep.RecordsWarning):
@@ -58,6 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
+def _add(commands: Any, run: Callable[[argparse.Namespace], int], *options: str, **texts: str) -> _Parser:
+    """Add a command whose help is the docstring of its function: a summary, a description, and examples."""
+    summary, description, examples = inspect.getdoc(run).split("\n\n")
+    texts |= {"help": summary.lower().rstrip("."), "description": description, "epilog": examples}
+    parser = commands.add_parser(run.__name__[1:], **texts)
+    for name in options:
+        parser.add_argument(name, **_OPTIONS[name])
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_fields(parser: _Parser) -> None:
+    """Add the fields of a run as options, with their words in its docstring."""
+    add = {}
+    for names, text in re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n)+)", f"{inspect.getdoc(Run)}\n", re.M):
+        group = parser.add_argument_group(description=" ".join(text.replace("`", "").split()))
+        add |= dict.fromkeys(names.split(", "), group.add_argument)
+    for name, field in Run.model_fields.items():
+        kind = {"action": "store_true"} if field.default is False else {"type": _value, "metavar": "VALUE"}
+        default = None if field.default is None or field.default is False else f"default: {field.default}"
+        flag = f"--{name.replace('_', '-')}"
+        add.get(name, parser.add_argument)(flag, default=argparse.SUPPRESS, help=default, **kind)
+
+
 def _one_line(error: object) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
     # a file or a name must not steer the terminal
@@ -71,29 +114,14 @@ def _check_device(name: str | None, here: bool = True) -> None:
         raise ValueError(f"--device must be one of this machine's, got {name!r} with {gpus} GPUs")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; by default a GPU if there is one")
-    parser.add_argument("--cache-dir", metavar="DIR", help=_CACHE)
-
-
-def _add_data(commands: Any) -> None:
-    parser = commands.add_parser(
-        "data",
-        help="describe, draw and check a data set",
-        description="Print factors, source, licence and checksum of a data set. Without --source, dsprites is drawn "
-        "pixel by pixel, and faces3d and cars3d are procedural stand-ins; images are drawn once and kept in the cache.",
-        epilog="examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify",
-    )
-    add = parser.add_argument
-    add("name", metavar="NAME", choices=data.NAMES, help=f"one of {', '.join(data.NAMES)}")
-    add("--source", metavar="PATH", help="published data: .npz of dsprites, folder of cars3d, tensor of faces3d")
-    add("--contact-sheet", metavar="FILE", type=Path, help="draw images along every factor to a .png, .svg or .pdf")
-    add("--verify", action="store_true", help="make the images again and compare checksums and published numbers")
-    add("--cache-dir", metavar="DIR", help=_CACHE)
-    parser.set_defaults(run=_data)
-
-
 def _data(arguments: argparse.Namespace) -> int:
+    """Describe, draw and check a data set.
+
+    Print factors, source, licence and checksum of a data set. Without --source, dsprites is drawn pixel by pixel, and
+    faces3d and cars3d are procedural stand-ins; images are drawn once and kept in the cache.
+
+    examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify
+    """
     sheet = arguments.contact_sheet
     if sheet and (sheet.suffix.lower() not in (".png", ".svg", ".pdf") or not sheet.parent.is_dir()):
         raise ValueError(f"--contact-sheet must be a .png, .svg or .pdf file in a folder that exists, got {sheet}")
@@ -149,35 +177,17 @@ def _value(text: str) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _add_train(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train one model and measure it",
-        usage="isa train [options]",
-        description="Train one model, measure it over all images (MIG, log-likelihood, ELBO, active latents), and save "
-        "model.safetensors, curve.safetensors and record.json. What is left out is taken from the paper's Tables 1 and "
-        "2: 7,200 steps of 2,048 images on dsprites. The same command continues a training that was interrupted, and "
-        "prints again one that is done. Numbers of a list have commas between them: --subspaces 4,3,3.",
-        epilog="examples: isa train --objective isa-vae --beta 1 --seed 0; the same with --steps 200 for a quick look; "
-        "isa train --dataset faces3d --objective isa-vae --learn-exponents; "
-        "isa train --objective isa-vae --prior '2.1[5*2.2[4]]'",
-    )
-    add = {}
-    for names, text in re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n)+)", f"{inspect.getdoc(Run)}\n", re.M):
-        group = parser.add_argument_group(description=" ".join(text.replace("`", "").split()))
-        add |= dict.fromkeys(names.split(", "), group.add_argument)
-    for name, field in Run.model_fields.items():
-        kind = {"action": "store_true"} if field.default is False else {"type": _value, "metavar": "VALUE"}
-        default = None if field.default in (None, False) else f"default: {field.default}"
-        flag = f"--{name.replace('_', '-')}"
-        add.get(name, parser.add_argument)(flag, default=argparse.SUPPRESS, help=default, **kind)
-    text = "where results go; by default trained/ and the run's key"
-    parser.add_argument("--output", metavar="DIR", type=Path, help=text)
-    _add_common(parser)
-    parser.set_defaults(run=_train)
-
-
 def _train(arguments: argparse.Namespace) -> int:
+    """Train one model and measure it.
+
+    Train one model, measure it over all images (MIG, log-likelihood, ELBO, active latents), and save model.safetensors,
+    curve.safetensors and record.json. What is left out is taken from the paper's Tables 1 and 2: 7,200 steps of 2,048
+    images on dsprites. The same command continues a training that was interrupted, and prints again one that is done.
+    Numbers of a list have commas between them: --subspaces 4,3,3.
+
+    examples: isa train --objective isa-vae --beta 1 --seed 0; the same with --steps 200 for a quick look; isa train
+    --dataset faces3d --objective isa-vae --learn-exponents; isa train --objective isa-vae --prior '2.1[5*2.2[4]]'
+    """
     fields = {name: value for name, value in vars(arguments).items() if name in Run.model_fields}
     if isinstance(fields.get("subspaces"), int):
         fields["subspaces"] = (fields["subspaces"],)
@@ -206,45 +216,34 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _describe(record: dict[str, Any]) -> list[tuple[str, str]]:
     scale = f"{record['total_steps']:,} steps of {record['batch_size']:,} images"
-    lines = [("run", record["key"]), ("images", record["images_title"])]
-    lines.append(("scale", f"{scale}{', REDUCED: the paper takes more' if record['reduced'] else ''}"))
+    if record["reduced"]:
+        scale += ", REDUCED: the paper takes more"
+    lines = [("run", record["key"]), ("images", record["images_title"]), ("scale", scale)]
     if record["status"] == "diverged":
-        lines.append(("DIVERGED", f"at step {record['diverged_at']:,}; nothing is measured"))
+        lines += [("DIVERGED", f"at step {record['diverged_at']:,}; nothing is measured")]
     else:
         each = ", ".join(f"{name} {record[f'mig_{name}']:.3f}" for name in record["factors"])
-        lines.append(("MIG", f"{record['mig']:.4f} ({each})"))
-        lines.append(("log-likelihood", f"{record['log_likelihood']:.2f} nats an image"))
-        lines.append(("ELBO", f"{record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}"))
-        lines.append(("active latents", f"{record['active_units']} of {record['latent_dim']}"))
-        if record["learn_exponents"]:
-            lines.append(("exponents", ", ".join(f"{p:.3f}" for p in record["exponents"])))
+        lines += [
+            ("MIG", f"{record['mig']:.4f} ({each})"),
+            ("log-likelihood", f"{record['log_likelihood']:.2f} nats an image"),
+            ("ELBO", f"{record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}"),
+            ("active latents", f"{record['active_units']} of {record['latent_dim']}"),
+        ]
+    if record["learn_exponents"]:
+        lines += [("exponents", ", ".join(f"{p:.3f}" for p in record["exponents"]))]
     return [*lines, ("time", f"{record['train_seconds']:.0f} s of training on {record['device']}")]
 
 
-def _add_sweep(commands: Any) -> None:
-    parser = commands.add_parser(
-        "sweep",
-        help="train all runs of specifications that are not recorded yet",
-        description="Train and measure every run that the specifications name and that their tables of records, the "
-        ".csv beside each, do not have: tier 1 of each specification in turn, then tier 2. The same command continues "
-        "an interrupted sweep. Several sweeps over one specification share its runs.",
-        epilog="examples: isa sweep runs/dsprites.yaml --tier 1; isa sweep runs/dsprites*.yaml --budget 3600; "
-        "isa sweep runs/dsprites.yaml --scheduler tcp://head:8786",
-    )
-    add = parser.add_argument
-    add("specs", metavar="SPEC", nargs="+", help="a specification, such as runs/dsprites.yaml")
-    add("--tier", type=int, metavar="N", help="up to this tier of the specifications; all by default")
-    add("--budget", type=float, metavar="SECONDS", help="start only what will be done in this time; 0 trains nothing")
-    add("--scheduler", metavar="ADDRESS", help="train on the workers of a Dask cluster, as in tcp://head:8786")
-    add("--pack", type=int, metavar="N", help="runs that train at once; by default 18 on a GPU, 1 on a CPU")
-    add("--out", metavar="FOLDER", help="copy new records and portraits there after every pack")
-    add("--profile", metavar="FILE", help="first report on 30 steps of each kind of missing run, kernel by kernel")
-    add("--keep-models", action="store_true", help="keep the trained models, below work/ beside the specification")
-    _add_common(parser)
-    parser.set_defaults(run=_sweep)
-
-
 def _sweep(arguments: argparse.Namespace) -> int:
+    """Train all runs of specifications that are not recorded yet.
+
+    Train and measure every run that the specifications name and that their tables of records, the .csv beside each, do
+    not have: tier 1 of each specification in turn, then tier 2. The same command continues an interrupted sweep.
+    Several sweeps over one specification share its runs.
+
+    examples: isa sweep runs/dsprites.yaml --tier 1; isa sweep runs/dsprites*.yaml --budget 3600; isa sweep
+    runs/dsprites.yaml --scheduler tcp://head:8786
+    """
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "specs")}
     _check_device(arguments.device, here=arguments.scheduler is None)
     specs = [sweep.Spec.read(path) for path in arguments.specs]
@@ -256,20 +255,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_status(commands: Any) -> None:
-    parser = commands.add_parser(
-        "status",
-        help="what of specifications is done, what remains, and how long it will take here",
-        description="Print, tier by tier, how many runs are named, recorded, diverged, and in training, and how long "
-        "the rest will take on this machine, by the runs of the same kinds that it has recorded.",
-        epilog="example: isa status runs/dsprites.yaml",
-    )
-    parser.add_argument("specs", metavar="SPEC", nargs="+", help="a specification, such as runs/dsprites.yaml")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; by default a GPU if there is one")
-    parser.set_defaults(run=_status)
-
-
 def _status(arguments: argparse.Namespace) -> int:
+    """Show what of specifications is done, what remains, and how long it will take here.
+
+    Print, tier by tier, how many runs are named, recorded, diverged, and in training, and how long the rest will take
+    on this machine, by the runs of the same kinds that it has recorded.
+
+    example: isa status runs/dsprites.yaml
+    """
     _check_device(arguments.device)
     for spec in [sweep.Spec.read(path) for path in arguments.specs]:
         print(f"{spec.title} ({spec.path})")

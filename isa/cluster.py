@@ -151,24 +151,19 @@ class _Sweep:
 
 
 def train(
-    jobs: Sequence[Job],
-    scheduler: str,
-    record: local.Recorder,
-    device: str | torch.device | None,
-    size: int | None,
-    deadline: float,
-    cache_dir: str | None,
-    keep_models: bool,
+    jobs: Sequence[Job], scheduler: str, record: local.Recorder, size: int | None, deadline: float, **options: Any
 ) -> None:
-    """Train jobs on the workers of a cluster, also on those that come later, and record each pack as it is done."""
+    """Train jobs on the workers of a cluster, also on those that come later, and record each pack as it is done.
+
+    Options are ``device``, ``cache_dir`` and ``keep_models``, as for :func:`isa.sweep.sweep`.
+    """
     try:
         from distributed import Client
     except ImportError:
         raise ClusterError("scheduler requires the package distributed: pip install '.[cluster]'") from None
     _check(scheduler)
-    device = None if device is None else str(device)
     with Client(scheduler, timeout=_ANSWER_SECONDS, set_as_default=False, name="isa") as client:
-        sweep = _Sweep(client, jobs, record, device=device, cache_dir=cache_dir, keep_models=keep_models)
+        sweep = _Sweep(client, jobs, record, **options)
         try:
             sweep.run(size, deadline)
         finally:

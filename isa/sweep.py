@@ -154,7 +154,8 @@ def sweep(
         record = local.Recorder(jobs, None if out is None else Path(out), report or (lambda line: None))
         cache = None if cache_dir is None else os.fspath(cache_dir)
         if scheduler is not None:
-            cluster.train(jobs, scheduler, record, device, pack, deadline, cache, keep_models)
+            options = {"device": device and str(device), "cache_dir": cache, "keep_models": keep_models}
+            cluster.train(jobs, scheduler, record, pack, deadline, **options)
         else:
             here = engine.default_device(device)
             if here.type == "cuda":  # a card may have been shared: its records do not tell its speed

@@ -684,7 +684,7 @@ def test_slow_kind_is_passed_over(bench, card):
 
 @pytest.mark.parametrize("budget", [0.3, 2.0, 4.5, 8.0, 13.7, 21.0, 30.0, 60.0])
 @pytest.mark.parametrize("fixed", [0.0, 2e-3])
-def test_budget_is_kept_and_at_most_one_pack_of_known_speed_is_lost(budget, fixed, bench, card):
+def test_budget_is_kept_and_at_most_two_packs_of_known_speed_are_lost(budget, fixed, bench, card):
     bench.pace, bench.startup, bench.fixed, bench.measuring = {"beta-tcvae": 2e-3}, 0.5, fixed, 0.01
     records = _sweep(card, device="cuda", pack=4, budget=budget)
     done = set(_hashes(records))
@@ -694,7 +694,7 @@ def test_budget_is_kept_and_at_most_one_pack_of_known_speed_is_lost(budget, fixe
     for runs in bench.started:
         known += [runs] * (runs[0].objective in seen and runs in lost)
         seen.add(runs[0].objective)
-    assert len(known) <= 1 and all(len(runs) <= 4 for runs in lost)
+    assert len(known) <= 2 and all(len(runs) <= 4 for runs in lost)
     assert bench.now <= budget + bench.startup + 100 * (fixed + 8e-3)  # two looks after the start
     assert set(bench.ended) == done == set(_hashes(read_records(card.record)))
 
