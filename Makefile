@@ -12,7 +12,7 @@ LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 
-.PHONY: help book pdf test lint bench audit machines reproduce soak fuzz clean
+.PHONY: help book pdf test lint bench audit release clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
@@ -20,10 +20,7 @@ help:
 	@echo "make lint   run the linter"
 	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
 	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
-	@echo "make machines   try other machines, each as a fresh environment: runs/machines.csv"
-	@echo "make reproduce  measure what is the same every time: runs/reproducibility.csv"
-	@echo "make soak   disturb sweeps in many ways, and see that nothing is lost: runs/soak.csv"
-	@echo "make fuzz   feed every reader with hostile input, 100,000 inputs in all: runs/fuzz.csv"
+	@echo "make release  run the checks before a release: other machines, reproducibility, licences"
 	@echo "make clean  remove the built book (make clean-all: the environment too)"
 
 $(READY): pyproject.toml constraints.txt
@@ -60,17 +57,8 @@ audit:
 	@$(PYTHON) -m venv _build/audit && $(UNPINNED) _build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	@$(UNPINNED) _build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement locks/packages.txt --requirement locks/torch.txt
 
-machines: $(READY)
-	@$(BIN)/python tests/machines.py
-
-reproduce: $(READY)
-	@$(BIN)/python tests/reproduce.py
-
-soak: $(READY)
-	@$(BIN)/python tests/soak.py
-
-fuzz: $(READY)
-	@$(BIN)/python tests/fuzz.py --output runs/fuzz.csv
+release: $(READY)
+	@$(BIN)/python tests/release.py
 
 .PHONY: clean-all
 clean:

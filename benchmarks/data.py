@@ -59,7 +59,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"{os.cpu_count()} cores, torch {torch.__version__} on {threads} threads, numpy {np.__version__}")
     dataset = load("dsprites")
-    index = next(dataset.batches(BATCH))
+    index = dataset.epoch()[:BATCH]
     assert np.array_equal(draw_on_the_fly(dataset, index), dataset.storage[index].numpy())
     assert torch.equal(straightforward(dataset, index), dataset.images(index))
 

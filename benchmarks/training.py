@@ -22,6 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def plain(run: Run, images: FactorDataset, device: torch.device) -> Callable[[],
     """Return the step of a beta-VAE in plain PyTorch: float32, uncompiled, with the default Adam."""
     vae = models.build("mlp", run.latent_dim).to(device)
     adam = torch.optim.Adam(vae.parameters(), run.learning_rate)
-    batches = images.batches(run.batch_size, epochs=None, drop_last=True)
+    batches = cycle(images.epoch().split(run.batch_size)[:-1])
 
     def step() -> None:
         x = images.images(next(batches))
@@ -100,7 +101,7 @@ def pythae(run: Run, images: FactorDataset, device: torch.device) -> Callable[[]
         model = BetaTCVAE(BetaTCVAEConfig(alpha=1, beta=run.beta, gamma=1, **shape), Encoder(), Decoder())
     model.to(device)
     adam = torch.optim.Adam(model.parameters(), run.learning_rate)
-    batches = images.batches(run.batch_size, epochs=None, drop_last=True)
+    batches = cycle(images.epoch().split(run.batch_size)[:-1])
 
     def step() -> None:
         x = images.images(next(batches))

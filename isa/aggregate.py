@@ -20,6 +20,7 @@ Shapes are those of :mod:`isa.objectives`. Everything is in nats, and half preci
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -33,34 +34,49 @@ from isa._compiled import Compiled
 
 __all__ = ["SamplingWeights", "aggregate_log_densities", "sampling_weights", "total_correlation"]
 
-_LOG_2PI = math.log(2 * math.pi)
-
 Sampling = Literal["weighted", "stratified"]
 
 
 def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors in their widest floating type, float32 at least."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def posterior(z: Tensor, mean: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
-    """Return samples and posteriors of one shape in full precision."""
-    if z.ndim < 2 or not z.shape == mean.shape == log_var.shape:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (z, mean, log_var))
-        raise ValueError(f"z, mean and log_var must have one shape (..., B, D), got {shapes}")
-    return full_precision(z, mean, log_var)
+class DifferentiableOnce(torch.autograd.Function):
+    """Call a function that returns a value (...), its gradient (..., *S) in the first argument, and other tensors.
+
+    Only the value can be differentiated, only in the first argument, and only once.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(function: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> tuple[Tensor, ...]:
+        return function(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(output[1])
+        ctx.constants = len(inputs) - 2
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, second: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if second is not None and not torch.compiler.is_compiling():
+            raise RuntimeError("this function can be differentiated only once")
+        (gradient,) = ctx.saved_tensors
+        if upstream is not None:
+            upstream = (upstream[(..., *[None] * (gradient.ndim - upstream.ndim))] * gradient).to(gradient.dtype)
+        return None, upstream, *[None] * ctx.constants
 
 
 class SamplingWeights(NamedTuple):
     """The two values in a weight matrix W."""
 
-    own: float
-    """Value on the diagonal: weight of the image that a sample was drawn from."""
-    other: float
-    """Value off the diagonal: weight of each other image of the batch."""
+    own: float  #: Value on the diagonal: weight of the image that a sample was drawn from.
+    other: float  #: Value off the diagonal: weight of each other image of the batch.
 
     def matrix(self, batch_size: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return W, shape ``(B, B)``."""
@@ -69,14 +85,10 @@ class SamplingWeights(NamedTuple):
 
 def sampling_weights(batch_size: int, dataset_size: int, sampling: Sampling = "weighted") -> SamplingWeights:
     """Return the weights of the images in a batch of B images out of N; see the module's description."""
-    if dataset_size < batch_size:
-        raise ValueError(f"dataset_size must be at least the batch size {batch_size}, got {dataset_size}")
     if sampling == "weighted":
         return SamplingWeights(*[1 / (batch_size * dataset_size)] * 2)
-    if sampling == "stratified" and batch_size > 1:
-        return SamplingWeights(1 / dataset_size, (dataset_size - 1) / (dataset_size * (batch_size - 1)))
     if sampling == "stratified":
-        raise ValueError(f"stratified sampling needs a batch of at least 2, got {batch_size}")
+        return SamplingWeights(1 / dataset_size, (dataset_size - 1) / (dataset_size * (batch_size - 1)))
     raise ValueError(f"sampling must be 'weighted' or 'stratified', got {sampling!r}")
 
 
@@ -88,7 +100,7 @@ def aggregate_log_densities(
     This is the definition, with all B x B x D densities in memory, and differentiable any number of times. Training
     uses :func:`total_correlation`, which stores none of them.
     """
-    z, mean, log_var = posterior(z, mean, log_var)
+    z, mean, log_var = full_precision(z, mean, log_var)
     weights = sampling_weights(z.shape[-2], dataset_size, sampling)
     log_weights = weights.matrix(z.shape[-2], z.dtype).to(z.device).log()  # (B, B)
     table = Normal(mean[..., None, :, :], torch.exp(0.5 * log_var)[..., None, :, :], validate_args=False)
@@ -110,12 +122,9 @@ def total_correlation(
 
 def estimate(z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return the total correlation and, without gradient, the batch mean of log q(z), each (...)."""
-    inputs = posterior(z, mean, log_var)
-    with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    weights = sampling_weights(z.shape[-2], dataset_size, sampling)
-    if with_gradient:
-        return _TotalCorrelation.apply(*inputs, *weights)[:2]
-    return _total_correlation_op(*inputs, *weights, False)[:2]
+    inputs = torch.stack(full_precision(z, mean, log_var), -3)
+    options = *sampling_weights(z.shape[-2], dataset_size, sampling), torch.is_grad_enabled() and inputs.requires_grad
+    return DifferentiableOnce.apply(lambda x, *y: _operator(*x.unbind(-3), *y), inputs, *options)[::2]
 
 
 # The operator computes B x B x D densities, 84 million at B = 2048 and D = 20: the cost of the whole objective. It
@@ -127,15 +136,10 @@ def estimate(z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampli
 #   d / d mu_md     =  sum_i g_imd t_imd sqrt 2 / sigma_md
 #   d / d logvar_md =  sum_i g_imd (t_imd^2 - 1/2)
 
+# Terms below exp of this, relative to the maximum, are zero: subnormal numbers slow a CPU down a hundred times.
 _FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
-"""Exponent, relative to the maximum, below which a term is treated as zero. Terms and their products thus never become
-subnormal numbers, which slow a CPU down by a factor of a hundred."""
-
-_COMPILE_FROM = 2**23
-"""Number of densities from which compiling a block saves time."""
-
-_BLOCK, _COMPILED_BLOCK, _CUDA_BLOCK = 2**19, 2**21, 2**24
-"""Densities in a block: what fits a core's cache, uncompiled and compiled, and what fills a GPU."""
+_COMPILE_FROM = 2**23  # densities from which compiling a block saves time
+_BLOCK, _COMPILED_BLOCK, _CUDA_BLOCK = 2**19, 2**21, 2**24  # densities in a block that fits a cache, or fills a GPU
 
 
 def _exp(x: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ def _block(
     log_joint, joint_total, w = _log_sum(joint, joint.amax(-1, keepdim=True), torch.exp)
     log_marginal, marginal_total, p = _log_sum(marginal, highest, _exp)
     if sums is None:
-        return log_joint, log_marginal, None, None
+        return log_joint, log_marginal, None
     of_joint, of_marginal = counts / joint_total, -counts / marginal_total
     slope = t * scale
     of_z = -2 * (of_joint * (w * slope).sum(-1, keepdim=True) + of_marginal * (p * slope).sum(-1, keepdim=True))
@@ -188,22 +192,16 @@ def _block(
     return log_joint, log_marginal, of_z, sums + torch.stack([g.sum(1), gt.sum(1), (gt * t).sum(1)])
 
 
-_compiled_block = Compiled(
-    _block,
-    "the total correlation",
-    options={
-        # Computing densities twice, for the sums over images and over samples, is faster than storing them.
-        "realize_opcount_threshold": 1000,
-        "realize_reads_threshold": 100,
-        "cpp.enable_floating_point_contract_flag": "fast",
-    },
-)
+# Computing densities twice, for the sums over images and over samples, is faster than storing them.
+_options = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 100}
+_options |= {"cpp.enable_floating_point_contract_flag": "fast"}
+_compiled_block = Compiled(_block, "the total correlation", options=_options)
 
 
 def _of_one_model(
     z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the operator returns, for inputs of shape (B, D)."""
+    """Return the batch means of log q(z) and log q(z_j), and the gradient (3, B, D), for inputs of shape (B, D)."""
     b, d = z.shape
     compiles = b * b * d >= _COMPILE_FROM and _compiled_block.works
     size = _CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if compiles else _BLOCK
@@ -217,91 +215,41 @@ def _of_one_model(
     scale = math.sqrt(0.5) * torch.exp(-half_log_var)
     peak = -half_log_var.amin(-1, keepdim=True)
     offset = -half_log_var - peak
-    log_weights = [None] * n_blocks
-    if own != other:
-        log_weights = (order[:, None] == rows[:b]).to(z.dtype).mul(math.log(own / other)).view(n_blocks, r, b)
+    log_weights = math.log(own / other) * torch.eye(n_blocks * r, b, dtype=z.dtype, device=z.device)
+    log_weights = log_weights.view(-1, r, b) if own != other else [None] * n_blocks
     sums, results = z.new_zeros(3, d, b) if with_gradient else None, []
     block = _compiled_block if compiles else _block
     for x, log_weight, count in zip(samples, log_weights, counts, strict=True):
         *result, sums = block(x, centre, scale, offset, log_weight, count, sums)
         results.append(result)
-    joint, marginals, of_z = zip(*results, strict=True)
-    level = peak[:, 0, 0] - 0.5 * _LOG_2PI
-    log_joint = torch.cat(joint, 1)[0, :b, 0].mean() + level.sum() + math.log(other)
-    log_product = torch.cat(marginals, 1)[:, :b, 0].mean(1).sum() + level.sum() + d * math.log(other)
+    joint, marginals, *of_z = (torch.cat(parts, 1)[:, :b, 0] for parts in zip(*results, strict=True))
+    level = peak[:, 0, 0] - 0.5 * math.log(2 * math.pi)
+    log_joint, log_marginals = joint.mean() + level.sum(), marginals.mean(1) + level
     gradient = z.new_empty(0)
     if with_gradient:
         zeroth, once, twice = sums
-        of_samples = torch.cat(of_z, 1)[:, :b, 0]
-        gradient = torch.stack([of_samples, 2 * scale[:, 0] * once, twice - 0.5 * zeroth]).mT / b
-    return log_joint - log_product, log_joint, gradient
-
-
-def _of_models(
-    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the total correlation (...), the batch mean of log q(z) (...) and the former's gradient (..., 3, B, D)."""
-    *stack, b, d = z.shape
-    models = zip(*(tensor.reshape(-1, b, d) for tensor in (z, mean, log_var)), strict=True)
-    results = [_of_one_model(*tensors, own, other, with_gradient) for tensors in models]
-    return tuple(torch.stack(parts).reshape((*stack, *parts[0].shape)) for parts in zip(*results, strict=True))
+        gradient = torch.stack([*of_z, 2 * scale[:, 0] * once, twice - 0.5 * zeroth]).mT / b
+    return log_joint + math.log(other), log_marginals + math.log(other), gradient
 
 
 # An operator, which a compiled training step takes as one node instead of tracing the loop over blocks.
-_total_correlation_op = torch.library.custom_op("isa::total_correlation", _of_models, mutates_args=())
+@torch.library.custom_op("isa::total_correlation", mutates_args=())
+def _operator(
+    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the total correlation (...), its gradient (..., 3, B, D) and the batch mean of log q(z) (...)."""
+    *stack, b, d = z.shape
+    inputs = [tensor.reshape(-1, b, d) for tensor in (z, mean, log_var)]
+    if z.is_cuda and with_gradient and z.dtype == torch.float32 and kernels.available():
+        joint, marginals, gradient = kernels.total_correlation(*inputs, own, other)
+    else:
+        results = [_of_one_model(*tensors, own, other, with_gradient) for tensors in zip(*inputs, strict=True)]
+        joint, marginals, gradient = (torch.stack(parts) for parts in zip(*results, strict=True))
+    results = joint - marginals.sum(-1), gradient, joint
+    return tuple(result.reshape((*stack, *result.shape[1:])) for result in results)
 
 
-@_total_correlation_op.register_kernel("cuda")
-def _(z, mean, log_var, own, other, with_gradient):
-    if not (with_gradient and z.dtype == torch.float32 and kernels.available()):
-        return _of_models(z, mean, log_var, own, other, with_gradient)
-    stack = z.shape[:-2]
-    stacked = [tensor.reshape(-1, *z.shape[-2:]) for tensor in (z, mean, log_var)]
-    joint, marginals, gradient = kernels.total_correlation(*stacked, own, other)
-    results = joint - marginals.sum(-1), joint, gradient
-    return tuple(result.reshape(stack + result.shape[1:]) for result in results)
-
-
-@_total_correlation_op.register_fake
+@_operator.register_fake
 def _(z, mean, log_var, own, other, with_gradient):
     *stack, b, d = z.shape
-    return z.new_empty(stack), z.new_empty(stack), z.new_empty(*stack, *((3, b, d) if with_gradient else (0,)))
-
-
-@_total_correlation_op.register_vmap
-def _(info, in_dims, *arguments):
-    size = info.batch_size  # the mapped dimension becomes the first
-    mapped = [
-        value
-        if not isinstance(value, Tensor)
-        else value.expand(size, *value.shape)
-        if at is None
-        else value.movedim(at, 0)
-        for value, at in zip(arguments, in_dims, strict=True)
-    ]
-    return _total_correlation_op(*mapped), (0, 0, 0)
-
-
-class _TotalCorrelation(torch.autograd.Function):
-    """The operator with its gradient. Only its first result can be differentiated, and only once."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
-        return _total_correlation_op(z, mean, log_var, own, other, True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[2])
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-        if not torch.compiler.is_compiling() and any(other is not None for other in others):
-            raise RuntimeError("the total correlation can be differentiated only once; see aggregate_log_densities")
-        if upstream is None:
-            return None, None, None, None, None
-        (gradient,) = ctx.saved_tensors
-        return *(upstream[..., None, None, None] * gradient).unbind(-3), None, None
+    return z.new_empty(stack), z.new_empty(*stack, *((3, b, d) if with_gradient else (0,))), z.new_empty(stack)

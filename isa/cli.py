@@ -118,7 +118,7 @@ def _data(arguments: argparse.Namespace) -> int:
     """Describe, draw and check a data set.
 
     Print factors, source, licence and checksum of a data set. Without --source, dsprites is drawn pixel by pixel, and
-    faces3d and cars3d are procedural stand-ins; images are drawn once and kept in the cache.
+    faces3d is a procedural stand-in, which is drawn once and kept in the cache; cars3d needs its published files.
 
     examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify
     """

@@ -19,18 +19,20 @@ import math
 import os
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.optim.adam import adam as fused_adam
+from torch.optim import adam as optim
 from tqdm import tqdm
 
 from isa import data, kernels, models, objectives, results
@@ -50,9 +52,9 @@ _CHUNK = 16  # steps whose noise is drawn at once
 _WARM_STEPS = 3  # steps before a CUDA graph is captured
 _LOOK_EVERY = 50  # steps between two looks at the losses, each of which makes the host wait for the device
 _PATIENCE = 25  # steps in a row that a loss may be out of bounds: one sample far out can outweigh all others
-_DIVERGED, _MOST_LOSS = 100.0, 1e15  # bounds of a loss: relative to its first value, and for its square in float32
-_COMPILE_FROM = 300  # steps from which compiling pays
+_DIVERGED, _MAX_LOSS = 100.0, 1e15  # bounds of a loss: relative to its first value, and for its square in float32
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.05}  # relative errors of gradients, compared with float64
+COMPILE_FROM = 300  # steps from which compiling pays
 _drawing = ThreadPoolExecutor(1)  # one thread for all packs: Dask's profiler can deadlock with threads that end
 
 
@@ -63,7 +65,7 @@ class Feed:
         self.runs, self.run, self.dataset, self.device = runs, runs[0], dataset, dataset.device
         self.per_epoch = len(dataset) // self.run.batch_size
         self.batches = 2 if self.run.base == "factor-vae" else 1
-        self._orders: dict[tuple[int, int], Callable[[], Tensor]] = {}
+        self._drawn: dict[tuple[int, int], Callable[[], Tensor]] = {}
         self._noise = lru_cache(maxsize=2)(partial(self._draw, torch.randn, _NOISE, self.batches))
         self._uniform = lru_cache(maxsize=2)(partial(self._draw, torch.rand, _PERMUTATION, 1))
 
@@ -76,21 +78,18 @@ class Feed:
     def _index(self, step: int) -> Tensor:
         epoch, first = divmod(step, self.per_epoch)
         second = (first + (self.per_epoch + 1) // 2) % self.per_epoch
-        orders, size = self._order(epoch), self.run.batch_size
+        orders, size = self._orders(epoch), self.run.batch_size
         batches = [slice(batch * size, (batch + 1) * size) for batch in (first, second)[: self.batches]]
-        return torch.stack([torch.stack([orders[run.seed][batch] for run in self.runs]) for batch in batches])
+        return torch.stack([torch.stack([order[batch] for order in orders]) for batch in batches])
 
-    def _order(self, epoch: int) -> dict[int, Tensor]:
-        """Return the order of the images by seed. On a GPU, the order of the next epoch is drawn meanwhile."""
-        epochs = (epoch, epoch + 1) if self.device.type == "cuda" else (epoch,)
-        keys = [(number, run.seed) for number in epochs for run in self.runs]
-        kept = {key: self._orders[key] for key in keys if key in self._orders}
-        for number, seed in keys:
-            if (number, seed) not in kept:
-                draw = partial(self.dataset.epoch, number, seed=seed)
-                kept[number, seed] = cache(draw) if len(epochs) == 1 else _drawing.submit(draw).result
-        self._orders = kept
-        return {run.seed: kept[epoch, run.seed]() for run in self.runs}
+    def _orders(self, epoch: int) -> list[Tensor]:
+        """Return the order of the images of each run. On a GPU, the order of the next epoch is drawn meanwhile."""
+        ahead, drawn = self.device.type == "cuda", {}
+        for key in product((epoch, epoch + 1) if ahead else (epoch,), {run.seed for run in self.runs}):
+            draw = partial(self.dataset.epoch, key[0], seed=key[1])
+            drawn[key] = self._drawn.get(key) or (_drawing.submit(draw).result if ahead else cache(draw))
+        self._drawn = drawn
+        return [drawn[epoch, run.seed]() for run in self.runs]
 
     def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
         shape = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim)
@@ -100,35 +99,24 @@ class Feed:
 
 def build_networks(runs: Sequence[Run], channels: int, dtype: torch.dtype = torch.float32) -> Networks:
     """Return the networks of the runs with their initial parameters, on the CPU."""
-    first, discriminator = runs[0], None
+    run, discriminator = runs[0], None
     vaes = [models.build(run.model, run.latent_dim, channels, seed=run.seed) for run in runs]
     encoder, decoder = (stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
-    if first.base == "factor-vae":
+    if run.base == "factor-vae":
         discriminator = stack([models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs])
-    trees, scales = [run.tree for run in runs], [run.scale for run in runs]
-    prior = StackedPrior(trees, scales, first.latent_dim, first.learn_exponents)
+    prior = StackedPrior([r.tree for r in runs], [r.scale for r in runs], run.latent_dim, run.learn_exponents)
     return Networks(encoder, decoder, prior, discriminator, dtype)
 
 
-class Objective(NamedTuple):
-    """What the runs of a pack minimise; ``images`` is the size of the data set."""
+Objective = namedtuple("Objective", "base likelihood kl sampling images")
+"""What the runs of a pack minimise; ``images`` is the size of the data set."""
 
-    base: str
-    likelihood: str
-    kl: str
-    sampling: str
-    images: int
-
-
-def term_names(run: Run) -> list[str]:
-    """Return the names of the terms that ``losses`` returns. The first is the loss."""
-    terms = {
-        "beta-vae": objectives.BetaVAETerms._fields,
-        "beta-tcvae": objectives.BetaTCVAETerms._fields,
-        "factor-vae": (*objectives.FactorVAETerms._fields, "discriminator_loss"),
-    }
-    learned = len(run.tree.exponents) - 1 if run.learn_exponents else 0
-    return [*terms[run.base], *(f"exponent_{node + 1}" for node in range(learned))]
+TERMS = {
+    "beta-vae": objectives.BetaVAETerms._fields,
+    "beta-tcvae": objectives.BetaTCVAETerms._fields,
+    "factor-vae": (*objectives.FactorVAETerms._fields, "discriminator_loss"),
+}
+"""Names of the terms of each objective, of which the first is the loss; learned exponents follow."""
 
 
 def losses(
@@ -171,14 +159,19 @@ def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, be
         parameter.copy_(value)
 
 
+def fused_adam(tensors: list[tuple[Tensor, ...]], rate: float, taken: Tensor, betas: tuple[float, float]) -> None:
+    """Do the same as :func:`adam` with PyTorch's fused kernel, which is the faster one on a CPU without a compiler."""
+    parameters, gradients, values, means, squares = map(list, zip(*tensors, strict=True))
+    gradients, steps = [gradient.float() for gradient in gradients], [(taken - 1).float() for _ in gradients]
+    rates = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
+    options = {"fused": True, "amsgrad": False, "maximize": False}
+    optim.adam(values, gradients, means, squares, [], steps, **options, **rates)
+    torch._foreach_copy_(parameters, values)
+
+
 def default_device(device: torch.device | str | None) -> torch.device:
     """Return a device; if None, a GPU if there is one, otherwise the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def compiles(steps: int) -> bool:
-    """Return True if a run of this number of steps is compiled by default."""
-    return steps >= _COMPILE_FROM
 
 
 @cache
@@ -191,12 +184,14 @@ class Pack:
 
     def __init__(self, runs: Sequence[Run], dataset: FactorDataset, compile: bool = False) -> None:
         run = self.run = runs[0]
-        self.dataset, self.device, self.compiled = dataset, dataset.device, compile
+        self.dataset, self.device = dataset, dataset.device
+        self.losses, self.adam = map(_compiled, (losses, adam)) if compile else (losses, adam)
         self.objective = Objective(run.base, run.likelihood, run.kl, run.sampling, len(dataset))
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         self.networks = build_networks(runs, dataset.image_shape[0], dtype).to(self.device)
         self.parameters = dict(self.networks.named_parameters())
-        self.names = term_names(run)
+        learned = len(run.tree.exponents) - 1 if run.learn_exponents else 0
+        self.names = [*TERMS[run.base], *(f"exponent_{node + 1}" for node in range(learned))]
         self.beta = torch.zeros(len(runs), device=self.device)
         self.taken = torch.zeros((), dtype=torch.float64, device=self.device)  # steps, on the device
         self.curve = torch.zeros(len(runs), run.total_steps, len(self.names), device=self.device)
@@ -227,21 +222,20 @@ class Pack:
         initial = build_networks(runs, self.dataset.image_shape[0])
         for name, value in initial.named_parameters():
             self.moments[name][0].copy_(value)
-        for own, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
-            own.copy_(value)
+        for buffer, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
+            buffer.copy_(value)
         self._start(0)
 
     def _start(self, step: int) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.moments[name][0])
         self.taken.fill_(step)
-        self.step, self.seen, self.terms = step, 0, None
-        self.diverged: list[int | None] = [None] * len(self.runs)
+        self.step = step
 
     def update(self, index: Tensor, noise: Tensor, order: Tensor | None) -> Tensor:
         """Take one training step: images, losses, gradients, Adam. Return the terms (P, T) before the update."""
         x = self.images(index)
-        total, terms = self._call(losses, self.networks, self.objective, self.beta, x, noise, order)
+        total, terms = self.losses(self.networks, self.objective, self.beta, x, noise, order)
         gradients = dict(zip(self.parameters, torch.autograd.grad(total, list(self.parameters.values())), strict=True))
         self.taken += 1
         for names, rate, betas in self.groups:
@@ -249,13 +243,9 @@ class Pack:
             if self.compiled or self.device.type == "cuda":
                 step_size = (rate / (1 - betas[0] ** self.taken)).float()
                 correction = (1 - betas[1] ** self.taken).sqrt().float()
-                self._call(adam, tensors, step_size, correction, betas)
+                self.adam(tensors, step_size, correction, betas)
             else:
-                copies, low, values, means, squares = map(list, zip(*tensors, strict=True))
-                wide, steps = [gradient.float() for gradient in low], [(self.taken - 1).float() for _ in low]
-                rates = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
-                fused_adam(values, wide, means, squares, [], steps, fused=True, amsgrad=False, maximize=False, **rates)
-                torch._foreach_copy_(copies, values)
+                fused_adam(tensors, rate, self.taken, betas)
         return terms
 
     def images(self, index: Tensor) -> Tensor:
@@ -264,25 +254,21 @@ class Pack:
         x = self.dataset.images(index.flatten(), dtype=dtype, check=False)
         return x.view(*index.shape, *self.dataset.image_shape)
 
-    def _call(self, function: Callable, *arguments: Any) -> Any:
-        """Call a function, compiled if the pack is; if compiling fails, uncompiled from then on."""
-        if not self.compiled:
-            return function(*arguments)
-        compiled = _compiled(function)
-        result = compiled(*arguments)
-        self.compiled = compiled.works
-        return result
+    @property
+    def compiled(self) -> bool:
+        """True while the step runs compiled: not if it never was, nor if compiling failed."""
+        return all(isinstance(function, Compiled) and function.works for function in (self.losses, self.adam))
 
     def advance(self) -> None:
         """Take one step: on a CPU directly, on a GPU as a CUDA graph after the first three."""
         inputs = self.feed(self.step)
         if self.device.type == "cpu":
-            self.terms = self.update(*inputs)
+            terms = self.update(*inputs)
         elif self.graph is None and self.warm < _WARM_STEPS:  # on a stream of its own, as capture requires
             self.warm, stream = self.warm + 1, torch.cuda.Stream(self.device)
             stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(stream):
-                self.terms = self.update(*inputs)
+                terms = self.update(*inputs)
             torch.cuda.current_stream(self.device).wait_stream(stream)
         else:
             if self.graph is None:
@@ -293,47 +279,45 @@ class Pack:
                 if static is not None:
                     static.copy_(value)
             self.graph.replay()
-            self.terms = self.outputs
-        self.curve[:, self.step] = self.terms
+            terms = self.outputs
+        self.curve[:, self.step] = terms
         self.step += 1
 
+    def advance_to(self, step: int) -> float:
+        """Take steps until this number of them has been taken; return the seconds."""
+        began = time.perf_counter()
+        with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+            while self.step < step:
+                self.advance()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
+
     @torch.no_grad()
-    def look(self, end: int | None = None) -> list[int | None]:
-        """Return the step at which each run diverged, found among the steps since the last look.
+    def diverged(self, end: int | None = None) -> list[int | None]:
+        """Return the step at which each run diverged, None if it has not.
 
         That is the first step with a term that is not finite, or the first of 25 steps whose loss exceeds a hundred
-        times its first value, or the loss of a model that knows nothing (log 2 per pixel), if that is larger. ``end``
-        is the number of steps of shorter runs that end here; what only concerns them is returned but not kept.
+        times its first value, or the loss of a model that knows nothing (log 2 per pixel), if that is larger. After
+        the last step, parameters that are not finite count, too. ``end`` is the number of steps of shorter runs.
         """
-        first = max(0, self.seen - _PATIENCE + 1)
-        terms = self.curve[:, first : self.step]
-        blank = math.log(2) * math.prod(self.dataset.image_shape)
-        limit = (_DIVERGED * self.curve[:, 0, 0].abs().clamp(min=blank)).clamp(max=_MOST_LOSS)
-        bad = ~terms.isfinite().all(-1)
-        far = (terms[..., 0].abs() > limit[:, None]) & ~bad
         end = end or self.run.total_steps
-        patience = min(_PATIENCE, end)
-        if far.shape[1] >= patience:
+        terms = self.curve[:, : min(self.step, end)]
+        blank = math.log(2) * math.prod(self.dataset.image_shape)
+        limit = (_DIVERGED * terms[:, :1, 0].abs().clamp(min=blank)).clamp(max=_MAX_LOSS)
+        bad = ~terms.isfinite().all(-1)
+        far = (terms[..., 0].abs() > limit) & ~bad
+        if far.shape[1] >= (patience := min(_PATIENCE, end)):
             windows = far.unfold(1, patience, 1).all(-1)
             bad[:, : windows.shape[1]] |= windows
         if self.step == end:
-            bad = torch.cat([bad, ~self._finite()[:, None]], 1)
-        found = torch.where(bad.any(1), bad.int().argmax(1) + first, -1).tolist()
-        self.seen, before = self.step, self.diverged
-        diverged = [old if old is not None or new < 0 else new for old, new in zip(before, found, strict=True)]
-        if end == self.run.total_steps:
-            self.diverged = diverged
-            for run, old, new in zip(self.runs, before, diverged, strict=True):
-                if old != new:
-                    _logger.warning("%s diverged at step %d", run.key, new)
-        return diverged
-
-    def _finite(self) -> Tensor:
-        """Return (P,) True if all parameters, moments and statistics of a run are finite, and exponents positive."""
-        values = [value for name, value in self.state.items() if name != "curve"]
-        if self.networks.prior.learned:
-            values.append(self.networks.prior.exponents().log())
-        return torch.stack([value.isfinite().view(len(self.runs), -1).all(1) for value in values]).all(0)
+            values = [value for name, value in self.state.items() if name != "curve"]
+            if self.networks.prior.learned:  # exponents that have become zero
+                values.append(self.networks.prior.exponents().log())
+            finite = [value.isfinite().view(len(self.runs), -1).all(1) for value in values]
+            bad = torch.cat([bad, ~torch.stack(finite).all(0)[:, None]], 1)
+        steps = torch.where(bad.any(1), bad.int().argmax(1), -1).tolist()
+        return [None if step < 0 else step for step in steps]
 
     def disagreement(self) -> float:
         """Return the relative error of the next step, compared with float64: the largest of loss and gradients.
@@ -341,18 +325,18 @@ class Pack:
         Gradients are compared network by network. Those of single parameters may be of the size of rounding errors.
         """
         index, *inputs = self.feed(self.step)
-        inputs, found = [self.beta, self.images(index), *inputs], []
-        for dtype in (self.networks.dtype, torch.float64):
-            networks, call = copy.deepcopy(self.networks), self._call  # copies, for the statistics of a normalisation
+        inputs, both = [self.beta, self.images(index), *inputs], []
+        for dtype, function in ((self.networks.dtype, self.losses), (torch.float64, losses)):
+            networks = copy.deepcopy(self.networks)  # a copy, for the statistics of a normalisation
             if dtype == torch.float64:
-                networks, networks.dtype, call = networks.double(), dtype, lambda function, *rest: function(*rest)
+                networks, networks.dtype = networks.double(), dtype
                 inputs = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
-            total, terms = call(losses, networks, self.objective, *inputs)
+            total, terms = function(networks, self.objective, *inputs)
             groups = {"loss": [terms[:, 0].double()]}
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
                 groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
-            found.append([torch.cat(values) for values in groups.values()])
-        errors = [(one - exact).norm() / exact.norm() for one, exact in zip(*found, strict=True)]
+            both.append([torch.cat(values) for values in groups.values()])
+        errors = [(one - exact).norm() / exact.norm() for one, exact in zip(*both, strict=True)]
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
 
     @torch.no_grad()
@@ -387,12 +371,10 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
     """Return the step of a run's checkpoint, 0 if there is none. Raise a CheckpointError if it is not the run's."""
     if folder is None or not (path := checkpoint_path(folder, run)).exists():
         return 0
-    found = read_metadata(path)
-    step, seconds = found.get("step"), found.get("seconds")
-    whole = type(step) is int and step >= 0 and isinstance(seconds, float) and 0 <= seconds < math.inf
-    if found.get("course") != run.course or not whole:
+    metadata = read_metadata(path)
+    if metadata.get("course") != run.course:
         raise CheckpointError(f"{path} is not a checkpoint of {run.key}: move it away to start again")
-    return step
+    return metadata["step"]
 
 
 @dataclass(frozen=True)
@@ -400,31 +382,30 @@ class Trained:
     """Runs of a pack after their last step: a copy, which later steps do not change."""
 
     runs: list[Run]
-    rows: list[int]
-    """Row of each run in everything below."""
-    pack: list[Run]
-    """The run of each row, which may be a longer one of the same course."""
+    rows: list[int]  # of these runs in everything below
+    pack: list[Run]  # the run of each row, which may be a longer one of the same course
     networks: Networks
-    state: dict[str, Tensor]
-    """Parameters in float32 and buffers, each (P, ...)."""
-    curves: np.ndarray
-    """(P, steps, T) terms."""
-    names: list[str]
-    """(T,) names of the terms."""
-    diverged: list[int | None]
-    """(P,) step at which each run diverged."""
+    state: dict[str, Tensor]  # parameters in float32 and buffers, each (P, ...)
+    curves: np.ndarray  # (P, steps, T) terms
+    names: list[str]  # (T,) names of the terms
+    diverged: list[int | None]  # (P,) step at which each run diverged
     seconds: float
     compiled: bool
 
-
-@torch.no_grad()
-def _trained(pack: Pack, runs: list[Run], rows: list[int], seconds: float) -> Trained:
-    names = [name for name in pack.state if not name.startswith(("mean.", "square.", "curve"))]
-    state = {name.removeprefix("value."): pack.state[name].clone() for name in names}
-    end = runs[0].total_steps
-    curves = pack.curve[:, : min(pack.step, end)].cpu().numpy().copy()
-    networks = copy.deepcopy(pack.networks)
-    return Trained(runs, rows, pack.runs, networks, state, curves, pack.names, pack.look(end), seconds, pack.compiled)
+    @classmethod
+    @torch.no_grad()
+    def of(cls, pack: Pack, runs: list[Run], seconds: float) -> Trained:
+        """Copy what :func:`isa.results.measure` needs of runs that end now."""
+        courses, end = [run.course for run in pack.runs], runs[0].total_steps
+        rows = [courses.index(run.course) for run in runs]
+        names = [name for name in pack.state if not name.startswith(("mean.", "square.", "curve"))]
+        state = {name.removeprefix("value."): pack.state[name].clone() for name in names}
+        curves = pack.curve[:, : min(pack.step, end)].cpu().numpy().copy()
+        networks, diverged = copy.deepcopy(pack.networks), pack.diverged(end)
+        for run, row in zip(runs, rows, strict=True):
+            if diverged[row] is not None:
+                _logger.warning("%s diverged at step %d", run.key, diverged[row])
+        return cls(runs, rows, pack.runs, networks, state, curves, pack.names, diverged, seconds, pack.compiled)
 
 
 _reusable: list[tuple[tuple, Pack]] = []
@@ -445,7 +426,7 @@ def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
             limit *= 6
         if (error := pack.disagreement()) > limit:
             _logger.warning("a step on this device differs from float64 by %.1g: the plain path is used", error)
-            kernels.enabled = pack.compiled = False
+            kernels.enabled, pack.losses, pack.adam = False, losses, adam
         _reusable.append((key, pack))
     return pack
 
@@ -454,7 +435,6 @@ def fit(
     runs: Sequence[Run],
     dataset: FactorDataset,
     *,
-    device: torch.device | str | None = None,
     compile: bool | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
@@ -469,9 +449,7 @@ def fit(
     runs
         Runs of one ``pack_key``, and runs that are parts of these: of equal ``course``, with fewer steps.
     dataset
-        The images.
-    device
-        By default where the images are.
+        The images, on the device of the training.
     compile
         Compile the step, if there is a working compiler; by default for at least 300 steps.
     checkpoints, checkpoint_every, checkpoint_seconds
@@ -483,9 +461,8 @@ def fit(
         Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
         exception that it raises ends the training.
     """
-    dataset = dataset if device is None else dataset.to(device)
     total = max(run.total_steps for run in runs)
-    compile = compiles(total) if compile is None else compile
+    compile = total >= COMPILE_FROM if compile is None else compile
     folder = None if checkpoints is None else Path(checkpoints)
     starts = {run: checkpoint_step(folder, run) for run in runs if run.total_steps == total}
     if max(starts.values()) > total:
@@ -493,45 +470,33 @@ def fit(
     for start in sorted(set(starts.values())):
         pack = _pack([run for run in starts if starts[run] == start], dataset, compile)
         seconds = saved = pack.restore(folder, start) if start else 0.0
-        row = {run.course: number for number, run in enumerate(pack.runs)}
-        left = [run for run in runs if run.course in row and run.total_steps >= start]
-        with _bar(pack, start, progress) as bar:
+        courses, diverged = {run.course for run in pack.runs}, [None]
+        missed = [run for run in runs if run.course in courses and run.total_steps < start]
+        left = [run for run in runs if run.course in courses and run.total_steps >= start]
+        name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
+        disable = None if progress is None else not progress  # None: where stderr is not a terminal
+        with tqdm(total=total, initial=start, unit=" steps", desc=name, disable=disable, mininterval=0.5) as bar:
             while left:
                 end = min(run.total_steps for run in left)
-                if pack.step > pack.seen and (pack.step % _LOOK_EVERY == 0 or pack.step == end):
-                    pack.look()
+                if pack.step == end or None not in diverged:
+                    yield Trained.of(pack, [run for run in left if run.total_steps == end], seconds)
+                    left = [run for run in left if run.total_steps > end]
+                    continue
+                stops = [pack.step - pack.step % every + every for every in (_LOOK_EVERY, checkpoint_every)]
+                seconds += pack.advance_to(min(*stops, end))
+                due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
+                if folder is not None and due and pack.step < total:  # at the end, the result follows
+                    saved = seconds
+                    pack.save(folder, seconds)
+                if pack.step % _LOOK_EVERY == 0 or pack.step == end:
+                    diverged = pack.diverged()
                     latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
                     bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
                     bar.update(pack.step - bar.n)
                     if callback is not None:
                         callback(pack.step, latest)
-                if pack.step == end or None not in pack.diverged:
-                    ended = [run for run in left if run.total_steps == end]
-                    yield _trained(pack, ended, [row[run.course] for run in ended], seconds)
-                    left = [run for run in left if run.total_steps > end]
-                    continue
-                began = time.perf_counter()
-                with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
-                    for _ in range(min(every - pack.step % every for every in (_LOOK_EVERY, checkpoint_every, end))):
-                        pack.advance()
-                if pack.device.type == "cuda":
-                    torch.cuda.synchronize(pack.device)
-                seconds += time.perf_counter() - began
-                due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
-                if folder is not None and due and pack.step < total:  # at the end, the result follows
-                    saved = seconds
-                    pack.save(folder, seconds)
-        missed = [run for run in runs if run.course in row and run.total_steps < start]
-        for steps in {run.total_steps for run in missed}:
-            alone = [run for run in missed if run.total_steps == steps]
-            yield from fit(alone, dataset, compile=compile, progress=progress, callback=callback)
-
-
-def _bar(pack: Pack, start: int, progress: bool | None) -> tqdm:
-    name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
-    options = {"unit": " steps", "desc": name, "mininterval": 0.5}
-    disable = None if progress is None else not progress  # None: where stderr is not a terminal
-    return tqdm(total=pack.run.total_steps, initial=start, disable=disable, **options)
+        for run in missed:
+            yield from fit([run], dataset, compile=compile, progress=progress, callback=callback)
 
 
 def train_pack(
@@ -582,11 +547,11 @@ def train_pack(
         if value is not None and value > len(dataset):
             raise ValueError(f"{name} must be at most {len(dataset)}, the number of images, got {value}")
     dataset = dataset.to(default_device(device))
-    found: dict[str, results.Result] = {}
+    measured: dict[str, results.Result] = {}
     for trained in fit(runs, dataset, progress=progress, **options):
-        measured = results.measure(trained, dataset, evaluation=evaluation, n_samples=n_samples, progress=progress)
-        found |= {result.run.hash: result.cpu() for result in measured}
-    return [found[run.hash] for run in runs]
+        for result in results.measure(trained, dataset, evaluation=evaluation, n_samples=n_samples, progress=progress):
+            measured[result.run.hash] = result.cpu()
+    return [measured[run.hash] for run in runs]
 
 
 def train(run: Run, **options: Any) -> results.Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from isa import mig, objectives
-from isa._compiled import Compiled
 from isa.data import FactorDataset
 from isa.run import DEFAULTS, Run
 from isa.stacked import Networks
@@ -54,8 +53,8 @@ class Evaluation:
 
     def cpu(self) -> Evaluation:
         """Return the same with all tensors on the CPU."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Evaluation(**{name: x.cpu() if isinstance(x, Tensor) else x for name, x in values.items()})
+        tensors = {name: x.cpu() for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 def subspaces(run: Run) -> list[list[int]] | None:
@@ -73,16 +72,6 @@ def subspaces(run: Run) -> list[list[int]] | None:
     return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _measure(networks: Networks, likelihood: str, x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-    """Return log p(x|z) and log q(z|x) - log p(z), each (P, B), and posterior means and log-variances, (P, B, D)."""
-    logits, z, mean, log_var = networks(x, noise)
-    kl = objectives.gaussian_log_density(z, mean, log_var) - networks.prior().log_prob(z)
-    return objectives.LIKELIHOODS[likelihood](logits, x), kl, mean, log_var
-
-
-_compiled_measure = Compiled(_measure, "the evaluation")
-
-
 @torch.no_grad()
 def evaluate(
     networks: Networks,
@@ -91,7 +80,6 @@ def evaluate(
     *,
     rows: Sequence[int] | None = None,
     n_samples: int | None = None,
-    compile: bool = False,
     progress: bool | None = None,
 ) -> list[Evaluation | None]:
     """Measure P trained models in one pass over all images.
@@ -106,8 +94,6 @@ def evaluate(
         Models whose mutual information is measured; all by default.
     n_samples
         Number of draws for the entropies of the MIG; all images by default.
-    compile
-        Compile the pass: ten seconds, which a few hundred thousand images repay.
     progress
         Show a progress bar; by default if stderr is a terminal.
 
@@ -117,33 +103,32 @@ def evaluate(
         For each of ``rows``; None if posteriors or reconstructions are not finite, or log-variances beyond ±500.
     """
     networks.eval()
-    device, size, latents = dataset.device, len(runs), runs[0].latent_dim
+    device, size, likelihood = dataset.device, len(runs), objectives.LIKELIHOODS[runs[0].likelihood]
+    prior = networks.prior()
     dtype = networks.dtype if dataset.packed else torch.float32
     sources = [run.generator(device, _EVALUATION) for run in runs]
     fit, kl = torch.empty(2, size, len(dataset), device=device)
-    mean, log_var = torch.empty(2, size, len(dataset), latents, device=device)
+    mean, log_var = torch.empty(2, size, len(dataset), runs[0].latent_dim, device=device)
     disable = None if progress is None else not progress  # None: where stderr is not a terminal
     with tqdm(total=len(dataset), unit=" images", desc="evaluating", disable=disable, mininterval=0.5) as bar:
-        for start in range(0, len(dataset), _BATCH):
-            index = torch.arange(start, min(start + _BATCH, len(dataset)), device=device)
+        for index in torch.arange(len(dataset), device=device).split(_BATCH):
             x = dataset.images(index, dtype=dtype, check=False).expand(size, -1, -1, -1, -1)
-            noise = torch.stack([torch.randn(len(index), latents, generator=one, device=device) for one in sources])
-            measure = _compiled_measure if compile and len(index) == _BATCH else _measure
-            values = measure(networks, runs[0].likelihood, x, noise)
-            for whole, part in zip((fit, kl, mean, log_var), values, strict=True):
-                whole[:, start : start + _BATCH] = part
+            shape = len(index), runs[0].latent_dim
+            noise = torch.stack([torch.randn(shape, generator=source, device=device) for source in sources])
+            logits, z, mean[:, index], log_var[:, index] = networks(x, noise)
+            fit[:, index] = likelihood(logits, x)
+            kl[:, index] = objectives.gaussian_log_density(z, mean[:, index], log_var[:, index]) - prior.log_prob(z)
             bar.update(len(index))
-    each = [value.isfinite().flatten(1).all(1) for value in (fit, kl, mean, log_var)]
-    usable = (torch.stack(each).all(0) & (log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT)).tolist()
-    found: list[Evaluation | None] = []
+    usable = log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT
+    for values in (fit, kl, mean, log_var):
+        usable &= values.isfinite().flatten(1).all(1)
+    evaluations = []
     for row in range(size) if rows is None else rows:
-        one = None
-        if usable[row]:
-            one = _information(runs[row], dataset, n_samples, fit[row], kl[row], mean[row], log_var[row])
-        if one is None:
+        tensors = fit[row], kl[row], mean[row], log_var[row]
+        evaluations.append(_information(runs[row], dataset, n_samples, *tensors) if usable[row] else None)
+        if evaluations[-1] is None:
             _logger.warning("%s cannot be measured: its posteriors or reconstructions are out of bounds", runs[row].key)
-        found.append(one)
-    return found
+    return evaluations
 
 
 def _information(
@@ -163,17 +148,15 @@ def _information(
         unscored=unscored,
         subsample=10_000,
     )
-    tensors = (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)
-    numbers = torch.tensor([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score])
-    if not all(bool(value.isfinite().all()) for value in (numbers, *tensors)):
+    sums = [x.sum().item() for x in (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)]
+    if not np.isfinite([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score, *sums]).all():
         return None
     groups, joint = subspaces(run), None
     if groups is not None:
         source = run.generator("cpu", _SUBSPACES)
         random = random_groupings([len(group) for group in groups], _GROUPINGS[device.type], source)
-        draws = min(_DRAWS, len(dataset))
-        sizes = dataset.factor_sizes
-        joint = subspace_information(mean, log_var, [groups, *random], sizes, n_draws=draws, generator=source)
+        options = {"n_draws": min(_DRAWS, len(dataset)), "generator": source}
+        joint = subspace_information(mean, log_var, [groups, *random], dataset.factor_sizes, **options)
     binned, _ = mig.mutual_information_gap_binned(mean, dataset.factor_sizes, scored)
     return Evaluation(fit, kl, mean, log_var, mig.active_units(mean), gap, binned, groups, joint)
 
@@ -186,7 +169,7 @@ def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, An
     grid = fit.view(sizes)
     by_value = [grid.movedim(factor, 0).flatten(1).mean(1).tolist() for factor in unscored]
     scored = [names[factor] for factor in gap.factors]
-    found = {
+    record = {
         "mig": gap.score,
         **{f"mig_{name}": value for name, value in zip(scored, gap.gaps.tolist(), strict=True)},
         "mig_standard_error": gap.standard_error,
@@ -207,16 +190,16 @@ def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, An
         "mig_10000_samples": gap.subsampled_score,
     }
     if (joint := evaluation.subspaces) is not None:
-        own, *random = joint.mutual_information.cpu()
+        subspaces, *random = joint.mutual_information.cpu()
         ranked = torch.stack(random).sort(-1, descending=True).values
-        found |= {
+        record |= {
             "subspaces_compared": evaluation.groups,
             "subspace_factors": [names[factor] for factor in joint.factors],
-            "subspace_mutual_information": own.tolist(),
+            "subspace_mutual_information": subspaces.tolist(),
             "subspace_standard_error": joint.standard_error[0].tolist(),
             "random_subspace_mean": ranked.mean(0).tolist(),
             "random_subspace_deviation": ranked.std(0).tolist(),
             "subspace_draws": joint.n_draws,
             "random_groupings": len(random),
         }
-    return found
+    return record

@@ -62,46 +62,30 @@ _OWN_SEED = 0x5EED  # random choices that must not disturb the caller's generato
 class MutualInformationGap:
     """Result of :func:`mutual_information_gap`, in nats. Tensors are float64 on the CPU.
 
-    F counts the scored factors, U the unscored ones, K the columns: latents, or groups of latents.
+    F counts the scored factors, U the unscored ones, K the columns: latents, or groups of latents. With one column, the
+    second largest entry of a row counts as 0.
 
-    Attributes
-    ----------
-    score
-        The MIG: mean of ``gaps``.
-    gaps
-        (F,) difference between the two largest entries of a row of ``mutual_information``, divided by the factor's
-        entropy. With a single column, the second largest entry counts as 0.
-    mutual_information, entropy, conditional_entropy
-        (F, K), (K,) and (F, K). The first is the difference of the others, clamped at 0.
-    standard_error, gaps_standard_error, mutual_information_standard_error
-        Monte Carlo standard errors from the scatter of the draws: of ``score``, (F,) and (F, K). They treat images as
-        drawn at random, columns of a gap as independent, and gaps as fully dependent.
-    error_bound, gaps_error_bound
-        Bounds on the difference between ``score`` or ``gaps`` (F,) and their values from direct sums over the same
-        draws: mean deviation at random draws and three standard errors of it. Zero if all sums were direct.
-    entropy_error
-        (1 + F, K), the same for ``entropy`` and ``conditional_entropy``.
-    factors, unscored, unscored_mutual_information
-        Factor of each row of ``mutual_information``, and of ``unscored_mutual_information`` (U, K), clamped at 0.
-    subsampled_score
-        The score from ``subsample`` draws per mixture; None without ``subsample``.
+    Standard errors are those of the scatter of the draws. They treat images as drawn at random, columns of a gap as
+    independent, and gaps as fully dependent. Error bounds limit the difference from direct sums over the same draws:
+    the mean deviation at random draws and three standard errors of it, or zero if all sums were direct.
     """
 
-    score: float
+    score: float  #: The MIG: mean of ``gaps``.
+    #: (F,) difference of the two largest entries in a row of ``mutual_information``, divided by the factor's entropy.
     gaps: Tensor
-    mutual_information: Tensor
-    entropy: Tensor
-    conditional_entropy: Tensor
-    standard_error: float
-    gaps_standard_error: Tensor
-    mutual_information_standard_error: Tensor
-    error_bound: float
-    gaps_error_bound: Tensor
-    entropy_error: Tensor
-    factors: tuple[int, ...]
-    unscored: tuple[int, ...]
-    unscored_mutual_information: Tensor
-    subsampled_score: float | None
+    mutual_information: Tensor  #: (F, K) difference of the entropies, clamped at 0.
+    entropy: Tensor  #: (K,) of all images.
+    conditional_entropy: Tensor  #: (F, K) given a factor.
+    standard_error: float  #: Of ``score``.
+    gaps_standard_error: Tensor  #: (F,)
+    mutual_information_standard_error: Tensor  #: (F, K)
+    error_bound: float  #: On the error of ``score``.
+    gaps_error_bound: Tensor  #: (F,)
+    entropy_error: Tensor  #: (1 + F, K) bounds for ``entropy`` and ``conditional_entropy``.
+    factors: tuple[int, ...]  #: Factor of each row of ``mutual_information``.
+    unscored: tuple[int, ...]  #: Factor of each row of ``unscored_mutual_information``.
+    unscored_mutual_information: Tensor  #: (U, K)
+    subsampled_score: float | None  #: The score from ``subsample`` draws per mixture.
 
 
 @torch.no_grad()
@@ -123,11 +107,9 @@ def mutual_information_gap(
     Parameters
     ----------
     mean, log_var
-        (N, K) mean and log variance of :math:`q(z \mid x_n)`. The computation runs on their device in float64, or on
-        the CPU if the device has no float64.
+        (N, K) mean and log variance of :math:`q(z \mid x_n)`. Computed in float64, on their device if it has float64.
     factor_sizes
         Number of values of each factor, if the images form a full grid in C order (the last factor varies fastest).
-        dSprites: ``(3, 6, 40, 32, 32)``.
     factors
         Factors to score; all with more than one value by default. The paper omits dSprites' shape: ``(1, 2, 3, 4)``.
     n_samples
@@ -137,8 +119,7 @@ def mutual_information_gap(
     generator
         Source of the draws.
     factor_values
-        Alternative to ``factor_sizes``: (N, F) integer table with the value of each factor for each image, in any order
-        and with any number of images per value. Values count by their frequency.
+        Alternative to ``factor_sizes``: (N, F) integers, the factors' values for images in any order and number.
     unscored
         Factors whose mutual information is reported but does not enter the score.
     subsample
@@ -154,17 +135,10 @@ def mutual_information_gap(
     1.0
     """
     mean, log_var = as_tensor(mean), as_tensor(log_var)
-    if mean.ndim != 2 or 0 in mean.shape or mean.shape != log_var.shape:
-        raise ValueError(f"mean and log_var must have one shape (N, K), got {(*mean.shape,)} and {(*log_var.shape,)}")
-    device = torch.device("cpu") if mean.device.type == "mps" else mean.device
-    n, k = mean.shape
+    device, (n, k) = mean.device, mean.shape
     columns = [(j,) for j in range(k)] if groups is None else [tuple(group) for group in groups]
     used = sorted(j for column in columns for j in column)
-    if not all(columns) or not used or len(set(used)) < len(used) or not set(used) <= set(range(k)):
-        raise ValueError(f"groups must be disjoint, non-empty groups of latents from 0 to {k - 1}, got {groups}")
-    if not all(count is None or 1 <= count for count in (n_samples, subsample)) or (n_samples or 1) > n:
-        raise ValueError(f"n_samples must be from 1 to N = {n} and subsample positive, got {n_samples}, {subsample}")
-    mean, log_var = (x.to(device).T[used].contiguous() for x in (mean, log_var))
+    mean, log_var = (x.T[used].contiguous() for x in (mean, log_var))
     extents = torch.stack([end.double() for x in (mean, log_var) for end in x.aminmax(dim=1)], 1).tolist()
     if not all(math.isfinite(a) and math.isfinite(b) and -500 <= c <= d <= 500 for a, b, c, d in extents):
         raise ValueError("mean must be finite and log_var must lie between -500 and 500")
@@ -177,8 +151,7 @@ def mutual_information_gap(
     draws = sampler = fewer = None
     if m < n or subsample is not None:
         latents = list(latents)  # first the noise, then the choice of draws
-        seed = torch.initial_seed() if generator is None else generator.initial_seed()
-        own = torch.Generator("cpu").manual_seed(seed ^ _OWN_SEED)
+        own = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ _OWN_SEED)
         members = [mixtures.members(r) for r in range(len(labels))]
         draws = [[_some(x, m, generator) for x in values] for values in members[:kept]]
         if subsample is not None:
@@ -205,8 +178,7 @@ def mutual_information_gap(
         return estimate(x, torch.maximum(x[:, checked].double(), some.own()) - _direct(q, some), q)
 
     alone = {used.index(column[0]): c for c, column in enumerate(columns) if len(column) == 1}
-    found = map_in_threads(single, (j for j in latents if j in alone), mean)
-    found = dict(zip((alone[j] for j in sorted(alone)), found, strict=True))
+    found = dict(map_in_threads(lambda j: (alone[j], single(j)), (j for j in latents if j in alone), mean))
     if joint := [c for c, column in enumerate(columns) if len(column) > 1]:
         sets, label = [[used.index(j) for j in columns[c]] for c in joint], mixtures.label[1:]
         chosen = None if sampler is None else (members, draws)
@@ -231,9 +203,8 @@ def mutual_information_gap_binned(
 ) -> tuple[float, Tensor]:
     """Return the MIG of binned posterior means (N, K), and their mutual information with the factors, (F, K) in nats.
 
-    The estimator of Locatello et al., "Challenging Common Assumptions in the Unsupervised Learning of Disentangled
-    Representations" (2019): the range of each latent's mean is cut into equal bins. Posterior variances do not enter,
-    so a collapsed latent is scored by the shape of its tiny means. Arguments as in :func:`mutual_information_gap`.
+    The estimator of Locatello et al. (2019): the range of each latent's mean is cut into equal bins. Variances do not
+    enter, so a collapsed latent is scored by the shape of its tiny means.
     """
     mean = as_tensor(mean).detach().cpu().double()
     n, k = mean.shape
@@ -252,27 +223,21 @@ def mutual_information_gap_binned(
 
 
 def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
-    """Return a (K,) mask of the latents whose posterior mean, (N, K), has a variance over images above ``threshold``.
-
-    The measure of Burda et al., "Importance Weighted Autoencoders" (2016).
-    """
+    """Return a (K,) mask of latents whose mean, (N, K), has a variance above ``threshold``: Burda et al. (2016)."""
     return as_tensor(mean).detach().to(torch.float64).var(0, correction=0) > threshold
 
 
 def _gap(information: Tensor) -> Tensor:
     """Return the (F,) difference between the two largest entries of each row of (F, K)."""
-    top = pad(information, (0, 1)).topk(2, dim=1).values
-    return top[:, 0] - top[:, 1]
+    return -pad(information, (0, 1)).topk(2, dim=1).values.diff()[:, 0]
 
 
 def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> Iterator[int]:
     """Fill (K, N) with the numbers of one ``torch.randn(K, N)``, and yield each row's index when it is complete."""
-    (k, n), start, flat = noise.shape, 0, noise.view(-1)
-    for j in range(k):
-        whole = not noise.is_cpu or n < 2**9 or j == k - 1
-        stop = k * n if whole else -(-(j + 1) * n // 16) * 16  # randn generates groups of 16
-        flat[start:stop].normal_(generator=generator)
-        start = stop
+    (k, n), whole = noise.shape, not noise.is_cpu or noise.shape[1] < 2**9
+    stops = [k * n if whole else -(-j * n // 16) * 16 for j in range(1, k)]  # randn generates groups of 16
+    for j, (start, stop) in enumerate(pairwise([0, *stops, k * n])):
+        noise.view(-1)[start:stop].normal_(generator=generator)
         yield j
 
 
@@ -415,8 +380,7 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
     while parts:
         of, at, images = parts.pop()
         mean, log_var = of.mean.double(), of.log_var.double()
-        if images is not None:
-            extent = torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
+        extent = extent if images is None else torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
         low, high, least, most = extent
         sigma, margin = math.exp(0.5 * least), _REACH * math.exp(0.5 * most)
         if images is not None:
@@ -427,8 +391,6 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
         bins = mixtures.rows[-1] * 2.0 * _ROWS * _CELLS * (high - low + 2.0 * margin) / sigma
         direct, grid = (2.0 + len(q.label)) * len(of) * len(at), 10.0 * bins
         compact = high - low <= 2.0 * margin and most - least < 4.0
-        if len(at) == 0:
-            continue
         if len(of) * len(at) <= _LEAF_PAIRS or (compact and direct < grid):
             found = _direct(of, at)
         elif compact or (bins <= _MOST_BINS and grid < 3000.0 * (len(of) + len(at))):
@@ -438,8 +400,7 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
             if most - least > 6.0 or high - low < 2.0 * margin:
                 upper = log_var > 0.5 * (least + most)
             else:
-                middle = low + 0.5 * (high - low)
-                upper = mean >= middle if middle > low else mean > low
+                upper = mean >= max(low + 0.5 * (high - low), math.nextafter(low, math.inf))
             images = torch.arange(len(q), device=mean.device) if images is None else images
             parts += [(of[side.nonzero()[:, 0]], at, images) for side in (upper, ~upper)]
             continue
@@ -491,7 +452,8 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     density = torch.exp2(-octave.double()) / spacing
     variance = per_sigma**2 * torch.exp2(((row % per_octave).double() + 0.5) * (2.0 / per_octave))
     width = cells >> octave
-    size = sum(per_octave * (cells >> i) for i in range(octaves))
+    sizes = [per_octave * (cells >> i) for i in range(octaves)]
+    size = sum(sizes)
     first = width.cumsum(0) - width - 1 - size
 
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
@@ -520,14 +482,11 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
 
     bins = (bins if cpu else bins.double() * 2.0**-36).view(values, size)
     spectra = torch.zeros(values + 1, nodes // 2 + 1, dtype=torch.complex128, device=device)
-    start = 0
-    for i in range(octaves):
+    for i, level in enumerate(bins.split(sizes, 1)):
         n = cells >> i
         omega = torch.arange(n // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / n)
         blur = torch.exp(-0.5 * variance[:per_octave, None] * omega.square())
-        level = torch.fft.rfft(bins[:, start : start + per_octave * n].unflatten(1, (per_octave, n)))
-        spectra[1:, : n // 2 + 1] += level.mul_(blur).sum(1)
-        start += per_octave * n
+        spectra[1:, : n // 2 + 1] += torch.fft.rfft(level.unflatten(1, (per_octave, n))).mul_(blur).sum(1)
     a, b = min(pairwise(mixtures.rows[1:]), key=lambda ends: ends[1] - ends[0])
     torch.sum(spectra[a:b], 0, out=spectra[0])
     table = _log_table(spectra, nodes, length, (length / nodes / (per_sigma * spacing)) ** 2)

@@ -18,7 +18,7 @@ out: its 1,025 parameters per output would receive no gradient.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,17 +27,14 @@ from torch import Tensor, nn
 __all__ = ["IMAGE_SIZE", "MODELS", "VAE", "Decoder", "Discriminator", "Encoder", "Posterior", "build"]
 __all__ += ["build_discriminator", "conv", "mlp"]
 
-IMAGE_SIZE = 64
-"""Height and width, in pixels, of every image the networks read and draw."""
+IMAGE_SIZE = 64  #: Height and width, in pixels, of every image the networks read and draw.
 
 
 class Posterior(NamedTuple):
     """A diagonal Gaussian ``q(z|x)`` for each image of a batch."""
 
-    mean: Tensor
-    """Posterior means, shape ``(..., latent_dim)``."""
-    log_var: Tensor
-    """Natural logarithms of the posterior variances, shape ``(..., latent_dim)``."""
+    mean: Tensor  #: Posterior means, shape ``(..., latent_dim)``.
+    log_var: Tensor  #: Natural logarithms of the posterior variances, shape ``(..., latent_dim)``.
 
     def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         r"""Draw one reparameterised sample :math:`z = \mu + \sigma \odot \epsilon` of each posterior.
@@ -82,21 +79,12 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """An encoder and its decoder."""
+    """An encoder and its decoder: ``latent_dim`` latents, images of ``channels`` channels."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-
-    @property
-    def latent_dim(self) -> int:
-        """Number of latent variables."""
-        return self.encoder.latent_dim
-
-    @property
-    def channels(self) -> int:
-        """Number of image channels."""
-        return self.decoder.channels
+        self.latent_dim, self.channels = encoder.latent_dim, decoder.channels
 
     def encode(self, x: Tensor) -> Posterior:
         """Return the posteriors (B, latent_dim) of images in [0, 1], (B, channels, 64, 64)."""
@@ -123,28 +111,24 @@ class Discriminator(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
-        layers: list[nn.Module] = []
-        width = latent_dim
-        for _ in range(5):
-            layers += [nn.Linear(width, 1000), nn.LeakyReLU(0.2)]
-            width = 1000
-        self.net = nn.Sequential(*layers, nn.Linear(width, 2))
+        self.net = nn.Sequential(*_perceptron([latent_dim, *[1000] * 5, 2], lambda: nn.LeakyReLU(0.2)))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return logits (B, 2) for latents (B, latent_dim)."""
         return self.net(z)
 
 
+def _perceptron(widths: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Return linear layers of these widths with activations between them."""
+    layers = [layer for ends in itertools.pairwise(widths) for layer in (nn.Linear(*ends), activation())]
+    return layers[:-1]
+
+
 def mlp(latent_dim: int, channels: int) -> VAE:
     """Build the multilayer perceptrons of A.4: two hidden layers with ReLU in, three with Tanh out, 1,200 wide."""
     pixels = channels * IMAGE_SIZE * IMAGE_SIZE
-    down = [nn.Linear(pixels, 1200), nn.ReLU(), nn.Linear(1200, 1200), nn.ReLU(), nn.Linear(1200, 2 * latent_dim)]
-    up: list[nn.Module] = [nn.Linear(latent_dim, 1200), nn.Tanh()]
-    for _ in range(2):
-        up += [nn.Linear(1200, 1200), nn.Tanh()]
-    up += [nn.Linear(1200, pixels)]
-    encoder, decoder = nn.Sequential(nn.Flatten(), *down), nn.Sequential(*up)
+    encoder = nn.Sequential(nn.Flatten(), *_perceptron([pixels, 1200, 1200, 2 * latent_dim], nn.ReLU))
+    decoder = nn.Sequential(*_perceptron([latent_dim, 1200, 1200, 1200, pixels], nn.Tanh))
     return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
 
@@ -156,24 +140,17 @@ def conv(latent_dim: int, channels: int) -> VAE:
     ``2 * latent_dim``. The decoder is the same in reverse, its last layer bare.
     """
 
-    def normalised(layer: nn.Module, width: int) -> list[nn.Module]:
-        return [layer, nn.BatchNorm2d(width), nn.ReLU()]
+    def normalised(layers: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> list[nn.Module]:
+        return [part for layer in layers for part in (layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU())]
 
-    down = [channels, 32, 32, 64, 64]
-    encoder: list[nn.Module] = []
-    for before, after in itertools.pairwise(down):
-        encoder += normalised(nn.Conv2d(before, after, 4, stride=2, padding=1), after)
-    encoder += normalised(nn.Conv2d(64, 512, 4), 512)
-    encoder += [nn.Conv2d(512, 2 * latent_dim, 1), nn.Flatten()]
-
-    up = [64, 64, 32, 32]
-    decoder: list[nn.Module] = [nn.Unflatten(1, (latent_dim, 1, 1))]
-    decoder += normalised(nn.ConvTranspose2d(latent_dim, 512, 1), 512)
-    decoder += normalised(nn.ConvTranspose2d(512, 64, 4), 64)
-    for before, after in itertools.pairwise(up):
-        decoder += normalised(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), after)
-    decoder += [nn.ConvTranspose2d(32, channels, 4, stride=2, padding=1)]
-    return VAE(Encoder(nn.Sequential(*encoder), latent_dim), Decoder(nn.Sequential(*decoder), channels))
+    half = {"kernel_size": 4, "stride": 2, "padding": 1}
+    down = [nn.Conv2d(*ends, **half) for ends in itertools.pairwise([channels, 32, 32, 64, 64])]
+    down.append(nn.Conv2d(64, 512, 4))
+    encoder = nn.Sequential(*normalised(down), nn.Conv2d(512, 2 * latent_dim, 1), nn.Flatten())
+    up = [nn.ConvTranspose2d(latent_dim, 512, 1), nn.ConvTranspose2d(512, 64, 4)]
+    up += [nn.ConvTranspose2d(*ends, **half) for ends in itertools.pairwise([64, 64, 32, 32, channels])]
+    decoder = nn.Sequential(nn.Unflatten(1, (latent_dim, 1, 1)), *normalised(up[:-1]), up[-1])
+    return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
 
 MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}
@@ -189,28 +166,11 @@ def _seeded(construct: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
-    """Build a model by name, on the CPU, with initial parameters from ``seed``.
+    """Build a model on the CPU: ``"mlp"`` (A.4; dSprites and 3D faces) or ``"conv"`` (cars3d).
 
-    The global random state is left unchanged.
-
-    Parameters
-    ----------
-    name
-        ``"mlp"`` (A.4; dSprites and 3D faces) or ``"conv"`` (cars3d).
-    latent_dim
-        Number of latent variables.
-    channels
-        Number of image channels: 1 for grey, 3 for RGB.
-    seed
-        Seed of the initial parameters.
-
-    Raises
-    ------
-    KeyError
-        If no model has this name.
+    ``channels`` is 1 for grey images and 3 for RGB. The initial parameters are drawn from ``seed``; the global random
+    state is left unchanged.
     """
-    if name not in MODELS:
-        raise KeyError(f"name must be one of {', '.join(map(repr, MODELS))}, got {name!r}")
     return _seeded(lambda: MODELS[name](latent_dim, channels), seed)
 
 

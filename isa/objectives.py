@@ -1,11 +1,5 @@
 r"""Objectives: the evidence lower bound, its terms, and what beta-VAE, beta-TCVAE and FactorVAE make of them.
 
-==============  =========================================================================================
-``beta_vae``    Eq. 2; Eq. 1 at ``beta=1``; with an ISA prior, Eq. 12 (ISA-VAE)
-``beta_tcvae``  Eq. 3, its total correlation weighted by ``beta``; with an ISA prior, ISA-TCVAE
-``factor_vae``  the same penalty, estimated by a discriminator (density-ratio trick)
-==============  =========================================================================================
-
 The prior is any ``torch.distributions.Distribution`` of event shape ``(D,)``: ``standard_normal(D)``, an ``isa_prior``
 with fixed or learned exponents, or another. Only its ``log_prob`` is used (and its KL divergence, on request).
 
@@ -13,54 +7,32 @@ with fixed or learned exponents, or another. Only its ``log_prob`` is used (and 
 one sample of each posterior, the posterior means and the log-variances. Images are ``(..., B, C, H, W)``, values per
 image ``(..., B)``, batch means ``(...)``. The leading dimensions hold several models of one shape, each with its own
 weight ``beta`` of shape ``(...)``; one model has none. Everything is in nats. Half precision is computed in float32.
-
 The total correlation is estimated in :mod:`isa.aggregate`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from isa.aggregate import Sampling, estimate, full_precision, posterior
+from isa.aggregate import DifferentiableOnce, Sampling, estimate, full_precision
 
-__all__ = [
-    "LIKELIHOODS",
-    "OBJECTIVES",
-    "BetaTCVAETerms",
-    "BetaVAETerms",
-    "FactorVAETerms",
-    "bernoulli_log_likelihood",
-    "beta_tcvae",
-    "beta_vae",
-    "density_ratio",
-    "discriminator_loss",
-    "factor_vae",
-    "gaussian_log_density",
-    "gaussian_log_likelihood",
-    "kl_closed_form",
-    "kl_monte_carlo",
-    "permute_dims",
-    "standard_normal",
-]
+__all__ = ["LIKELIHOODS", "OBJECTIVES", "BetaTCVAETerms", "BetaVAETerms", "FactorVAETerms", "beta_tcvae", "beta_vae"]
+__all__ += ["bernoulli_log_likelihood", "density_ratio", "discriminator_loss", "factor_vae", "gaussian_log_density"]
+__all__ += ["gaussian_log_likelihood", "kl_closed_form", "kl_monte_carlo", "permute_dims", "standard_normal"]
 
 _LOG_2PI = math.log(2 * math.pi)
 
 KL = Literal["monte_carlo", "closed_form"]
 
 
-def _images(decoded: Tensor, x: Tensor) -> None:
-    if decoded.ndim < 4 or decoded.shape != x.shape:
-        shapes = f"{tuple(decoded.shape)} and {tuple(x.shape)}"
-        raise ValueError(f"decoded images and x must have one shape (..., B, C, H, W), got {shapes}")
-    # Images of 0 to 255 are integers. Those of training are not, so that training never reads a value here.
+def _check_range(x: Tensor) -> None:
+    """Refuse images of 0 to 255. These are integers; images in training are not, so their values are never read."""
     if not (x.is_floating_point() or torch.compiler.is_compiling()) and x.max() > 1:
         raise ValueError(f"x must contain values in [0, 1], got {x.max().item()}; divide grey values by 255")
 
@@ -70,35 +42,17 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 
     ``logits`` :math:`l` are the decoder's outputs. Pixels ``x`` are in [0, 1], of any dtype.
     """
-    _images(logits, x)
+    _check_range(x)
     if logits.requires_grad and logits.dtype in (torch.bfloat16, torch.float16):
-        return _HalfPrecisionBernoulli.apply(logits, x)[0]
+        return DifferentiableOnce.apply(_half_precision_bernoulli, logits, x)[0]
     (logits,) = full_precision(logits)
     return -F.binary_cross_entropy_with_logits(logits, x.to(logits.dtype), reduction="none").sum((-3, -2, -1))
 
 
-class _HalfPrecisionBernoulli(torch.autograd.Function):
-    """The same for half-precision logits, with their gradient from the forward pass: nothing is stored in float32."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        wide = logits.float()
-        slope = (x - torch.sigmoid(wide)).to(logits.dtype)
-        value = -F.binary_cross_entropy_with_logits(wide, x.float(), reduction="none").sum((-3, -2, -1))
-        return value, slope
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(output[1])
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return (upstream[..., None, None, None] * slope).to(slope.dtype), None
+def _half_precision_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same and its gradient, in half precision: autograd would store images in float32."""
+    wide = logits.float()
+    return bernoulli_log_likelihood(wide, x), (x - torch.sigmoid(wide)).to(logits.dtype)
 
 
 def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
@@ -106,17 +60,14 @@ def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> T
 
     ``decoded`` :math:`d` are the decoder's outputs, ``scale`` :math:`s` the standard deviation of a pixel.
     """
-    _images(decoded, x)
+    _check_range(x)
     (decoded,) = full_precision(decoded)
     squares = ((x.to(decoded.dtype) - decoded) / scale).square().sum((-3, -2, -1))
     return -0.5 * squares - math.prod(x.shape[-3:]) * (math.log(scale) + 0.5 * _LOG_2PI)
 
 
-LIKELIHOODS: dict[str, Callable[..., Tensor]] = {
-    "bernoulli": bernoulli_log_likelihood,
-    "gaussian": gaussian_log_likelihood,
-}
-"""Log-likelihoods ``(decoded, x) -> (..., B)`` by name."""
+#: Log-likelihoods ``(decoded, x) -> (..., B)`` by name.
+LIKELIHOODS = {"bernoulli": bernoulli_log_likelihood, "gaussian": gaussian_log_likelihood}
 
 
 def standard_normal(
@@ -129,42 +80,25 @@ def standard_normal(
 
 def gaussian_log_density(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     r"""Return :math:`\log q(z|x) = \sum_j \log N(z_j; \mu_j, \sigma_j^2)`, shape ``(..., B)``."""
-    z, mean, log_var = posterior(z, mean, log_var)
+    z, mean, log_var = full_precision(z, mean, log_var)
     return -0.5 * ((z - mean).square() * torch.exp(-log_var) + log_var + _LOG_2PI).sum(-1)
-
-
-def _log_prior(prior: Distribution, z: Tensor) -> Tensor:
-    if prior.event_shape != z.shape[-1:]:
-        raise ValueError(
-            f"prior must have event_shape ({z.shape[-1]},), one entry a latent, got {tuple(prior.event_shape)}; "
-            "wrap a univariate distribution in torch.distributions.Independent"
-        )
-    return prior.log_prob(z)
 
 
 def kl_monte_carlo(z: Tensor, mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor:
     r"""Estimate :math:`\mathrm{KL}(q(z|x)\,\|\,p(z))` by one sample, :math:`\log q(z|x) - \log p(z)`, as in Eq. 12.
 
-    The estimates, shape ``(..., B)``, are unbiased; a single one may be negative.
+    The estimates, shape ``(..., B)``, are unbiased; a single one may be negative. Between any two distributions,
+    :func:`isa.prior.kl_monte_carlo` draws many samples itself.
     """
-    z, mean, log_var = posterior(z, mean, log_var)
-    return gaussian_log_density(z, mean, log_var) - _log_prior(prior, z)
+    z, mean, log_var = full_precision(z, mean, log_var)
+    return gaussian_log_density(z, mean, log_var) - prior.log_prob(z)
 
 
 def kl_closed_form(mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor:
-    r"""Return :math:`\mathrm{KL}(q(z|x)\,\|\,p(z))`, shape ``(..., B)``, by PyTorch's formula.
-
-    Raises
-    ------
-    ValueError
-        If the prior is not ``Independent``, such as ``standard_normal(D)``.
-    """
-    mean, _, log_var = posterior(mean, mean, log_var)
-    if not isinstance(prior, Independent):
-        raise ValueError(
-            f"a prior of type {type(prior).__name__} has no closed-form KL divergence from a Gaussian; "
-            "use the Monte-Carlo estimate"
-        )
+    r"""Return :math:`\mathrm{KL}(q(z|x)\,\|\,p(z))`, shape ``(..., B)``, for an ``Independent`` prior."""
+    if not isinstance(prior, Independent):  # PyTorch would draw samples
+        raise ValueError(f"{type(prior).__name__} has no closed-form KL divergence from a Gaussian: use kl_monte_carlo")
+    mean, log_var = full_precision(mean, log_var)
     # Not validated: posteriors that have diverged must not raise while other models of a pack are in training.
     q = Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
     return kl_divergence(Independent(q, 1, validate_args=False), prior)
@@ -173,8 +107,7 @@ def kl_closed_form(mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor
 def permute_dims(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
     r"""Permute each latent over the batch independently, which makes samples of :math:`\prod_j q(z_j)`.
 
-    ``z`` are samples of :math:`q(z)`, shape ``(..., B, D)``. The result is detached: the discriminator's loss does not
-    train the encoder.
+    ``z`` are samples of :math:`q(z)`, shape ``(..., B, D)``. The result is detached from the encoder.
     """
     order = torch.rand(z.shape, device=z.device, generator=generator).argsort(-2)
     return z.detach().gather(-2, order)
@@ -204,14 +137,10 @@ def discriminator_loss(joint_logits: Tensor, permuted_logits: Tensor) -> Tensor:
 class BetaVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image."""
 
-    loss: Tensor
-    """The training loss, ``beta * kl - log_likelihood``."""
-    elbo: Tensor
-    """Eq. 1: ``log_likelihood - kl``, whatever ``beta``."""
-    log_likelihood: Tensor
-    """Expected log-likelihood of the images, log p(x|z)."""
-    kl: Tensor
-    """KL divergence of the posterior from the prior."""
+    loss: Tensor  #: The training loss, ``beta * kl - log_likelihood``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``beta``.
+    log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
+    kl: Tensor  #: KL divergence of the posterior from the prior.
 
 
 class BetaTCVAETerms(NamedTuple):
@@ -220,43 +149,23 @@ class BetaTCVAETerms(NamedTuple):
     ``index_code_mi`` and ``dimension_wise_kl`` have no gradient.
     """
 
-    loss: Tensor
-    """The training loss, ``index_code_mi + beta * total_correlation + dimension_wise_kl - log_likelihood``."""
-    elbo: Tensor
-    """Eq. 1: ``log_likelihood - kl``, whatever ``beta``."""
-    log_likelihood: Tensor
-    """Expected log-likelihood of the images, log p(x|z)."""
-    kl: Tensor
-    """KL divergence of the posterior from the prior, by one sample each (Eq. 12)."""
-    index_code_mi: Tensor
-    """Mutual information of image and code, log q(z|x) - log q(z)."""
-    total_correlation: Tensor
-    """Total correlation over all dimensions, log q(z) - sum_j log q(z_j)."""
-    dimension_wise_kl: Tensor
-    """sum_j log q(z_j) - log p(z): for a prior that factorises, the sum of the KL divergences of the dimensions."""
+    loss: Tensor  #: The training loss, ``kl + (beta - 1) * total_correlation - log_likelihood``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``beta``.
+    log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
+    kl: Tensor  #: KL divergence of the posterior from the prior, by one sample each (Eq. 12).
+    index_code_mi: Tensor  #: Mutual information of image and code, log q(z|x) - log q(z).
+    total_correlation: Tensor  #: Total correlation over all dimensions, log q(z) - sum_j log q(z_j).
+    dimension_wise_kl: Tensor  #: sum_j log q(z_j) - log p(z): the dimensions' KL divergences, if the prior factorises.
 
 
 class FactorVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image."""
 
-    loss: Tensor
-    """The training loss, ``kl + gamma * total_correlation - log_likelihood``."""
-    elbo: Tensor
-    """Eq. 1: ``log_likelihood - kl``, whatever ``gamma``."""
-    log_likelihood: Tensor
-    """Expected log-likelihood of the images, log p(x|z)."""
-    kl: Tensor
-    """KL divergence of the posterior from the prior."""
-    total_correlation: Tensor
-    """The discriminator's estimate of the total correlation."""
-
-
-def _kl(kl: KL, z: Tensor, mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor:
-    if kl == "monte_carlo":
-        return kl_monte_carlo(z, mean, log_var, prior)
-    if kl == "closed_form":
-        return kl_closed_form(mean, log_var, prior)
-    raise ValueError(f"kl must be 'monte_carlo' or 'closed_form', got {kl!r}")
+    loss: Tensor  #: The training loss, ``kl + gamma * total_correlation - log_likelihood``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``gamma``.
+    log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
+    kl: Tensor  #: KL divergence of the posterior from the prior.
+    total_correlation: Tensor  #: The discriminator's estimate of the total correlation.
 
 
 def beta_vae(
@@ -271,23 +180,12 @@ def beta_vae(
 ) -> BetaVAETerms:
     r"""Return the terms of beta-VAE, Eq. 2: :math:`\mathrm{E}[\log p(x|z)] - \beta\, \mathrm{KL}(q(z|x)\,\|\,p(z))`.
 
-    With an ISA prior this is Eq. 12, ISA-VAE.
-
-    Parameters
-    ----------
-    log_likelihood
-        :math:`\log p(x|z)` of every image.
-    z, mean, log_var
-        One sample of each posterior, and the posteriors.
-    prior
-        Distribution of event shape ``(D,)``.
-    beta
-        Weight of the KL divergence.
-    kl
-        ``"monte_carlo"``: by one sample, as the authors train every model. ``"closed_form"``: exact.
+    With an ISA prior this is Eq. 12, ISA-VAE. ``log_likelihood`` is log p(x|z) of every image, ``z`` one sample of each
+    posterior. From it the divergence is estimated, as the authors train every model; ``kl="closed_form"`` is exact.
     """
-    fit = log_likelihood.mean(-1)
-    divergence = _kl(kl, z, mean, log_var, prior).mean(-1)
+    fit, exact = log_likelihood.mean(-1), kl == "closed_form"
+    divergence = kl_closed_form(mean, log_var, prior) if exact else kl_monte_carlo(z, mean, log_var, prior)
+    divergence = divergence.mean(-1)
     return BetaVAETerms(beta * divergence - fit, fit - divergence, fit, divergence)
 
 
@@ -313,17 +211,13 @@ def beta_tcvae(
     contains the prior as a whole, because an ISA prior does not factorise over dimensions. Parameters are those of
     :func:`beta_vae`, and the number of images N with the weights (``sampling``) of the aggregate posterior.
     """
-    fit = log_likelihood.mean(-1)
-    z, mean, log_var = posterior(z, mean, log_var)
-    log_posterior = gaussian_log_density(z, mean, log_var).mean(-1)
-    log_prior = _log_prior(prior, z).mean(-1)
+    z, mean, log_var = full_precision(z, mean, log_var)
+    plain = beta_vae(log_likelihood, z, mean, log_var, prior)
     correlation, joint = estimate(z, mean, log_var, dataset_size, sampling)
-    product = joint - correlation
-    information, dimension_wise = (log_posterior - joint).detach(), (product - log_prior).detach()
-    divergence = log_posterior - log_prior
-    # The KL divergence plus a penalty, so that beta = 1 is the ELBO to the last bit.
-    loss = divergence - fit + (beta - 1) * correlation
-    return BetaTCVAETerms(loss, fit - divergence, fit, divergence, information, correlation, dimension_wise)
+    information = (gaussian_log_density(z, mean, log_var).mean(-1) - joint).detach()
+    dimension_wise = (plain.kl - information - correlation).detach()
+    loss = plain.loss + (beta - 1) * correlation  # beta = 1 is the ELBO to the last bit
+    return BetaTCVAETerms(loss, *plain[1:], information, correlation, dimension_wise)
 
 
 def factor_vae(
@@ -342,16 +236,10 @@ def factor_vae(
     ``discriminator_logits`` are the discriminator's outputs for ``z``, not detached; its parameters are trained apart,
     by :func:`discriminator_loss`. The other parameters are those of :func:`beta_vae`.
     """
-    fit = log_likelihood.mean(-1)
-    divergence = _kl(kl, z, mean, log_var, prior).mean(-1)
+    plain = beta_vae(log_likelihood, z, mean, log_var, prior, kl=kl)
     correlation = density_ratio(discriminator_logits).mean(-1)
-    loss = divergence + gamma * correlation - fit
-    return FactorVAETerms(loss, fit - divergence, fit, divergence, correlation)
+    return FactorVAETerms(plain.loss + gamma * correlation, *plain[1:], correlation)
 
 
-OBJECTIVES: dict[str, Callable[..., BetaVAETerms | BetaTCVAETerms | FactorVAETerms]] = {
-    "beta-vae": beta_vae,
-    "beta-tcvae": beta_tcvae,
-    "factor-vae": factor_vae,
-}
-"""Objectives by name. The prior decides whether their names start with ISA."""
+#: Objectives by name. The prior decides whether their names start with ISA.
+OBJECTIVES = {"beta-vae": beta_vae, "beta-tcvae": beta_tcvae, "factor-vae": factor_vae}

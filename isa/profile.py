@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from isa import engine
@@ -17,7 +16,6 @@ from isa.run import Run
 __all__ = ["profile_steps"]
 
 _WARM, _TIMED, _END = 50, 100, 130  # steps until the first look, the end of the timed and that of the profiled steps
-_ROWS = 40
 _CLOCKS = "name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
 
 
@@ -47,38 +45,20 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
         elif step == _END:
             profiler.stop()
 
-    short = [run.replace(steps=_END) for run in runs]
-    compile = engine.compiles(runs[0].total_steps)
-    for trained in engine.fit(short, dataset, compile=compile, progress=False, callback=look):
-        compile = trained.compiled
+    run, short = runs[0], [run.replace(steps=_END) for run in runs]
+    compile = run.total_steps >= engine.COMPILE_FROM
+    (trained,) = engine.fit(short, dataset, compile=compile, progress=False, callback=look)
     ms = 1e3 * (looks[_TIMED] - looks[_WARM]) / (_TIMED - _WARM)
-    run = runs[0]
     lines = [
         f"{run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step",
-        f"{len(runs)} runs at once, {'compiled' if compile else 'not compiled'}: {ms:.2f} ms a step, "
+        f"{len(runs)} runs at once, {'compiled' if trained.compiled else 'not compiled'}: {ms:.2f} ms a step, "
         f"{ms / len(runs):.3f} ms per run and step; first {_WARM} steps {looks[_WARM] - looks[0]:.1f} s",
     ]
     if cuda:
         lines.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most")
         lines.append(f"clocks after {_TIMED} steps: {clocks}")
-    return "\n".join([*lines, *_table(profiler, cuda), ""])
-
-
-def _table(profiler: torch.profiler.profile, cuda: bool) -> list[str]:
-    """Return the kernels of a profile, or on a CPU the operators, by the time that they take themselves."""
-    times = []
-    for event in profiler.key_averages():
-        if not cuda:
-            times.append((event.self_cpu_time_total, event.count, event.key))
-        elif event.device_type == DeviceType.CUDA:
-            times.append((event.self_device_time_total, event.count, event.key))
-    times.sort(reverse=True)
-    total, steps = sum(time for time, *_ in times), _END - _TIMED
-    lines = [f"{'ms a step':>10} {'share':>6} {'calls a step':>12}  {'kernel' if cuda else 'operator'}"]
-    for microseconds, count, name in times[:_ROWS]:
-        share = microseconds / total if total else 0.0
-        lines.append(f"{microseconds / steps / 1e3:10.3f} {share:6.1%} {count / steps:12.1f}  {name[:100]}")
-    return [*lines, f"{total / steps / 1e3:10.3f} {1:6.0%} {'':12}  all"]
+    order = "self_device_time_total" if cuda else "self_cpu_time_total"
+    return "\n".join([*lines, profiler.key_averages().table(sort_by=order, row_limit=40)])
 
 
 def _clocks() -> str:

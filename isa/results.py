@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch.distributions import Distribution
 
+import isa
 from isa import models, objectives
 from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors, write_atomically
 from isa.data import FactorDataset
@@ -88,26 +90,23 @@ def measure(
     ----------
     trained, dataset
         Runs that :func:`isa.engine.fit` has yielded, and the images, on their device, where results stay.
-    evaluation, n_samples
-        Measure the models, with this number of draws for the entropies of the MIG; all images by default.
-    progress
-        Show a progress bar; by default if stderr is a terminal.
+    evaluation, n_samples, progress
+        As for :func:`isa.engine.train_pack`.
     """
-    began, measured, numbers = time.perf_counter(), {}, {}
+    began, steps = time.perf_counter(), trained.curves.shape[1]
     wanted = [row for row in trained.rows if evaluation and trained.diverged[row] is None]
-    if wanted:
-        compile = trained.compiled and dataset.device.type == "cpu" and len(dataset) >= 100_000
-        options = {"rows": wanted, "n_samples": n_samples, "compile": compile, "progress": progress}
-        found = evaluate(trained.networks, trained.pack, dataset, **options)
-        measured = {row: one for row, one in zip(wanted, found, strict=True) if one is not None}
-        numbers = {row: measurements(one, dataset) for row, one in measured.items()}
+    options = {"rows": wanted, "n_samples": n_samples, "progress": progress}
+    evaluations = evaluate(trained.networks, trained.pack, dataset, **options) if wanted else []
+    evaluated = dict(zip(wanted, evaluations, strict=True))
+    numbers = {row: measurements(one, dataset) for row, one in evaluated.items() if one is not None}
     seconds = (time.perf_counter() - began) / max(len(wanted), 1)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     circumstances = {
         "train_seconds": trained.seconds,
         "pack_size": len(trained.pack),
         "compiled": trained.compiled,
         "device": device_name(dataset.device),
-        "versions": _versions(),
+        "versions": versions | {"isa": isa.__version__},
         "commit": commit(),
         "images": len(dataset),
         "images_title": dataset.title,
@@ -116,10 +115,11 @@ def measure(
     }
     results = []
     for run, row in zip(trained.runs, trained.rows, strict=True):
-        at, steps = trained.diverged[row], trained.curves.shape[1]
+        at = trained.diverged[row]
         if row in wanted and row not in numbers:  # losses are those before each step: the last step shows only here
             at = steps
         curve = trained.curves[row, : steps if at is None else at + 1]
+        terms = {name: curve[:, column].copy() for column, name in enumerate(trained.names)}
         vae, discriminator = _networks(trained, run, row, dataset.image_shape[0])
         prior = _prior(run, _exponents(trained, row, None if at is None else curve))
         record = {
@@ -130,13 +130,12 @@ def measure(
             "diverged_at": at,
             "total_steps": run.total_steps,
             "reduced": run.reduced,
-            "exponents": list(prior.tree.exponents) if isinstance(prior, LpNested) else None,
+            "exponents": list(prior.tree.exponents) if run.tree is not None else None,
             **circumstances,
         }
         if row in numbers:
             record |= numbers[row] | {"evaluation_seconds": seconds}
-        terms = {name: curve[:, column].copy() for column, name in enumerate(trained.names)}
-        results.append(Result(run, vae, discriminator, prior, terms, at, record, measured.get(row)))
+        results.append(Result(run, vae, discriminator, prior, terms, at, record, evaluated.get(row)))
     return results
 
 
@@ -145,9 +144,10 @@ def _networks(trained: Trained, run: Run, row: int, channels: int) -> tuple[mode
         vae = models.MODELS[run.model](run.latent_dim, channels).eval()
     discriminator = models.build_discriminator(run.latent_dim) if trained.networks.discriminator else None
     for part, module in (("encoder", vae.encoder), ("decoder", vae.decoder), ("discriminator", discriminator)):
-        own = {name.removeprefix(f"{part}."): x for name, x in trained.state.items() if name.startswith(f"{part}.")}
-        if own:
-            unstack(own, row, module.net)
+        prefix = f"{part}."
+        stacked = {name.removeprefix(prefix): x for name, x in trained.state.items() if name.startswith(prefix)}
+        if stacked:
+            unstack(stacked, row, module.net)
     return vae, discriminator
 
 
@@ -158,17 +158,14 @@ def _exponents(trained: Trained, row: int, curve: np.ndarray | None) -> list[flo
     if curve is None:
         return trained.networks.prior.exponents()[row, 1:].tolist()
     learned = curve[:, [name.startswith("exponent_") for name in trained.names]]
-    with np.errstate(all="ignore"):
-        good = np.flatnonzero(np.isfinite(np.log(learned)).all(1))
-    return learned[good[-1]].tolist() if len(good) else None
+    proper = learned[(np.isfinite(learned) & (learned > 0)).all(1)]
+    return proper[-1].tolist() if len(proper) else None
 
 
-def _prior(run: Run, learned: list[float] | None) -> Distribution:
+def _prior(run: Run, learned: Sequence[float] | None) -> Distribution:
     if run.tree is None:
         return objectives.standard_normal(run.latent_dim)
-    exponents = list(run.tree.exponents)
-    if learned is not None:
-        exponents[1:] = learned
+    exponents = run.tree.exponents if learned is None else [run.tree.exponents[0], *learned]
     return LpNested(run.tree.with_exponents(exponents), run.scale)
 
 
@@ -182,13 +179,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
     path = path / "model.safetensors" if path.is_dir() else path
     metadata = read_metadata(path)
     try:
-        run, channels, exponents = Run(**metadata["run"]), metadata["channels"], metadata["exponents"]
-        prior = _prior(run, None if exponents is None else [float(p) for p in exponents[1:]])
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels!r}")
+        run, exponents = Run(**metadata["run"]), metadata["exponents"]
+        prior = _prior(run, exponents and exponents[1:])
         with torch.device("meta"):
-            vae = models.MODELS[run.model](run.latent_dim, channels).eval()
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            vae = models.MODELS[run.model](run.latent_dim, metadata["channels"]).eval()
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a model of this package: {error}") from None
     tensors = read_tensors(path, {f"vae.{name}": value for name, value in vae.state_dict().items()})
     vae.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items()}, assign=True)
@@ -198,37 +193,25 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the ``record.json`` that :meth:`Result.save` wrote; a ``ValueError`` says if it is not a record."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError("it is not a file")
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or not isinstance(record.get("hash"), str):
-            raise ValueError("it has no hash")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not a record: {error}") from None
+    if not isinstance(record, dict) or "hash" not in record:
+        raise ValueError(f"{path} is not a record: it has no hash")
     return record
-
-
-def _versions() -> dict[str, str]:
-    from isa import __version__
-
-    python = platform.python_version()
-    return {"python": python, "torch": torch.__version__, "numpy": np.__version__, "isa": __version__}
 
 
 def commit() -> str | None:
     """Return the commit of this package, marked if its code (not its records) was changed; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    command = "git status --porcelain=v2 --branch --untracked-files=no -- :/ :(exclude,top)runs/*.csv"
+    try:
+        done = subprocess.run(command.split(), cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    outputs = []
-    for command in ("rev-parse HEAD", "status --porcelain --untracked-files=no -- :/ :(exclude,top)runs/*.csv"):
-        arguments = ["git", "-C", str(root), *command.split()]
-        try:
-            done = subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        outputs.append(done.stdout.strip())
-    return outputs[0] + ("-dirty" if outputs[1] else "")
+    head, *changes = done.stdout.splitlines()
+    dirty = any(not line.startswith("#") for line in changes)
+    return head.removeprefix("# branch.oid ") + "-dirty" * dirty if (root / ".git").exists() else None
 
 
 def device_name(device: torch.device) -> str:

@@ -16,15 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isa import models
 from isa.prior import LpNested, Node
@@ -65,9 +57,7 @@ OBJECTIVES: dict[str, str] = {
 _FORMAT = 1
 """Part of every hash. Raise it if a change of this package changes the result of a run."""
 
-_P0 = 2.1
-_MOST_LATENTS = models.IMAGE_SIZE**2
-_MOST_STEPS = 100_000_000  # every term of every step is kept
+_MAX_STEPS = 100_000_000  # every term of every step is kept
 
 
 def _refuse(wrong: bool, allowed: str, value: object) -> None:
@@ -75,6 +65,7 @@ def _refuse(wrong: bool, allowed: str, value: object) -> None:
         raise ValueError(f"{allowed}, got {value!r}")
 
 
+Text = Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e38), AfterValidator(abs)]  # one hash for 0.0 and -0.0
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e38)]
@@ -85,7 +76,7 @@ def sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    name = (*first["loc"], "the name of a field")[0]  # without a location if it is not Unicode
+    name = first["loc"][0]
     if first["type"] == "extra_forbidden":
         return f"{name!r} is not a field of {error.title}: the fields are {', '.join(Run.model_fields)}"
     return f"{first['msg'].replace('Input should', f'{name} must', 1)}, got {first['input']!r}"
@@ -132,9 +123,7 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: Literal["dsprites", "faces3d", "cars3d"] = "dsprites"
-    source: (
-        Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)] | None
-    ) = None
+    source: Text | None = None
     objective: Literal["beta-vae", "isa-vae", "beta-tcvae", "isa-tcvae", "factor-vae"] = "beta-vae"
     beta: Weight = 1.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
@@ -145,9 +134,9 @@ class Run(BaseModel):
     scale: Positive | Literal["unit"] | None = None
     learn_exponents: Annotated[bool, Field(strict=True)] = False
     model: str | None = None
-    latent_dim: Annotated[Count, Field(le=_MOST_LATENTS)] | None = None
+    latent_dim: Annotated[Count, Field(le=models.IMAGE_SIZE**2)] | None = None
     epochs: Positive | None = None
-    steps: Annotated[Count, Field(le=_MOST_STEPS)] | None = None
+    steps: Annotated[Count, Field(le=_MAX_STEPS)] | None = None
     batch_size: Count = 2048
     learning_rate: Positive = 1e-3
     exponent_learning_rate: Positive = 5e-4
@@ -167,30 +156,29 @@ class Run(BaseModel):
         """Fill in the defaults of the data set, and check what concerns several fields."""
         defaults, isa = DEFAULTS[self.dataset], self.objective.startswith("isa-")
         self._fill(model=defaults.model, epochs=float(defaults.epochs), prior="isa" if isa else "normal")
-        steps, normal = self.total_steps, self.prior == "normal"
+        normal, tcvae, size = self.prior == "normal", self.base == "beta-tcvae", self.batch_size
         _refuse(self.model not in models.MODELS, f"model must be one of {', '.join(models.MODELS)}", self.model)
-        _refuse(self.batch_size > defaults.images, f"batch_size must be at most {defaults.images:,}", self.batch_size)
-        _refuse(steps > _MOST_STEPS, f"epochs must make at most {_MOST_STEPS:,} steps", self.epochs)
+        _refuse(size > defaults.images, f"batch_size must be at most {defaults.images:,}", size)
+        _refuse(self.total_steps > _MAX_STEPS, f"epochs must make at most {_MAX_STEPS:,} steps", self.epochs)
         for name in ("subspaces", "p0", "p1"):
             value = getattr(self, name)
             _refuse(self.prior != "isa" and value is not None, f"{name} requires the prior 'isa'", value)
         _refuse(normal and isa, "prior must be 'isa' or the text of a tree with this objective", self.prior)
         _refuse(normal and self.scale is not None, "scale requires an ISA prior", self.scale)
         _refuse(normal and self.learn_exponents, "learn_exponents requires an ISA prior", True)
+        allowed = "kl must be monte_carlo with an ISA prior and with TCVAE objectives"
+        _refuse(self.kl == "closed_form" and (tcvae or not normal), allowed, self.kl)
+        allowed = "batch_size must be at least 2 for sampling 'stratified'"
+        _refuse(self.sampling == "stratified" and size < 2, allowed, size)
         if normal:
             self._fill(latent_dim=defaults.latent_dim)
         else:
             self._complete_isa(defaults)
-        open_kl = not normal or self.base == "beta-tcvae"
-        allowed = "kl must be monte_carlo with an ISA prior and with TCVAE objectives"
-        _refuse(self.kl == "closed_form" and open_kl, allowed, self.kl)
-        alone = self.sampling == "stratified" and self.batch_size < 2
-        _refuse(alone, "batch_size must be at least 2 for sampling 'stratified'", self.batch_size)
         return self
 
     def _complete_isa(self, defaults: Defaults) -> None:
         if self.prior == "isa":
-            self._fill(subspaces=defaults.subspaces, p0=_P0, p1=2.0 if self.learn_exponents else defaults.p1)
+            self._fill(subspaces=defaults.subspaces, p0=2.1, p1=2.0 if self.learn_exponents else defaults.p1)
             number = len(self.subspaces)
             _refuse(not number, "subspaces must contain at least one size", self.subspaces)
             wrong = isinstance(self.p1, tuple) and len(self.p1) != number
@@ -202,7 +190,6 @@ class Run(BaseModel):
             tree = self.tree
         except ValueError as error:
             raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
-        _refuse(tree.n_leaves > _MOST_LATENTS, f"prior must have at most {_MOST_LATENTS:,} latents", tree.n_leaves)
         LpNested(tree, self.scale)  # raises if no single scale gives every latent variance 1
         self._fill(latent_dim=tree.n_leaves)
         leaves = f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}"
@@ -248,17 +235,17 @@ class Run(BaseModel):
 
         Equivalent descriptions of a run, such as an ISA prior and the text of its tree, have the same hash.
         """
-        return _digest(self._determinants() | {"steps": self.total_steps})
+        return self._digest(steps=self.total_steps)
 
     @property
     def course(self) -> str:
         """Hash of everything except the number of steps: a shorter run of a course is a part of a longer one."""
-        return _digest(self._determinants())
+        return self._digest()
 
-    def _determinants(self) -> dict[str, Any]:
+    def _digest(self, **values: int) -> str:
         tree = self.tree
         names = ("dataset", "beta", "seed", "model", "latent_dim", "batch_size", "learning_rate", "likelihood")
-        found = {name: getattr(self, name) for name in (*names, "precision")} | {
+        values |= {name: getattr(self, name) for name in (*names, "precision")} | {
             "objective": self.base,
             "source": "drawn" if self.source is None else "published",
             "prior": "normal" if tree is None else str(tree),
@@ -266,9 +253,10 @@ class Run(BaseModel):
             "estimate": self.sampling if self.base == "beta-tcvae" else self.kl,
         }
         if tree is not None:
-            found["scale"] = self.scale
-            found["learned"] = self.exponent_learning_rate if self.learn_exponents else None
-        return found
+            values["scale"] = self.scale
+            values["learned"] = self.exponent_learning_rate if self.learn_exponents else None
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def key(self) -> str:
@@ -300,8 +288,3 @@ class Run(BaseModel):
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """Make a run of what :meth:`to_dict` or a specification gives."""
         return cls(**values)
-
-
-def _digest(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -21,9 +21,11 @@ class _Stacked(nn.Module):
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.size = len(layers)
-        for name, _ in layers[0].named_parameters():
-            values = torch.stack([getattr(layer, name).detach() for layer in layers])
-            self.register_parameter(name, nn.Parameter(values))
+        parameters, buffers = torch.func.stack_module_state(list(layers))
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value))
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
 
     def _grouped(self, x: Tensor) -> Tensor:
         """Turn (P, B, C, H, W) into (B, P * C, H, W); a view of what another stacked layer returns."""
@@ -72,8 +74,6 @@ class _BatchNorm(_Stacked):
 
     def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
         super().__init__(layers)
-        for name, _ in layers[0].named_buffers():
-            self.register_buffer(name, torch.stack([getattr(layer, name) for layer in layers]))
         self.momentum, self.eps = layers[0].momentum, layers[0].eps
 
     def forward(self, x: Tensor) -> Tensor:  # (P, B, C, H, W)
@@ -113,26 +113,17 @@ def stack(networks: Sequence[nn.Module]) -> nn.Module:
 
 def unstack(stacked: Mapping[str, Tensor], number: int, network: nn.Module) -> None:
     """Load the values of one of P stacked networks into a plain network, which may be on the meta device."""
-    plain = {}
-    for name, value in stacked.items():
-        plain[name] = value[number].T.contiguous() if value.ndim == 3 else value[number].clone()
+    rows = ((name, value[number]) for name, value in stacked.items())
+    plain = {name: value.T.contiguous() if value.ndim == 2 else value.clone() for name, value in rows}
     network.load_state_dict(plain, assign=True)
 
 
 class Networks(nn.Module):
     """Everything that P runs train, each parameter of shape (P, ...).
 
-    Parameters
-    ----------
-    encoder, decoder
-        Stacked networks.
-    prior
-        Module that returns a distribution of batch shape (P, 1) and event shape (D,).
-    discriminator
-        FactorVAE's, stacked.
-    dtype
-        Precision of matrix multiplications and convolutions: parameters of these layers are converted to it.
-        Normalisation, posterior, sample and prior have at least float32.
+    ``encoder``, ``decoder`` and FactorVAE's ``discriminator`` are stacked networks; ``prior()`` returns a distribution
+    of batch shape (P, 1) and event shape (D,). Matrix multiplications and convolutions have the precision ``dtype``, to
+    which their parameters are converted. Normalisation, posterior, sample and prior have at least float32.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,20 +18,18 @@ __all__ += ["as_tensor", "factor_labels", "group_log_sums", "map_in_threads"]
 Tensors, Groups = Sequence[Tensor], Sequence[Sequence[int]]
 
 _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
-_SLOW_PAIRS = 1e12  # a warning says so
 
 
 @dataclass(frozen=True)
 class SubspaceInformation:
     """Result of :func:`subspace_information`; tensors are float64 on the CPU."""
 
+    #: (G, F, S) mutual information of groups and factors in nats, unbiased and hence not clamped at 0.
     mutual_information: Tensor
-    """(G, F, S) mutual information of groups and factors in nats, unbiased and hence not clamped at 0."""
+    #: (G, F, S) from the scatter of the draws, which all groups share: differences of groups have smaller errors.
     standard_error: Tensor
-    """(G, F, S) from the scatter of the draws, which all groups share: differences of groups have smaller errors."""
-    factors: tuple[int, ...]
-    """Index in ``factor_sizes`` of each factor: those of more than one value."""
-    n_draws: int
+    factors: tuple[int, ...]  #: Index in ``factor_sizes`` of each factor: those of more than one value.
+    n_draws: int  #: Number of draws.
 
 
 def random_groupings(sizes: Sequence[int], count: int, generator: torch.Generator | None = None) -> list[Groups]:
@@ -72,23 +69,17 @@ def subspace_information(
         Source of the images and draws.
     """
     mean, log_var = as_tensor(mean), as_tensor(log_var)
-    device = torch.device("cpu") if mean.device.type == "mps" else mean.device
-    n, k = mean.shape
+    device, (n, k) = mean.device, mean.shape
     factors, labels = factor_labels(n, factor_sizes, None, None)
-    if not 2 <= n_draws <= n:
-        raise ValueError(f"n_draws must be from 2 to N = {n}, got {n_draws}")
-    if len({len(grouping) for grouping in groupings}) != 1:
-        raise ValueError(f"groupings must have one number of groups, got {[len(x) for x in groupings]}")
     source = device if generator is None else generator.device
     images = torch.randperm(n, generator=generator, device="cpu" if generator is None else source)[:n_draws].to(device)
     noise = torch.randn(n_draws, k, dtype=torch.float64, generator=generator, device=source).to(device)
-    mean, log_var = (x.to(device).T.contiguous() for x in (mean, log_var))
-    label = torch.stack(labels[1:]).int().to(device)
-    posteriors = mean, log_var, label
+    mean, log_var, label = mean.T.contiguous(), log_var.T.contiguous(), torch.stack(labels[1:]).int().to(device)
     single = mean.dtype != torch.float64 and float(log_var.abs().amax()) <= 100.0
     groups = [group for grouping in groupings for group in grouping]
     draws = mean[:, images], log_var[:, images], noise.T, label[:, images]
-    total = group_log_sums(posteriors, draws, groups, single=single).cpu().unflatten(2, (len(groupings), -1))
+    total = group_log_sums((mean, log_var, label), draws, groups, single=single).cpu()
+    total = total.unflatten(2, (len(groupings), -1))
     log_size = torch.tensor([factor_sizes[f] for f in factors], dtype=torch.float64, device="cpu").log()
     information = (total[1:] - total[:1] + log_size[:, None, None, None]).permute(1, 2, 0, 3)  # (M, G, F, S)
     return SubspaceInformation(information.mean(0), information.std(0) / math.sqrt(n_draws), factors, n_draws)
@@ -110,8 +101,7 @@ def group_log_sums(
     groups
         Latents of each group.
     chosen
-        For each of the 1 + F rows and each value, its posteriors and those of its draws that are evaluated; the others
-        give 0. All by default.
+        Posteriors and draws to evaluate, by row and value: all by default. Others give 0.
     single
         Compute in single precision. Densities saturate at exp(110) times that of a draw's own posterior, and at
         exp(980) in double precision.
@@ -126,8 +116,6 @@ def group_log_sums(
     mean, log_var, label = posteriors
     mean_at, log_var_at, noise = (x.double() for x in draws[:3])
     device, (k, n), m = mean.device, mean.shape, noise.shape[1]
-    if (pairs := float(n) * m * len(groups)) > _SLOW_PAIRS:
-        warnings.warn(f"joint densities of groups need {pairs:.1e} Gaussians: use fewer draws", stacklevel=3)
     z = mean_at + torch.exp(0.5 * log_var_at) * noise
     own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
     own_density = torch.stack([(own[group] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in map(list, groups)], 1)
@@ -139,8 +127,7 @@ def group_log_sums(
     starts = torch.tensor([0, *accumulate(len(group) + 1 for group in groups)][:-1], device=device)
     step = max(1, (_TILE if mean.is_cpu else _GPU_TILE) // (len(groups) + 2 * k))
 
-    def sums(start: int) -> Tensor:
-        """Return the sums over one block of posteriors."""
+    def sums(start: int) -> Tensor:  # over one block of posteriors
         part = slice(start, start + step)
         exponents = mean.new_full((k + 1, len(mean[0, part])), shift)
         out = mean.new_empty(1 + len(label), m, len(groups))
@@ -158,8 +145,9 @@ def group_log_sums(
 
 
 def as_tensor(x: Tensor) -> Tensor:
-    """Return a tensor where it is, and an array on the CPU, whatever the default device."""
-    return torch.as_tensor(x, device=getattr(x, "device", "cpu"))
+    """Return a tensor where it is; on the CPU for an array, and for a device without float64."""
+    x = torch.as_tensor(x, device=getattr(x, "device", "cpu"))
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def factor_labels(
@@ -168,17 +156,13 @@ def factor_labels(
     """Return the scored factors, and (N,) values on the CPU: zeros, then those of scored and of other factors."""
     if (sizes is None) == (table is None):
         raise TypeError("give either factor_sizes or factor_values")
-    if table is None:
-        if math.prod(sizes) != n:
-            raise ValueError(f"the product of factor_sizes must be N = {n}, got {tuple(sizes)}")
-        axes = torch.meshgrid(*(torch.arange(size, device="cpu") for size in sizes), indexing="ij")
-        every, counts = [axis.reshape(-1) for axis in axes], list(sizes)
+    if table is not None:
+        every = [torch.unique(column, return_inverse=True)[1] for column in torch.as_tensor(table, device="cpu").T]
+    elif math.prod(sizes) == n:
+        every = torch.unravel_index(torch.arange(n, device="cpu"), tuple(sizes))
     else:
-        table = torch.as_tensor(table, device="cpu")
-        if table.ndim != 2 or len(table) != n or table.is_floating_point():
-            raise ValueError(f"factor_values must be integers of shape (N, F) with N = {n}, got {tuple(table.shape)}")
-        every = [torch.unique(column, return_inverse=True)[1] for column in table.T]
-        counts = [int(label.max()) + 1 for label in every]
+        raise ValueError(f"the product of factor_sizes must be N = {n}, got {tuple(sizes)}")
+    counts = [int(label.max()) + 1 for label in every]
     scored = tuple(f for f, c in enumerate(counts) if c > 1) if factors is None else tuple(factors)
     used = (*scored, *others)
     if not scored or len(set(scored)) < len(scored) or not all(0 <= f < len(counts) and counts[f] > 1 for f in used):

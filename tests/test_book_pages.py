@@ -17,7 +17,7 @@ from tiny_book import ROOT, environment, make
 
 SOURCES = ("Makefile", "_config.yml", "_toc.yml", "pyproject.toml", "constraints.txt", "book", "isa", "runs")
 PHONE = 390  # CSS pixels
-HEAVIEST = 2_000_000  # bytes that a page may load before the reader asks for more
+HEAVIEST = 3_000_000  # bytes that a page may load before the reader asks for more
 
 
 def pages_of(entry: dict) -> list[str]:

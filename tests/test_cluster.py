@@ -215,7 +215,7 @@ def test_worker_of_another_version_says_so(inside, spec):
 
 
 def test_budget_stops_slow_runs_and_waiting(scheduler, spec, monkeypatch):
-    monkeypatch.setattr(engine, "compiles", lambda steps: False)
+    monkeypatch.setattr(engine, "COMPILE_FROM", 10**9)
     said = []
     own = spec.grid(beta=1, steps=10**6, seeds=2)
     assert len(_sweep(own, scheduler=scheduler, budget=30.0, report=said.append)) == 0
@@ -238,7 +238,7 @@ def test_claimed_runs_are_left_to_other_sweeps(scheduler, spec):
 
 
 def test_interrupted_sweep_frees_workers_and_claims(scheduler, inside, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "compiles", lambda steps: False)
+    monkeypatch.setattr(engine, "COMPILE_FROM", 10**9)
     short, long = "{objective: beta-vae, beta: 1, seeds: 2}", "{objective: beta-vae, beta: 2, steps: 1000000, seeds: 2}"
     spec = Spec.read(write_spec(tmp_path, f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{short}, {long}]}}"))
 

@@ -55,11 +55,6 @@ def weights(compressed: CompressedDecoder) -> int:
 
 
 @pytest.fixture(scope="module")
-def small() -> CompressedDecoder:
-    return compress(vae(), *posteriors(), most_bytes=90_000)
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Result, object]:
     """A model that a sweep would have kept, and its folder."""
     result = engine.train(Run(**TINY), dataset=tiny_sweep.DATASET, device="cpu", progress=False)
@@ -74,7 +69,7 @@ def exhibit(trained) -> CompressedDecoder:
 # --- compression ------------------------------------------------------------------------------------------------------
 
 
-def test_more_bytes_bring_it_closer_and_are_kept_to():
+def test_more_bytes_are_closer():
     model, budgets = vae(), (60_000, 90_000, 200_000)
     made = [compress(model, *posteriors(), most_bytes=budget) for budget in budgets]
     errors = [pixel_error(one, model) for one in made]
@@ -86,13 +81,13 @@ def test_more_bytes_bring_it_closer_and_are_kept_to():
     assert weights(made[0]) > 0.9 * budgets[0], "room was left"
 
 
-def test_ranks_are_those_that_explain_most():
+def test_regression_matches_least_squares():
     """The residual of a layer is what the least squares of its rank leave, but for rounding."""
     generator = torch.Generator().manual_seed(3)
     h = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 12, generator=generator) + 1
     y = h @ torch.randn(12, 30, generator=generator) + 0.1 * torch.randn(3000, 30, generator=generator) - 2
     weight = torch.rand(30, generator=generator, dtype=torch.float64) + 0.1
-    found = decoders._Regression(h, y, weight)
+    found = decoders.Regression(h, y, weight)
     x, target = (one.double() - one.double().mean(0) for one in (h, y))
     fitted = x @ torch.linalg.lstsq(x, target).solution
     spectrum = torch.linalg.svdvals(fitted * weight.sqrt()) ** 2 / len(h)
@@ -107,7 +102,7 @@ def test_ranks_are_those_that_explain_most():
         assert least * (1 - 1e-6) <= left <= least + 2e-3 * spectrum.sum()
 
 
-def test_outputs_that_matter_little_may_be_far_off():
+def test_saturated_outputs_weigh_little():
     model = vae()
     with torch.no_grad():
         model.decoder.net[-1].bias[:2048] = -30  # pixels that are never lit
@@ -118,32 +113,9 @@ def test_outputs_that_matter_little_may_be_far_off():
     assert far[2048:].mean() < far[:2048].mean()
 
 
-def test_the_model_stays_as_it_was():
-    model = vae()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    compressed = compress(model, *posteriors(), most_bytes=60_000)
-    for scale, values in compressed.layers[0].matrices:
-        assert scale is None
-        values += 1
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"likelihood": "poisson"}, "likelihood must be one of"),
-        ({"most_bytes": 1000}, "most_bytes must leave room"),
-        ({"mean": torch.zeros(600, 2)}, r"shape \(N, 3\)"),
-        ({"mean": torch.zeros(40, 3), "log_var": torch.zeros(40, 3)}, "more than 40 rows"),
-        ({"mean": torch.full((600, 3), torch.nan)}, "must be finite"),
-        ({"model": models.build("conv", 3)}, "linear layers with tanh"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
-)
-def test_bad_input_is_refused(change, words):
-    mean, log_var = posteriors()
-    with pytest.raises(ValueError, match=words):
-        compress(**{"model": vae(), "mean": mean, "log_var": log_var, **change})
+def test_other_decoders_are_refused():
+    with pytest.raises(ValueError, match="linear layers with tanh"):
+        compress(models.build("conv", 3), *posteriors())
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -174,7 +146,7 @@ def read_as_documented(held: bytes) -> tuple[dict, list]:
     return header, layers
 
 
-def test_the_file_is_what_its_description_says(exhibit):
+def test_file_format(exhibit):
     header, layers = read_as_documented(exhibit.to_bytes())
     assert header["about"] == exhibit.about and header["likelihood"] == "bernoulli"
     z = np.random.default_rng(0).normal(size=(5, 3))
@@ -189,7 +161,7 @@ def test_the_file_is_what_its_description_says(exhibit):
     np.testing.assert_allclose(decoded.flatten(1), h, rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_gives_the_same_decoder_back(exhibit, tmp_path):
+def test_save_and_load(exhibit, tmp_path):
     path = exhibit.save(tmp_path / "new" / "one.bin")
     again = CompressedDecoder.load(path)
     z = torch.randn(4, 3)
@@ -198,96 +170,37 @@ def test_a_file_gives_the_same_decoder_back(exhibit, tmp_path):
     assert [one.name for one in path.parent.iterdir()] == ["one.bin"]
 
 
-def test_a_script_carries_the_file(exhibit, tmp_path):
+def test_script_carries_the_file(exhibit, tmp_path):
     path = exhibit.save(tmp_path / "a-key.bin")
     script = to_script(path)
     assert script.startswith('Explorers.latents.receive("a-key", "') and script.endswith('");\n')
     assert base64.b64decode(script.split('"')[3]) == path.read_bytes()
-    assert len(script) <= decoders._in_a_page(path.stat().st_size) <= decoders.MOST_BYTES
 
 
-def test_what_a_page_could_not_carry_is_not_written(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoders, "MOST_BYTES", len(small.to_bytes()))
-    with pytest.raises(ValueError, match="must have at most"):
-        small.save(tmp_path / "one.bin")
-    assert not list(tmp_path.iterdir())
-
-
-def with_header(held: bytes, change) -> bytes:
-    (length,) = struct.unpack("<I", held[8:12])
-    header = json.loads(held[12 : 12 + length])
-    text = change(header)
-    text = json.dumps(header).encode() if text is None else text
-    text += b" " * (-len(text) % 4)
-    return held[:8] + struct.pack("<I", len(text)) + text + held[12 + length :]
-
-
-def setting(*keys, value):
-    def change(header):
-        for key in keys[:-1]:
-            header = header[key]
-        header[keys[-1]] = value
-
-    return change
-
-
-HOSTILE = {
-    "nothing": lambda held: b"",
-    "another format": lambda held: b"ISADEC2\n" + held[8:],
-    "cut off": lambda held: held[:-1],
-    "longer": lambda held: held + b"\0",
-    "a header beyond the end": lambda held: held[:8] + struct.pack("<I", 2**17) + held[12:200],
-    "an endless header": lambda held: held[:8] + struct.pack("<I", 2**32 - 4) + held[12:],
-    "weights that are not finite": lambda held: held[:-4] + struct.pack("<f", float("nan")),
-    "no JSON": lambda held: with_header(held, lambda header: b"{"),
-    "no text": lambda held: with_header(held, lambda header: b"\xff\xff"),
-    "deeply nested": lambda held: with_header(held, lambda header: b"[" * 20_000),
-    "a list": lambda held: with_header(held, lambda header: b"[]"),
-    "NaN": lambda held: with_header(held, setting("about", "error", "pixel", value=float("nan"))),
-    "one more key": lambda held: with_header(held, setting("more", value=1)),
-    "no layer": lambda held: with_header(held, setting("layers", value=[])),
-    "a size of 0": lambda held: with_header(held, setting("layers", 0, "sizes", value=[0, 12])),
-    "a size that is true": lambda held: with_header(held, setting("layers", 0, "sizes", 0, value=True)),
-    "sizes that are huge": lambda held: with_header(held, setting("layers", 0, "sizes", value=[65536, 65536])),
-    "layers that do not fit": lambda held: with_header(held, setting("layers", 0, "sizes", value=[12, 3])),
-    "another image": lambda held: with_header(held, setting("image", value=[3, 64, 64])),
-    "another likelihood": lambda held: with_header(held, setting("likelihood", value="x")),
-    "bits of its own": lambda held: with_header(held, setting("layers", 0, "bits", value=16)),
-    "a latent that it lacks": lambda held: with_header(held, setting("about", "sliders", 0, "latent", value=3)),
-    "a slider without room": lambda held: with_header(held, setting("about", "sliders", 0, "high", value=-1e9)),
-    "no start": lambda held: with_header(held, setting("about", "starts", value=[])),
-    "a start of another size": lambda held: with_header(held, setting("about", "starts", 0, "z", value=[0.0])),
-    "an image of another size": lambda held: with_header(held, setting("about", "starts", 0, "image", value="AAAA")),
-    "a run without a key": lambda held: with_header(held, setting("about", "run", "key", value=None)),
-    "a run with a mapping": lambda held: with_header(held, setting("about", "run", "commit", value={})),
-    "reduced, or not": lambda held: with_header(held, setting("about", "run", "reduced", value="no")),
-    "an error in words": lambda held: with_header(held, setting("about", "error", "pixel", value="small")),
+BROKEN = {
+    "empty": lambda contents: b"",
+    "another format": lambda contents: b"ISADEC2\n" + contents[8:],
+    "no length": lambda contents: contents[:10],
+    "truncated header": lambda contents: contents[:100],
+    "no header": lambda contents: contents[:8] + struct.pack("<I", 4) + b"[]  ",
+    "truncated weights": lambda contents: contents[:-1],
+    "longer": lambda contents: contents + bytes(4),
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_file_is_refused(exhibit, tmp_path, case):
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_named(exhibit, tmp_path, case):
     path = tmp_path / "one.bin"
-    path.write_bytes(HOSTILE[case](exhibit.to_bytes()))
-    with pytest.raises(ValueError, match=r"one\.bin is no decoder: ") as caught:
-        CompressedDecoder.load(path)
-    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="is no decoder"):
-        to_script(path)
-
-
-def test_a_file_that_is_too_large_is_not_read_through(tmp_path):
-    path = tmp_path / "one.bin"
-    with open(path, "wb") as file:
-        file.truncate(2**33)
-    with pytest.raises(ValueError, match="more than"):
-        CompressedDecoder.load(path)
+    path.write_bytes(BROKEN[case](exhibit.to_bytes()))
+    for read in (CompressedDecoder.load, to_script):
+        with pytest.raises(ValueError, match=r"one\.bin is not a decoder: "):
+            read(path)
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_error_is_what_is_found_again(exhibit, trained):
+def test_error_is_measured_on_other_images(exhibit, trained):
     """Over the images that the fit has not seen, by the public functions alone."""
     result, _ = trained
     dataset, error = tiny_sweep.DATASET, exhibit.about["error"]
@@ -306,7 +219,7 @@ def test_the_error_is_what_is_found_again(exhibit, trained):
     assert 0 < error["pixel"] < 0.01
 
 
-def test_sliders_and_starts_are_those_of_the_portrait(exhibit, trained):
+def test_sliders_and_starts_match_the_portrait(exhibit, trained):
     result, _ = trained
     picture = latents.portrait(result, tiny_sweep.DATASET)
     sliders = exhibit.about["sliders"]
@@ -321,18 +234,16 @@ def test_sliders_and_starts_are_those_of_the_portrait(exhibit, trained):
     assert len(rows) == len(sliders) and images.dtype == np.uint8
     far = np.abs(images.astype(int) - picture.traversals[:, 0]).mean() / 255
     assert far < 0.01
-    with pytest.raises(ValueError, match="at least 2 steps"):
-        exhibit.traversals("", 1)
 
 
-def test_the_run_is_that_of_the_record(exhibit, trained):
+def test_run_is_that_of_the_record(exhibit, trained):
     result, _ = trained
     run = exhibit.about["run"]
     assert run["hash"] == result.run.hash and run["reduced"] is True
     assert run["mig"] == result.record["mig"] and run["log_likelihood"] == result.record["log_likelihood"]
 
 
-def test_a_model_without_measurements_is_refused(trained, tmp_path):
+def test_unmeasured_models_are_refused(trained, tmp_path):
     _, folder = trained
     record = json.loads((folder / "record.json").read_text())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -342,13 +253,13 @@ def test_a_model_without_measurements_is_refused(trained, tmp_path):
             export(tmp_path, tiny_sweep.DATASET)
 
 
-def test_the_command_takes_a_specification_or_a_folder(tmp_path, monkeypatch, capsys):
+def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decoders.data, "load", lambda name, source=None: tiny_sweep.DATASET)
     path = tiny_sweep.write_spec(tmp_path)
     arguments = [str(path), "--output", str(tmp_path / "out")]
     assert decoders.main(arguments) == 1
     assert "must have a run of beta-vae at beta = 1" in capsys.readouterr().err
-    records = sweep(Spec.read(path), device="cpu", progress=False, keep_models=True)
+    sweep(Spec.read(path), device="cpu", progress=False, keep_models=True)
     chosen = decoders.representatives(path)
     assert list(chosen) == ["beta-vae", "isa-vae"]
     assert decoders.main(arguments) == 0
@@ -356,13 +267,10 @@ def test_the_command_takes_a_specification_or_a_folder(tmp_path, monkeypatch, ca
     assert [one.stem for one in written] == sorted(folder.name for folder in chosen.values())
     shown = capsys.readouterr().out
     assert all(f"{one.stat().st_size:,} bytes" in shown for one in written)
-    row = next(row for row in records if row["key"] == chosen["isa-vae"].name)
-    assert CompressedDecoder.load(tmp_path / "out" / f"{row['key']}.bin").about["run"]["hash"] == row["hash"]
 
     before = written[0].read_bytes()
     assert decoders.main([str(Spec.read(path).work / "models" / written[0].stem), *arguments[1:]]) == 0
     assert written[0].read_bytes() == before
     (chosen["isa-vae"] / "model.safetensors").unlink()
     assert decoders.main(arguments) == 1
-    complaint = capsys.readouterr().err
-    assert "it was not kept" in complaint and len(complaint.splitlines()) == 1
+    assert "was not kept" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def _shapes() -> FactorDataset:
 
 
 @pytest.mark.parametrize(("kind", "model"), [(kind, "small") for kind in KINDS] + [("isa-vae", "conv")])
-def test_an_evaluation_is_that_of_plain_formulas(kind, model):
+def test_evaluation_matches_plain_formulas(kind, model):
     runs = [tiny(**KINDS[kind], model=model, steps=3, seed=seed) for seed in (0, 4)]
     x = DATASET.images(torch.arange(len(DATASET)))
     for run, result in zip(runs, train_pack(runs, evaluation=True), strict=True):
@@ -74,7 +74,7 @@ def bars() -> tuple[FactorDataset, Result]:
     return images, train(tiny(objective="isa-vae", **shapes, steps=60), dataset=images, evaluation=True)
 
 
-def test_a_record_has_the_measurements_of_every_factor(bars):
+def test_record_measures_every_factor(bars):
     images, result = bars
     record, found = result.record, result.evaluation
     assert record["unscored"] == ["shape"] and record["factors"] == ["scale", "angle", "x", "y"]
@@ -88,7 +88,7 @@ def test_a_record_has_the_measurements_of_every_factor(bars):
     assert record["evaluation_seconds"] > 0
 
 
-def test_a_record_compares_subspaces_with_random_ones(bars):
+def test_record_compares_subspaces_with_random_ones(bars):
     images, result = bars
     record = result.record
     assert record["subspaces_compared"] == [[0, 1], [2], [3, 4]]
@@ -118,11 +118,11 @@ def test_a_record_compares_subspaces_with_random_ones(bars):
         ({"prior": "1.2[18]", "latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
     ],
 )
-def test_subspaces_are_those_of_the_prior_or_of_the_data_set(fields, groups):
+def test_subspaces_of_the_prior_or_the_data_set(fields, groups):
     assert subspaces(tiny(**fields)) == groups
 
 
-def test_a_mean_over_the_first_ten_thousand_images_is_recorded():
+def test_record_has_the_mean_of_the_first_10000_images():
     fit = torch.zeros(20_000)
     fit[10_000:] = -2.0
     changed = dataclasses.replace(train(tiny(), evaluation=True).evaluation, log_likelihood=fit, kl=fit)
@@ -148,7 +148,7 @@ LOG_VARS = (-1e3, -500.0, -89.0, -80.0, 0.0, 80.0, 89.0, 500.0, 1e3, math.nan)
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("prior", PRIORS)
-def test_extreme_posteriors_are_measured_in_finite_numbers_or_refused(prior, precision, caplog):
+def test_extreme_posteriors_are_finite_or_refused(prior, precision, caplog):
     run = tiny(prior=prior, precision=precision)
     extremes = [(mean, log_var) for mean in MEANS for log_var in LOG_VARS]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -164,7 +164,7 @@ def test_extreme_posteriors_are_measured_in_finite_numbers_or_refused(prior, pre
 
 @cuda
 @pytest.mark.parametrize("kind", ["learned", "beta-vae"])
-def test_a_gpu_measures_what_the_cpu_does(kind):
+def test_gpu_evaluation_matches_the_cpu(kind):
     run = tiny(**KINDS[kind], steps=20)
     result = train(run, device="cuda", evaluation=True)
     (again,) = evaluate(stack([result.model], run, getattr(result.prior, "tree", None)), [run], DATASET)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.stats import ks_2samp
 from torch.overrides import TorchFunctionMode
 
 from isa import mig
@@ -99,13 +98,20 @@ HARD = hard_posteriors(N)
 MEAN, LOG_VAR = (np.stack([values[i] for values in HARD.values()], 1) for i in (0, 1))
 
 
-@pytest.fixture(scope="module")
-def exact() -> np.ndarray:
-    """(1 + F, K) entropies of the hard posteriors by double sums, for the draws of seed 0."""
-    noise, columns = draws(N, len(HARD), 0), range(len(HARD))
-    return np.stack(
-        [slow_entropies(*(x[j : j + 1] for x in (MEAN.T, LOG_VAR.T, noise)), grid(SIZES).T) for j in columns], 1
-    )
+def double_sums(mean, log_var, table, groups=None, seed=0) -> np.ndarray:
+    """(1 + F, K) entropies by double sums, for the draws of this seed, of latents or of groups of latents."""
+    groups = [[j] for j in range(mean.shape[1])] if groups is None else groups
+    used = sorted(j for group in groups for j in group)
+    noise = dict(zip(used, draws(len(mean), len(used), seed), strict=True))
+    columns = [(mean.T[group], log_var.T[group], [noise[j] for j in group]) for group in groups]
+    return np.stack([slow_entropies(*column, table.T) for column in columns], 1)
+
+
+def gaps(found: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(F,) gaps from (1 + F, K) entropies."""
+    best = np.sort(np.pad((found[0] - found[1:]).clip(0), ((0, 0), (1, 0))), 1)
+    entropy = [scipy.stats.entropy(np.unique(values, return_counts=True)[1]) for values in table.T]
+    return (best[:, -1] - best[:, -2]) / entropy
 
 
 @pytest.fixture(scope="module")
@@ -113,38 +119,68 @@ def fast() -> mig.MutualInformationGap:
     return gap(MEAN, LOG_VAR)
 
 
-def gaps(found: np.ndarray) -> np.ndarray:
-    """(F,) gaps from (1 + F, K) entropies on the grid."""
-    best = np.sort((found[0] - found[1:]).clip(0), 1)
-    return (best[:, -1] - best[:, -2]) / np.log(SIZES)
-
-
-def test_fast_entropies_are_the_double_sums(fast, exact):
+def test_fast_sums_match_double_sums_within_their_bounds(fast):
+    exact = double_sums(MEAN, LOG_VAR, grid(SIZES))
     error = np.abs(entropies(fast) - exact)
     assert error.max() < 1e-4
     assert (error <= fast.entropy_error.numpy() + 1e-9).all()
     assert fast.entropy_error.max() < 1e-3 and (fast.entropy_error > 0).all()
-
-
-def test_error_bounds_of_gaps_hold(fast, exact):
-    assert (np.abs(fast.gaps.numpy() - gaps(exact)) <= fast.gaps_error_bound.numpy()).all()
+    assert (np.abs(fast.gaps.numpy() - gaps(exact, grid(SIZES))) <= fast.gaps_error_bound.numpy()).all()
     assert ((fast.gaps_error_bound > 0) & (fast.gaps_error_bound < 1e-3)).all()
     assert fast.error_bound == pytest.approx(float(fast.gaps_error_bound.mean()))
-    for j in range(0, len(HARD), 2):  # pairs of latents have gaps of their own
-        pair = gap(MEAN[:, j : j + 2], LOG_VAR[:, j : j + 2], seed=1)
-        noise = draws(N, 2, 1)
-        slow = [slow_entropies(MEAN.T[[k]], LOG_VAR.T[[k]], noise[[k - j]], grid(SIZES).T) for k in (j, j + 1)]
-        assert (np.abs(pair.gaps.numpy() - gaps(np.stack(slow, 1))) <= pair.gaps_error_bound.numpy()).all()
 
 
-@pytest.mark.parametrize("name", ["collapsed", "clusters over decades", "trained"])
-def test_bounds_are_not_below_errors_for_any_generator(name):
-    for seed in range(5):
-        result = gap(*(x[:, None] for x in HARD[name]), seed=seed)
-        error = np.abs(
-            entropies(result)[:, 0] - slow_entropies(*(x[None] for x in HARD[name]), draws(N, 1, seed), grid(SIZES).T)
-        )
-        assert (error <= result.entropy_error[:, 0].numpy()).all()
+PAIRS = [(list(HARD)[j : j + 2], 1) for j in range(0, len(HARD), 2)]
+SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in range(5)]
+
+
+@pytest.mark.parametrize(("names", "seed"), PAIRS + SINGLE)
+def test_error_bounds_hold_for_other_latents_and_draws(names, seed):
+    mean, log_var = (np.stack([HARD[name][i] for name in names], 1) for i in (0, 1))
+    result, exact = gap(mean, log_var, seed=seed), double_sums(mean, log_var, grid(SIZES), seed=seed)
+    assert (np.abs(entropies(result) - exact) <= result.entropy_error.numpy() + 1e-9).all()
+    assert (np.abs(result.gaps.numpy() - gaps(exact, grid(SIZES))) <= result.gaps_error_bound.numpy() + 1e-9).all()
+
+
+def tables():
+    """Return name -> mean, log variance, sizes of a grid or None, table of factor values, groups, tolerance."""
+    rng, cases = np.random.default_rng(0), {}
+
+    def random(n, k):
+        return rng.standard_normal((n, k)), rng.uniform(-6, 0, (n, k))
+
+    for n, tolerance in ((600, 1e-9), (3000, 5e-5)):
+        rare = np.minimum(rng.geometric(0.05, n), 200)
+        columns = [rng.integers(0, 3, n), rare, np.arange(n), rng.integers(0, n // 3, n) * 7 - 5, np.arange(n) == 5]
+        cases[f"unequal counts, {n}"] = *random(n, 2), None, np.stack(columns, 1), None, tolerance
+    sizes = (4, 10, 15)
+    cases["grid"] = *random(600, 3), sizes, grid(sizes), None, 1e-9
+    cases["grid as a table"] = *cases["grid"][:2], None, *cases["grid"][3:]
+    for name, rows in {"shuffled grid": rng.permutation(600), "part of a grid": rng.permutation(600)[:400]}.items():
+        mean, log_var = random(len(rows), 3)
+        cases[name] = mean + grid(sizes)[rows], log_var, None, grid(sizes)[rows], None, 1e-9
+    sizes, groups = (4, 30), [[4, 1], [0], [2]]  # a latent is left out
+    for scale in (1.0, 1e-9):
+        mean, log_var = random(120, 5)
+        cases[f"groups, scale {scale}"] = mean, log_var + 2 * math.log(scale), sizes, grid(sizes), groups, 1e-7
+    cases["groups by a table"] = *random(120, 5), None, grid(sizes), groups, 1e-7
+    # Draws of the one wide posterior lie where narrow ones are e^800 times as dense.
+    log_var = np.where(np.arange(40) == 7, 400.0, -490.0)[:, None].repeat(2, 1)
+    cases["groups of extreme ratio"] = 0 * log_var, log_var, (4, 10), grid((4, 10)), [[0, 1]], 1e-9
+    return cases
+
+
+TABLES = tables()
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_grids_tables_and_groups_match_double_sums(case):
+    mean, log_var, sizes, table, groups, tolerance = TABLES[case]
+    result = gap(mean, log_var, sizes, groups=groups, factor_values=None if sizes else torch.tensor(table))
+    exact = double_sums(mean, log_var, table, groups)
+    np.testing.assert_allclose(entropies(result), exact, rtol=0, atol=tolerance)
+    scored = [f for f, values in enumerate(table.T) if len(np.unique(values)) > 1]
+    np.testing.assert_allclose(result.gaps, gaps(exact, table[:, scored]), rtol=0, atol=10 * tolerance)
 
 
 def posteriors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,33 +216,6 @@ def test_results_and_draws_stay_what_they_were(case):
         np.testing.assert_allclose(np.ravel(found[name]), case["result"][name], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("n", [50, 4000])
-def test_an_image_alone_in_its_mixture_has_its_posteriors_entropy(n):
-    mean, log_var = np.random.default_rng(0).standard_normal((2, n, 2))
-    own = 0.5 * draws(n, 2, 0) ** 2 + 0.5 * log_var.T + 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(gap(mean, log_var, (n,)).conditional_entropy[0], own.mean(1), atol=1e-6)
-
-
-@pytest.mark.parametrize("copies", [1, 4])
-def test_a_latent_that_names_the_factor_knows_all_of_it(copies):
-    sizes = (3, 16, 12 * copies)
-    mean = np.zeros((math.prod(sizes), 3))
-    mean[:, 1] = np.sqrt(1 + grid(sizes)[:, 1])
-    result = gap(mean, np.tile([0.0, -20.0, 0.0], (len(mean), 1)), sizes)
-    np.testing.assert_allclose(result.mutual_information[1], [0, math.log(16), 0], atol=1e-5)
-    np.testing.assert_allclose(result.mutual_information[[0, 2]], 0, atol=1e-5)
-    np.testing.assert_allclose(result.gaps, [0, 1, 0], atol=1e-5)
-    assert result.score == pytest.approx(1 / 3, abs=1e-5) and isinstance(result.score, float)
-    assert result.factors == (0, 1, 2)
-
-
-def test_the_gap_is_between_the_two_best_latents():
-    value = np.arange(16.0)
-    result = gap(np.stack([value, value // 2, 0 * value], 1), np.full((16, 3), -20.0), (16,))
-    np.testing.assert_allclose(result.mutual_information, [[math.log(16), math.log(8), 0]], atol=1e-9)
-    assert result.score == pytest.approx(math.log(2) / math.log(16)) and result.error_bound == 0.0
-
-
 def test_closed_forms():
     zero = np.zeros((576, 1))
     own = 0.5 * (draws(576, 1, 0) ** 2).mean() + 0.5 * math.log(2 * math.pi)
@@ -220,38 +229,17 @@ def test_closed_forms():
     assert float(result.entropy) == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 1.25), abs=4 * (0.5 / n) ** 0.5)
 
 
-@pytest.mark.parametrize("n", [600, 3000])
-def test_tables_with_unequal_counts_are_the_double_sums(n):
-    rng = np.random.default_rng(0)
-    mean, log_var = rng.standard_normal((n, 2)), rng.uniform(-6, 0, (n, 2))
-    rare = np.minimum(rng.geometric(0.05, n), 200)
-    table = np.stack(
-        [rng.integers(0, 3, n), rare, np.arange(n), rng.integers(0, n // 3, n) * 7 - 5, np.arange(n) == 5], 1
-    )
-    result = gap(mean, log_var, None, factor_values=table.astype(np.int64))
-    for j in range(2):
-        slow = slow_entropies(mean.T[[j]], log_var.T[[j]], draws(n, 2, 0)[[j]], table.T)
-        np.testing.assert_allclose(entropies(result)[:, j], slow, atol=1e-9 if n == 600 else 5e-5)
-    p = np.bincount(table[:, 0]) / n
-    best = np.sort(result.mutual_information[0].numpy())
-    assert float(result.gaps[0]) == pytest.approx((best[1] - best[0]) / -(p * np.log(p)).sum())
-
-
-def test_a_grid_as_a_table_in_another_order_is_the_grid():
-    sizes, rng = (4, 10, 15), np.random.default_rng(0)
-    table = grid(sizes)
-    mean, log_var = rng.standard_normal((600, 3)) + table[:, [0, 1, 2]], rng.uniform(-4, 0, (600, 3))
-    a, b = gap(mean, log_var, sizes), gap(mean, log_var, None, factor_values=torch.tensor(table))
-    np.testing.assert_allclose(a.mutual_information, b.mutual_information, atol=1e-12)
-    order, kept = rng.permutation(600), rng.permutation(600)[:400]  # 400 of 600 rows: no grid
-    for rows in (order, kept):
-        result = gap(mean[rows], log_var[rows], None, factor_values=table[rows])
-        noise = draws(len(rows), 3, 0)
-        for j in range(3):
-            slow = slow_entropies(mean[rows].T[[j]], log_var[rows].T[[j]], noise[[j]], table[rows].T)
-            np.testing.assert_allclose(entropies(result)[:, j], slow, atol=1e-9)
-    shuffled = gap(mean[order], log_var[order], None, factor_values=table[order])
-    assert abs(shuffled.score - a.score) < 4 * math.hypot(shuffled.standard_error, a.standard_error)
+@pytest.mark.parametrize("copies", [1, 4])  # direct sums, fast sums
+def test_a_latent_that_names_the_factor_has_its_entropy(copies):
+    sizes = (3, 16, 12 * copies)
+    value = grid(sizes)[:, 1]
+    mean = np.stack([0 * value, np.sqrt(1 + value), 3.0 * (value // 2)], 1)
+    result = gap(mean, np.tile([0.0, -20.0, -20.0], (len(mean), 1)), sizes)
+    wanted = np.outer([0, 1, 0], [0, math.log(16), math.log(8)])
+    np.testing.assert_allclose(result.mutual_information, wanted, atol=1e-5)
+    np.testing.assert_allclose(result.gaps, [0, 0.25, 0], atol=1e-5)  # the best two: log 16 and log 8
+    assert result.score == pytest.approx(1 / 12, abs=1e-5) and isinstance(result.score, float)
+    assert result.factors == (0, 1, 2) and (result.error_bound == 0) == (copies == 1)
 
 
 @st.composite
@@ -278,28 +266,15 @@ def with_noise(monkeypatch):
     return run
 
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@FEW
-@given(encoders())
-def test_information_is_not_negative_and_scores_are_shares(encoder):
-    sizes, mean, log_var, _ = encoder
-    result = gap(mean, log_var, sizes)
-    scored = [s for s in sizes if s > 1]
-    assert result.mutual_information.shape == (len(scored), mean.shape[1])
-    assert (result.mutual_information >= 0).all() and (result.gaps >= 0).all()
-    # log q(z | value) - log q(z) is at most the log of the number of values, draw by draw.
-    assert (result.mutual_information <= torch.tensor(scored).log()[:, None] + 1e-6).all()
-    assert 0 <= result.score <= 1 + 1e-9
-
-
-@FEW
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(encoders(), st.floats(0.01, 100), st.booleans(), st.floats(-10, 10))
-def test_order_scale_and_sign_do_not_matter(with_noise, encoder, scale, flip, shift):
+def test_information_is_bounded_and_invariant(with_noise, encoder, scale, flip, shift):
     sizes, mean, log_var, rng = encoder
     noise = rng.standard_normal(mean.T.shape)
     a = with_noise(noise, mean, log_var, sizes)
+    # log q(z | value) - log q(z) is at most the log of the number of values, draw by draw.
+    most = torch.tensor([size for size in sizes if size > 1]).log()[:, None] + 1e-6
+    assert ((a.mutual_information >= 0) & (a.mutual_information <= most)).all() and 0 <= a.score <= 1 + 1e-9
     order = rng.permutation(mean.shape[1])
     b = with_noise(noise[order], mean[:, order], log_var[:, order], sizes)
     np.testing.assert_allclose(a.mutual_information[:, order.copy()], b.mutual_information, atol=1e-9)
@@ -322,17 +297,17 @@ def two_latents(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(mean), torch.tensor(np.log(rng.uniform(0.05, 0.3, (n, 2)) ** 2))
 
 
-@pytest.mark.parametrize("sizes", [(5, 20, 12), (5, 40, 12)])
-def test_fewer_samples(sizes):
+@pytest.mark.parametrize("groups", [None, [(0, 1)]])
+@pytest.mark.parametrize("sizes", [(2, 20, 12), (5, 40, 12)])
+def test_fewer_samples(sizes, groups):
     mean, log_var = two_latents(math.prod(sizes))
-    every, some = gap(mean, log_var, sizes), gap(mean, log_var, sizes, n_samples=230)
+    every, some, whole = (gap(mean, log_var, sizes, groups=groups, n_samples=m) for m in (None, 100, len(mean)))
     # Smaller mixtures are used whole, and the draws are the same.
-    small = [f for f, size in enumerate(sizes) if len(mean) // size <= 230]
+    small = [f for f, size in enumerate(sizes) if len(mean) // size <= 100]
     np.testing.assert_allclose(some.conditional_entropy[small], every.conditional_entropy[small], atol=1e-9)
     difference, error = some.mutual_information - every.mutual_information, some.mutual_information_standard_error
-    assert (difference != 0).all() and (difference.abs() < 4 * error).all()
+    assert ((difference != 0) & (difference.abs() < 4 * error)).all()
     assert (error > every.mutual_information_standard_error).all()
-    whole = gap(mean, log_var, sizes, n_samples=len(mean))
     np.testing.assert_array_equal(whole.mutual_information, every.mutual_information)
 
 
@@ -349,7 +324,7 @@ def test_standard_errors_cover_the_scatter_of_draws():
     assert torch.equal(gap(mean, log_var, (40, 12)).gaps, runs[0].gaps) and runs[0].score != runs[1].score
 
 
-def test_a_subsample_leaves_the_rest_alone():
+def test_a_subsample_scores_fewer_draws_and_changes_nothing_else():
     mean, log_var = two_latents(480)
     generators = [torch.Generator().manual_seed(3) for _ in range(4)]
     without, some, every, again = (
@@ -360,159 +335,86 @@ def test_a_subsample_leaves_the_rest_alone():
     assert every.subsampled_score == pytest.approx(every.score, abs=1e-12)
     assert some.subsampled_score != some.score and again.subsampled_score == some.subsampled_score
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
-
-
-def test_a_subsampled_score_is_that_of_fewer_samples():
-    mean, log_var = two_latents(480)
     subsampled = [gap(mean, log_var, (4, 10, 12), seed=s, subsample=30).subsampled_score for s in range(200)]
     drawn = [gap(mean, log_var, (4, 10, 12), seed=s, n_samples=30).score for s in range(200, 400)]
-    assert ks_2samp(subsampled, drawn).pvalue > 1e-3
+    assert scipy.stats.ks_2samp(subsampled, drawn).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("n_samples", [None, 30])
 @pytest.mark.parametrize("sizes", [(3, 16, 12), SIZES])
 def test_unscored_factors_are_measured_and_change_nothing(n_samples, sizes):
     mean, log_var = two_latents(math.prod(sizes))
-    results, states = [], []
-    for unscored in ((), (2, 1)):
-        generator = torch.Generator().manual_seed(0)
-        arguments = (mean, log_var, sizes, (0,), n_samples, None, generator)
-        results.append(mig.mutual_information_gap(*arguments, unscored=unscored))
-        states.append(generator.get_state())
-    without, result = results
-    assert torch.equal(*states)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    without, result = (
+        mig.mutual_information_gap(mean, log_var, sizes, (0,), n_samples, None, generator, unscored=unscored)
+        for generator, unscored in zip(generators, ((), (2, 1)), strict=True)
+    )
+    assert torch.equal(*(generator.get_state() for generator in generators))
     for name in ("entropy", "conditional_entropy", "mutual_information", "gaps"):
         np.testing.assert_allclose(getattr(without, name), getattr(result, name), atol=1e-4)
-    assert without.unscored == () and without.unscored_mutual_information.shape == (0, 2)
-    assert result.unscored == (2, 1)
+    assert result.unscored == (2, 1) and without.unscored_mutual_information.shape == (0, 2)
     every = gap(mean, log_var, sizes, factors=(2, 1))
     error = gap(mean, log_var, sizes, n_samples=30, factors=(2, 1)).mutual_information_standard_error
     limit = 1e-5 if n_samples is None else 4 * error
     assert ((result.unscored_mutual_information - every.mutual_information).abs() <= limit).all()
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-9])
-def test_groups_are_joint_double_sums(scale):
-    rng = np.random.default_rng(1)
-    sizes, groups = (4, 30), ((3, 1), (0,), (2,))
-    mean, log_var = rng.standard_normal((120, 4)), rng.uniform(-6, 0, (120, 4)) + 2 * math.log(scale)
-    result, noise = gap(mean, log_var, sizes, groups=groups), draws(120, 4, 0)
-    assert result.mutual_information.shape == (2, 3)
-    for c, group in enumerate(map(list, groups)):
-        slow = slow_entropies(mean.T[group], log_var.T[group], noise[group], grid(sizes).T)
-        np.testing.assert_allclose(entropies(result)[:, c], slow, atol=1e-7)
-    table = gap(mean, log_var, None, groups=groups, factor_values=grid(sizes))
-    np.testing.assert_allclose(table.mutual_information, result.mutual_information, atol=1e-12)
-
-
-def test_joint_densities_out_of_all_proportion():
-    # Draws of the one wide posterior lie where narrow ones are e^800 times as dense.
-    mean, log_var = np.zeros((40, 2)), np.full((40, 2), -490.0)
-    log_var[7] = 400.0
-    result = gap(mean, log_var, (4, 10), groups=[(0, 1)])
-    slow = slow_entropies(mean.T, log_var.T, draws(40, 2, 0), grid((4, 10)).T)
-    np.testing.assert_allclose(entropies(result)[:, 0], slow, rtol=1e-12)
-
-
-def test_groups_with_an_idle_latent_fewer_samples_and_latents_left_out():
-    mean, log_var = two_latents(480)
-    mean, log_var = torch.cat([mean, 0 * mean], 1), torch.cat([log_var, 0 * log_var], 1)
-    alone = gap(mean, log_var, (40, 12))
-    joint = gap(mean[:, [0, 2]], log_var[:, [0, 2]], (40, 12), groups=[(0, 1)])
-    # A latent that is the same in every posterior adds no information.
-    np.testing.assert_allclose(joint.mutual_information[:, 0], alone.mutual_information[:, 0], atol=1e-10)
-    every, some = (gap(mean, log_var, (40, 12), groups=[(0, 3)], n_samples=m) for m in (None, 100))
-    difference = (some.mutual_information - every.mutual_information).abs()
-    assert ((difference < 4 * some.mutual_information_standard_error) & (difference > 0)).all()
-
-
 class EmulatedGPU(TorchFunctionMode):
-    """Tensors of the CPU say that they are on another device; calls are counted by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
+    """Tensors of the CPU say that they are on another device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function == torch.Tensor.is_cpu.__get__:
             return False
-        name = getattr(function, "__name__", "")
-        if name == "__getitem__" and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.bool:
-            name = "nonzero"
-        self.calls[name] += name != "__get__"
         return function(*args, **kwargs or {})
 
-    @property
-    def reads(self) -> int:
-        """Calls for which the host waits."""
-        names = ("item", "tolist", "cpu", "nonzero", "numpy", "__bool__", "__int__", "__float__", "__index__", "unique")
-        return sum(self.calls[name] for name in names)
 
-
-def test_the_path_of_a_gpu_gives_what_the_cpu_gives(fast):
+def test_the_path_of_a_gpu_matches_the_cpu(fast):
     with EmulatedGPU():
         emulated = gap(MEAN, LOG_VAR)
     np.testing.assert_allclose(entropies(emulated), entropies(fast), atol=1e-6)
     np.testing.assert_allclose(emulated.entropy_error, fast.entropy_error, atol=1e-5)
 
 
-def test_a_gpu_is_not_waited_for_in_a_loop():
-    sizes, counts = (5, 16, 24, 24), []
-    posteriors = [np.tile(x[:, None], 3) for x in hard_posteriors(math.prod(sizes))["trained"]]
-    for k in (1, 3):
-        with EmulatedGPU() as device:
-            gap(*(x[:, :k] for x in posteriors), sizes)
-        counts.append((device.reads, device.calls.total()))
-    (few, operations), (many, more) = counts
-    assert few == many  # reads do not grow with the latents
-    assert (more - operations) / 2 < 500  # operations per latent
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_what_the_cpu_gives(fast):
+def test_a_gpu_matches_the_cpu(fast):
     first, again = (gap(torch.tensor(MEAN, device="cuda"), torch.tensor(LOG_VAR, device="cuda")) for _ in range(2))
     assert first.entropy.device.type == "cpu"
     np.testing.assert_allclose(entropies(first), entropies(fast), atol=1e-5)
     np.testing.assert_array_equal(entropies(first), entropies(again))
 
 
-def test_another_default_device_or_dtype_changes_nothing():
+def test_default_device_and_dtype_do_not_matter():
     mean, log_var = two_latents(N)
     options = {"subsample": 50, "n_samples": 100, "unscored": (0,), "factors": (1, 2)}
-    plain = gap(mean, log_var, **options)
+    plain, binned = gap(mean, log_var, **options), mig.mutual_information_gap_binned(mean, SIZES)
     with torch.device("meta"):
-        elsewhere = mig.mutual_information_gap(
-            mean, log_var, SIZES, generator=torch.Generator("cpu").manual_seed(0), **options
-        )
-        binned = mig.mutual_information_gap_binned(mean, SIZES)
+        generator = torch.Generator("cpu").manual_seed(0)
+        elsewhere = mig.mutual_information_gap(mean, log_var, SIZES, generator=generator, **options)
+        assert binned[0] == mig.mutual_information_gap_binned(mean, SIZES)[0]
     torch.set_default_dtype(torch.bfloat16)
     try:
         coarse = gap(mean, log_var, **options)
-        half = gap(mean.bfloat16(), log_var.bfloat16())
     finally:
         torch.set_default_dtype(torch.float32)
     assert plain.score == elsewhere.score == coarse.score and plain.subsampled_score == coarse.subsampled_score
-    assert binned[0] == mig.mutual_information_gap_binned(mean, SIZES)[0]
-    rounded = gap(mean.bfloat16().double(), log_var.bfloat16().double())
-    np.testing.assert_allclose(half.mutual_information, rounded.mutual_information, atol=1e-9)
 
 
-def test_threads_single_precision_and_inputs_left_alone():
-    mean, log_var = two_latents(N)
-    leaf, kept, before = mean.float().requires_grad_(), mean.float(), torch.get_num_threads()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_precision_threads_and_selection_of_factors_do_not_matter(dtype):
+    mean, log_var = (x.to(dtype) for x in two_latents(N))
+    kept, before, results = mean.clone(), torch.get_num_threads(), [gap(mean.double(), log_var.double())]
     try:
-        results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(gap(leaf, log_var.float()))
+            results.append(gap(mean.requires_grad_(), log_var))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(results[0].mutual_information, results[1].mutual_information, rtol=0, atol=1e-9)
-    assert torch.equal(leaf.detach(), kept) and not results[0].entropy.requires_grad
-    np.testing.assert_allclose(results[0].entropy, gap(mean, log_var).entropy, atol=1e-5)
+    for result in results[1:]:
+        np.testing.assert_allclose(result.mutual_information, results[0].mutual_information, atol=1e-9)
+    assert torch.equal(mean.detach(), kept) and not results[1].entropy.requires_grad
     some = gap(mean, log_var, factors=(2, 0))
-    np.testing.assert_allclose(some.mutual_information, gap(mean, log_var).mutual_information[[2, 0]], atol=1e-5)
+    np.testing.assert_allclose(some.mutual_information, results[1].mutual_information[[2, 0]], atol=1e-5)
 
 
 def test_the_binned_gap_is_discrete_information():
@@ -522,13 +424,8 @@ def test_the_binned_gap_is_discrete_information():
     score, information = mig.mutual_information_gap_binned(torch.tensor(mean), sizes)
     gaps = []
     for f, size in enumerate(sizes):
-        wanted = []
-        for j in range(4):
-            code = np.digitize(mean[:, j], np.histogram_bin_edges(mean[:, j], 20)[:-1]) - 1
-            joint = np.zeros((size, 20))
-            np.add.at(joint, (value[:, f], code), 1 / 576)
-            independent, filled = joint.sum(1, keepdims=True) * joint.sum(0), joint > 0
-            wanted.append((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
+        joints = [np.histogram2d(value[:, f], mean[:, j], (size, 20))[0] / 576 for j in range(4)]
+        wanted = [scipy.stats.entropy(p.ravel(), np.outer(p.sum(1), p.sum(0)).ravel()) for p in joints]
         np.testing.assert_allclose(information[f], wanted, atol=1e-12)
         gaps.append(np.subtract(*sorted(wanted)[:-3:-1]) / math.log(size))
     assert score == pytest.approx(np.mean(gaps))
@@ -543,28 +440,16 @@ def test_active_units():
     assert mig.active_units(mean, 0.0099).tolist() == mig.active_units(mean, 0).tolist() == [False, True, True]
 
 
-TABLE = {"factor_sizes": None, "factor_values": torch.zeros(12, 1).long()}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": torch.zeros(11, 3)}, r"mean and log_var must have one shape \(N, K\), got \(11, 3\)"),
         ({"mean": torch.full((12, 3), math.nan)}, "mean must be finite"),
         ({"log_var": torch.full((12, 3), -501.0)}, "log_var must lie between -500 and 500"),
         ({"factor_sizes": (3, 5)}, r"the product of factor_sizes must be N = 12, got \(3, 5\)"),
         ({"factor_sizes": None}, "give either factor_sizes or factor_values"),
-        (TABLE | {"factor_sizes": (3, 4)}, "give either factor_sizes or factor_values"),
-        (TABLE | {"factor_values": torch.zeros(12, 1)}, "factor_values must be integers"),
-        (TABLE, "factors must be different factors of more than one value"),
-        ({"factors": (2,)}, r"factors must be different factors of more than one value, got \(2,\)"),
-        ({"factors": (0, 0)}, "factors must be different"),
-        ({"factors": ()}, "factors must be different"),
+        ({"factor_values": torch.zeros(12, 1).long()}, "give either factor_sizes or factor_values"),
+        ({"factors": (0, 0)}, "factors must be different factors of more than one value"),
         ({"unscored": (2,)}, "factors must be different"),
-        ({"n_samples": 13}, "n_samples must be from 1 to N = 12"),
-        ({"groups": [(0, 1), (1, 2)]}, "groups must be disjoint, non-empty groups of latents from 0 to 2"),
-        ({"groups": [(0, 3)]}, "groups must be disjoint"),
-        ({"groups": [(0,), ()]}, "groups must be disjoint"),
     ],
 )
 def test_bad_input_is_refused(change, message):

@@ -207,10 +207,8 @@ def test_posteriors_at_a_priors_cusp_train(p):
             pack.parameters["encoder.3.bias"][:, 3:] = log_var
             for name, value in pack.parameters.items():
                 pack.state[f"value.{name}"].copy_(value)
-        for _ in range(3):
-            pack.advance()
-        pack.look()
-        assert pack.diverged == [None]
+        pack.advance_to(3)
+        assert pack.diverged() == [None]
     z = torch.zeros(4, 3, requires_grad=True)
     value = LpNested(Node(p, [Node(p, 2), 1])).log_prob(z)
     (gradient,) = torch.autograd.grad(value.sum(), z)

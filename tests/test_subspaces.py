@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
-from test_mig import LOG_VAR, MEAN, SIZES, gap, grid, posteriors
+from test_mig import LOG_VAR, MEAN, SIZES, grid, posteriors
 
 from isa.subspaces import SubspaceInformation, random_groupings, subspace_information
 
@@ -33,11 +33,10 @@ def slow_information(mean, log_var, groups, sizes, n_draws) -> np.ndarray:
     for i, (image, e) in enumerate(zip(images, noise, strict=True)):
         z = mean[image] + np.exp(0.5 * log_var[image]) * e
         density = -0.5 * (z - mean) ** 2 * np.exp(-log_var) - 0.5 * log_var
-        for s, group in enumerate(groups):
-            joint = density[:, group].sum(1)
-            for f in range(len(sizes)):
-                inside = value[f] == value[f][image]
-                out[i, f, s] = logsumexp(joint[inside]) - np.log(inside.mean()) - logsumexp(joint)
+        joint = np.stack([density[:, group].sum(1) for group in groups])
+        for f, of_images in enumerate(value):
+            inside = of_images == of_images[image]
+            out[i, f] = logsumexp(joint[:, inside], 1) - np.log(inside.mean()) - logsumexp(joint, 1)
     return out
 
 
@@ -50,7 +49,7 @@ def five_latents(n: int = N) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("cast", [np.float32, np.float64])
 @pytest.mark.parametrize("sizes", [SMALL, (N,), (4, 1, 144), (10, 50, 80)])
-def test_subspace_information_is_the_double_sums(sizes, cast):
+def test_subspace_information_matches_double_sums(sizes, cast):
     mean, log_var = (x.astype(np.float32) for x in five_latents(math.prod(sizes)))
     groupings = [[[0, 3], [1, 2, 4]], [[4], [0, 1]]]
     kept = [f for f, size in enumerate(sizes) if size > 1]
@@ -92,7 +91,7 @@ def test_threads_change_nothing():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_what_the_cpu_gives():
+def test_a_gpu_matches_the_cpu():
     mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents())
     cpu, gpu = (information(mean.to(d), log_var.to(d), [[[0, 3], [1, 2]]], n_draws=20) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(gpu.mutual_information, cpu.mutual_information, atol=1e-4)
@@ -111,22 +110,6 @@ def test_a_factor_in_one_subspace():
         assert 5 * float(error[2, 1]) < float(found[2, 1]) < math.log(12)
 
 
-def test_independent_latents_know_nothing():
-    mean = np.random.default_rng(0).standard_normal((20_000, 4))
-    result = information(mean, np.zeros((20_000, 4)), [[[0, 1], [2, 3]]], (4, 5000), n_draws=100)
-    assert (result.mutual_information[0, 0].abs() < 4 * result.standard_error[0, 0]).all()
-    assert (result.standard_error[0, 0] < 0.01).all()
-
-
-def test_groups_of_one_latent_have_its_information():
-    mean, log_var = five_latents()
-    result = information(mean, log_var, [[[j] for j in range(5)]], seed=1, n_draws=N)
-    single = gap(mean, log_var, SMALL)
-    error = torch.hypot(result.standard_error[0], single.mutual_information_standard_error)
-    unclamped = single.entropy - single.conditional_entropy
-    assert ((result.mutual_information[0] - unclamped).abs() < 4 * error).all()
-
-
 def test_standard_errors_are_the_scatter_of_generators():
     mean, log_var = five_latents()
     runs = [information(mean, log_var, [[[0, 3], [1, 2, 4]]], seed=s, n_draws=25) for s in range(400)]
@@ -135,16 +118,7 @@ def test_standard_errors_are_the_scatter_of_generators():
     np.testing.assert_allclose(scatter / reported, 1.0, atol=0.15)  # the scatter of 400 is known to 3.5 %
 
 
-def test_the_order_of_groupings_does_not_matter():
-    mean, log_var = five_latents()
-    groupings = random_groupings((2, 3), 4, torch.Generator().manual_seed(0))
-    a = information(mean, log_var, groupings, n_draws=20)
-    b = information(mean, log_var, [grouping[::-1] for grouping in groupings[::-1]], n_draws=20)
-    assert a.mutual_information.shape == a.standard_error.shape == (4, 3, 2)
-    np.testing.assert_allclose(b.mutual_information.flip(0, 2), a.mutual_information, atol=1e-12)
-
-
-def test_densities_out_of_all_proportion_stay_finite():
+def test_densities_of_extreme_ratio_stay_finite():
     k = MEAN.shape[1]
     for dtype, limit in ((torch.float32, 99), (torch.float32, 500), (torch.float64, 500)):
         tensors = (torch.tensor(x, dtype=dtype) for x in (MEAN.clip(-1e30, 1e30), LOG_VAR.clip(-limit, limit)))
@@ -160,14 +134,3 @@ def test_random_groupings():
         assert [len(group) for group in grouping] == [4, 3, 1]
         assert sorted(j for group in grouping for j in group) == list(range(8))
     assert np.mean([grouping[0].count(5) for grouping in groupings]) == pytest.approx(0.5, abs=4 * 0.5 / 300**0.5)
-
-
-def test_bad_input_is_refused():
-    good = torch.zeros(12, 3)
-    for n_draws in (1, 13):
-        with pytest.raises(ValueError, match="n_draws must be from 2 to N = 12"):
-            subspace_information(good, good, [[[0], [1]]], (3, 4), n_draws=n_draws)
-    with pytest.raises(ValueError, match=r"groupings must have one number of groups, got \[1, 3\]"):
-        subspace_information(good, good, [[[0]], [[0], [1], [2]]], (3, 4), n_draws=2)
-    with pytest.raises(ValueError, match="the product of factor_sizes must be N = 12"):
-        subspace_information(good, good, [[[0]]], (3, 5), n_draws=2)

@@ -18,10 +18,10 @@ from scipy.special import kv, loggamma, wofz
 from isa import LpNested, Node, isa_prior
 from isa.toys import factor_analysis, ica
 
-W = ica.directions([30.0, 90.0, 150.0])
-NOISE = 0.05
-X = np.zeros((4, 2))
+W, NOISE = ica.directions([30.0, 90.0, 150.0]), 0.05
 seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=20, deadline=None)
+dofs = pytest.mark.parametrize("dof", [0.5, 1.0, 3.5, 8.0, 30.0, 1e3, 1e6])
 
 
 @pytest.fixture(scope="module")
@@ -31,63 +31,58 @@ def fits():
     return [(x, ica.fit(x, W, NOISE), ica.fit(x, W, NOISE, beta=5.0)) for x in data]
 
 
-def posteriors(seed: int, n: int = 5, k: int = 3):
+def problem(seed: int, n: int = 5):
+    """Random weights, data, means and standard deviations."""
     rng = np.random.default_rng(seed)
-    return 2.0 * rng.normal(size=(n, k)), np.exp(rng.normal(size=(n, k)) - 1.0)
+    return (
+        rng.normal(size=(2, 3)),
+        rng.normal(size=(n, 2)),
+        2 * rng.normal(size=(n, 3)),
+        np.exp(rng.normal(size=(n, 3))),
+    )
 
 
-def test_sample_has_the_models_moments_and_is_a_function_of_the_seed():
-    weights, noise, n = np.array([[1.0, 0.5, -0.3], [0.2, 1.0, 0.8]]), np.array([0.3, 0.7]), 200_000
+def integral(function, edges, **options):
+    return sum(quad(function, a, b, limit=300, **options)[0] for a, b in pairwise(sorted(edges)))
+
+
+def test_sample_has_the_moments_of_the_model():
+    weights, noise, n = np.array([[1.0, 0.5, -0.3], [0.2, 1.0, 0.8]]), np.array([0.3, 0.7]), 100_000
     x, z = ica.sample(n, weights, noise, dof=9.0, seed=1)
-    assert x.shape == (n, 2) and z.shape == (n, 3)
     assert stats.kstest(z.ravel(), stats.t(9.0).cdf).pvalue > 1e-3
     residual = x - z @ weights.T
-    assert np.abs(residual.var(0) - noise).max() < 5 * noise.max() * np.sqrt(2 / n)
+    assert (np.abs(residual.var(0) - noise) < 5 * noise * np.sqrt(2 / n)).all()
     assert np.abs(np.cov(residual.T, z.T)[:2, 2:]).max() < 5 * np.sqrt(noise.max() * z.var() / n)
-    first, second, other = (ica.sample(4, W, NOISE, seed=seed)[0] for seed in (3, np.random.default_rng(3), 4))
-    assert (first == second).all() and (first != other).all()
+    np.testing.assert_array_equal(x, ica.sample(n, weights, noise, dof=9.0, seed=np.random.default_rng(1))[0])
 
 
-def by_quad(mean: float, sd: float, dof: float) -> float:
+def log1p_by_quadrature(mean: float, sd: float, dof: float) -> float:
     """E log(1 + z^2 / v) by adaptive quadrature in the standardised variable, split where the integrand bends."""
-
-    def integrand(e: float) -> float:
-        return np.log1p((mean + sd * e) ** 2 / dof) * np.exp(-0.5 * e * e) / np.sqrt(2 * np.pi)
-
-    bends = [(b - mean) / sd for b in (-10 * np.sqrt(dof), -np.sqrt(dof), 0, np.sqrt(dof), 10 * np.sqrt(dof))]
-    edges = [-13.0, *sorted(b for b in bends if -13 < b < 13), 13.0]
-    return sum(quad(integrand, a, b, epsabs=1e-13, epsrel=1e-12, limit=300)[0] for a, b in pairwise(edges))
+    bends = [(b * np.sqrt(dof) - mean) / sd for b in (-10, -1, 0, 1, 10)]
+    edges = [-13.0, *(b for b in bends if -13 < b < 13), 13.0]
+    return integral(
+        lambda e: np.log1p((mean + sd * e) ** 2 / dof) * stats.norm.pdf(e), edges, epsabs=1e-13, epsrel=1e-12
+    )
 
 
-@pytest.mark.parametrize("dof", [0.5, 1.0, 3.5, 30.0, 1e4])
-def test_quadrature_against_scipy(dof):
-    means, sds = np.array([0.0, 1e-2, 0.7, 3.0, 30.0, 100.0]), np.array([1e-3, 0.05, 0.5, 2.0, 8.0, 30.0])
-    ours = ica.expected_log1p(means[:, None], sds, dof)
-    assert np.abs(ours - [[by_quad(m, s, dof) for s in sds] for m in means]).max() < 1e-9
-    without_spread = ica.expected_log1p(means, np.zeros(6), dof)
-    assert without_spread == pytest.approx(np.log1p(means**2 / dof), abs=1e-9)
+@given(st.floats(-100, 100), st.floats(1e-3, 30), st.floats(0.5, 1e4))
+@few
+def test_expected_log1p_matches_quadrature(mean, sd, dof):
+    ours = ica.expected_log1p(np.array(mean), np.array([sd, 0.0]), dof)
+    assert ours == pytest.approx([log1p_by_quadrature(mean, sd, dof), np.log1p(mean**2 / dof)], abs=1e-8)
 
 
-@given(st.floats(-100, 100), st.floats(1e-3, 30), st.floats(0.5, 50))
-@settings(max_examples=60, deadline=None)
-def test_quadrature_against_scipy_anywhere(mean, sd, dof):
-    ours = float(ica.expected_log1p(np.array(mean), np.array(sd), dof))
-    assert ours == pytest.approx(by_quad(mean, sd, dof), abs=1e-8)
-
-
-def test_gradient_of_the_quadrature_against_the_faddeeva_function():
-    # d/dm E log(v + z^2) = 2 Re E 1 / (z - i sqrt(v)), which the Faddeeva function has in closed form.
+def test_slope_of_expected_log1p_is_the_faddeeva_function():
+    # d/dm E log(v + z^2) = 2 Re E 1 / (z - i sqrt(v))
     mean, sd = np.meshgrid([0.0, 0.4, 3.0, 50.0], [0.05, 0.6, 4.0, 30.0])
-    argument = (-mean + 1j * np.sqrt(3.5)) / (np.sqrt(2) * sd)
-    exact = 2 * np.real(1j * np.sqrt(np.pi / 2) / sd * wofz(argument))
+    exact = 2 * np.real(1j * np.sqrt(np.pi / 2) / sd * wofz((-mean + 1j * np.sqrt(3.5)) / (np.sqrt(2) * sd)))
     slope = elementwise_grad(lambda m: ica.expected_log1p(m, sd, 3.5))(mean)
     assert np.abs(slope - exact).max() < 1e-9
 
 
-def test_free_energy_against_monte_carlo():
-    x, _ = ica.sample(5, W, 0.4, seed=0)
-    mean, sd = posteriors(1)
-    z = mean + sd * np.random.default_rng(2).standard_normal((200_000, *mean.shape))
+def test_free_energy_matches_monte_carlo():
+    _, x, mean, sd = problem(1)
+    z = mean + sd * np.random.default_rng(2).standard_normal((100_000, *mean.shape))
     likelihood = stats.norm.logpdf(x, z @ W.T, np.sqrt(0.4)).sum((1, 2))
     kl = (stats.norm.logpdf(z, mean, sd) - stats.t(3.5).logpdf(z)).sum((1, 2))
     parts = ica.terms(W, mean, sd, x, 0.4)
@@ -97,150 +92,105 @@ def test_free_energy_against_monte_carlo():
 
 
 @given(seeds, st.floats(0.1, 8.0), st.floats(0.5, 20.0))
-@settings(max_examples=25, deadline=None)
-def test_gradient_against_finite_differences(seed, beta, dof):
-    rng = np.random.default_rng(seed)
-    weights, x = rng.normal(size=(2, 3)), rng.normal(size=(5, 2))
-    start = (weights, *posteriors(seed))
-    ways = tuple(rng.normal(size=part.shape) for part in start)
-    ways = (*ways[:2], ways[2] * start[2])
+@few
+def test_gradient_and_invariances_of_the_free_energy(seed, beta, dof):
+    weights, x, mean, sd = problem(seed)
+    rng, order = np.random.default_rng(seed), [2, 0, 1]
+    ways = [rng.normal(size=part.shape) * size for part, size in ((weights, 1), (mean, 1), (sd, sd))]
 
-    def objective(parts):
-        return ica.free_energy(*parts, x, np.array([0.2, 0.6]), dof, beta)
+    def energy(weights, mean, sd):
+        return ica.free_energy(weights, mean, sd, x, np.array([0.2, 0.6]), dof, beta)
 
-    def along(t: float) -> float:
-        return objective(tuple(part + t * way for part, way in zip(start, ways, strict=True)))
+    def along(t):
+        return energy(*(part + t * way for part, way in zip((weights, mean, sd), ways, strict=True)))
 
-    slope, step = sum((g * w).sum() for g, w in zip(grad(objective)(start), ways, strict=True)), 1e-4
-    numeric = (8 * (along(step) - along(-step)) - along(2 * step) + along(-2 * step)) / (12 * step)
-    assert slope == pytest.approx(numeric, rel=1e-6, abs=1e-5)
-
-
-@given(seeds, st.permutations(range(3)), st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
-@settings(max_examples=25, deadline=None)
-def test_permutation_and_sign_leave_the_free_energy(seed, order, signs):
-    rng = np.random.default_rng(seed)
-    weights, x = rng.normal(size=(2, 3)), rng.normal(size=(5, 2))
-    mean, sd = posteriors(seed)
-    order, signs = list(order), np.array(signs)
-    before = ica.free_energy(weights, mean, sd, x, 0.3, beta=3.0)
-    after = ica.free_energy((weights * signs)[:, order], (mean * signs)[:, order], sd[:, order], x, 0.3, beta=3.0)
-    assert after == pytest.approx(before, rel=1e-12)
+    slopes = [grad(energy, i)(weights, mean, sd) for i in range(3)]
+    numeric = (8 * (along(1e-4) - along(-1e-4)) - along(2e-4) + along(-2e-4)) / 12e-4
+    assert sum((s * w).sum() for s, w in zip(slopes, ways, strict=True)) == pytest.approx(numeric, rel=1e-6, abs=1e-5)
+    shuffled = energy((weights * [1, -1, -1])[:, order], (mean * [1, -1, -1])[:, order], sd[:, order])
+    assert shuffled == pytest.approx(energy(weights, mean, sd), rel=1e-12)
 
 
-def test_rotating_data_and_weights_leaves_the_fit():
-    x, _ = ica.sample(80, W, NOISE, seed=0)
-    turn = np.array([[np.cos(0.7), -np.sin(0.7)], [np.sin(0.7), np.cos(0.7)]])
-    here, there = ica.fit(x, W, NOISE), ica.fit(x @ turn.T, turn @ W, NOISE)
-    assert there.free_energy[-1] == pytest.approx(here.free_energy[-1], rel=1e-7)
-    assert there.W[:, ica.survivors(there.W)] == pytest.approx(turn @ here.W[:, ica.survivors(here.W)], abs=1e-3)
-
-
-DOFS = [0.5, 1.0, 3.5, 8.0, 30.0, 1e3, 1e6]
-
-
-@pytest.mark.parametrize("dof", DOFS)
+@dofs
 @pytest.mark.parametrize("noise", [1e-3, 0.25, 20.0])
-def test_log_likelihood_of_one_source_against_scipy(dof, noise):
-    x, sd = np.array([0.0, 0.7, 4.0]), np.sqrt(noise)
-    for point, ours in zip(x, ica.log_likelihood(x[:, None], np.array([[1.0]]), noise, dof), strict=True):
+def test_log_likelihood_of_one_source_matches_quadrature(dof, noise):
+    sd = np.sqrt(noise)
+    for point in (0.0, 0.7, 4.0):
         edges = {point + k * sd for k in (-40, -10, -5, -2, 0, 2, 5, 10, 40)} | {-8, -4, -2, 0, 2, 4, 8}
-        edges = sorted(e for e in edges if abs(e - point) <= 40 * sd)
-        direct = sum(
-            quad(lambda z, p=point: stats.t.pdf(z, dof) * stats.norm.pdf(p, z, sd), a, b, epsabs=0, epsrel=1e-10)[0]
-            for a, b in pairwise(edges)
+        edges = [e for e in edges if abs(e - point) <= 40 * sd]
+        direct = integral(
+            lambda z, p=point: stats.t.pdf(z, dof) * stats.norm.pdf(p, z, sd), edges, epsabs=0, epsrel=1e-10
         )
+        ours = ica.log_likelihood(np.array([[point]]), np.array([[1.0]]), noise, dof)
         assert ours == pytest.approx(np.log(direct), abs=1e-6)
 
 
-@pytest.mark.parametrize("dof", DOFS)
-def test_log_likelihood_of_three_sources_against_their_characteristic_function(dof):
+@dofs
+def test_log_likelihood_of_three_sources_matches_their_characteristic_function(dof):
     # One observation of three sources: the density is the Fourier transform of a product.
     def log_characteristic(t):
-        s = np.sqrt(dof) * t
-        return np.log(kv(dof / 2, s)) + dof / 2 * np.log(s / 2) + np.log(2) - loggamma(dof / 2)
+        if dof < 100:
+            s = np.sqrt(dof) * t
+            return np.log(kv(dof / 2, s)) + dof / 2 * np.log(s / 2) + np.log(2) - loggamma(dof / 2)
+        s = dof / (dof - 2) * t**2  # the Bessel function overflows at high order: there the first cumulants suffice
+        return -s / 2 + 6 / (dof - 4) * s**2 / 24 - 240 / (dof - 4) / (dof - 6) * s**3 / 720
 
-    weights, noise, x = np.array([[1.0, 0.6, -0.3]]), 0.3, np.array([[0.0], [1.5]])
-    ours = ica.log_likelihood(x, weights, noise, dof)
-    for point, value in zip(x[:, 0], ours, strict=True):
+    def integrand(t, point):
+        return np.cos(t * point) * np.exp(sum(log_characteristic(w * t) for w in (1.0, 0.6, 0.3)) - 0.15 * t * t)
 
-        def integrand(t, p=point):
-            # SciPy's Bessel function overflows at high order: there the first cumulants suffice.
-            logs = [log_characteristic(w * t) if dof < 100 else expansion(w * t) for w in np.abs(weights[0])]
-            return np.cos(t * p) * np.exp(sum(logs) - 0.5 * noise * t * t) / np.pi
-
-        def expansion(t):
-            variance = dof / (dof - 2)
-            kurtosis, sixth = 6 / (dof - 4), 240 / (dof - 4) / (dof - 6)
-            s = variance * t**2
-            return -s / 2 + kurtosis * s**2 / 24 - sixth * s**3 / 720
-
-        direct = sum(quad(integrand, a, b, epsabs=1e-11)[0] for a, b in pairwise([1e-12, 0.01, 0.1, 1.0, 5.0, 12.0]))
-        assert value == pytest.approx(np.log(direct), abs=1e-6)
-
-
-def test_light_tails_narrow_the_precisions():
-    assert ica.log_likelihood(np.zeros((1, 1)), np.array([[1.0]]), 0.25, 1000.0) == pytest.approx(-1.03083, abs=1e-5)
-    assert ica.log_likelihood(np.zeros((1, 1)), np.array([[1.0]]), 0.25, 1e6) == pytest.approx(-1.03051, abs=1e-5)
+    ours = ica.log_likelihood(np.array([[0.0], [1.5]]), np.array([[1.0, 0.6, -0.3]]), 0.3, dof)
+    edges = [1e-12, 0.01, 0.1, 1.0, 5.0, 12.0]
+    direct = [integral(lambda t, p=p: integrand(t, p) / np.pi, edges, epsabs=1e-11) for p in (0.0, 1.5)]
+    assert ours == pytest.approx(np.log(direct), abs=1e-6)
 
 
 @pytest.mark.parametrize("noise", [np.array([0.3, 0.3]), np.array([0.5, 1.2])])
-def test_log_likelihood_against_brute_force(noise):
+def test_log_likelihood_matches_brute_force(noise):
     grid = np.arange(-30.0, 30.0, 0.3)
-    density = stats.t(3.5).pdf(grid) * 0.3
-    x = np.array([[0.5, 1.0], [4.0, -3.0], [0.0, 0.0]])
+    density, x = stats.t(3.5).pdf(grid) * 0.3, np.array([[0.5, 1.0], [4.0, -3.0], [0.0, 0.0]])
+    plane = grid[:, None, None] * W[:, 1] + grid[None, :, None] * W[:, 2]
     total = np.zeros(len(x))
     for z, mass in zip(grid, density, strict=True):
-        centre = W[:, 0] * z
-        spread = [grid[:, None] * W[row, 1] + grid[None, :] * W[row, 2] for row in (0, 1)]
-        for i, point in enumerate(x):
-            square = sum((point[row] - centre[row] - spread[row]) ** 2 / noise[row] for row in (0, 1))
-            total[i] += mass * (density @ np.exp(-0.5 * square) @ density)
+        for i, point in enumerate(x - z * W[:, 0]):
+            total[i] += mass * (density @ np.exp(-0.5 * (point - plane) ** 2 @ (1 / noise)) @ density)
     brute = np.log(total / (2 * np.pi * np.sqrt(noise.prod())))
     assert ica.log_likelihood(x, W, noise) == pytest.approx(brute, abs=5e-6)
 
 
 def test_nearly_parallel_columns_explain_what_lies_across():
-    # Only sources of 100 and -100 explain (0, 1): integrate the one that is left when x fixes their sum.
-    weights, noise = np.array([[1.0, 1.0], [0.0, 0.01]]), 1e-4
-    ours = ica.log_likelihood(np.array([[0.0, 1.0]]), weights, noise, 1.0)[0]
-    finer = ica.log_likelihood(np.array([[0.0, 1.0]]), weights, noise, 1.0, step=0.2, digits=9.0)[0]
+    # Only sources near 100 and -100 explain (0, 1).
+    ours = ica.log_likelihood(np.array([[0.0, 1.0]]), np.array([[1.0, 1.0], [0.0, 0.01]]), 1e-4, 1.0)[0]
     z = np.linspace(90, 110, 4001)
-    square = [(0.0 - z[:, None] - z[None, ::1] * -1) ** 2, (1.0 - 0.01 * z[:, None]) ** 2]
-    log_p = stats.t(1.0).logpdf(z)[:, None] + stats.t(1.0).logpdf(z) - sum(square) / (2 * noise)
-    brute = np.log(np.exp(log_p).sum() * (z[1] - z[0]) ** 2 / (2 * np.pi * noise))
-    assert ours == pytest.approx(finer, abs=1e-6) and ours == pytest.approx(brute, abs=1e-4)
+    square = (z - z[:, None]) ** 2 + (1.0 - 0.01 * z[:, None]) ** 2
+    log_p = stats.t(1.0).logpdf(z)[:, None] + stats.t(1.0).logpdf(z) - square / 2e-4
+    assert ours == pytest.approx(np.log(np.exp(log_p).sum() * (z[1] - z[0]) ** 2 / (2e-4 * np.pi)), abs=1e-4)
 
 
 def test_light_tails_are_factor_analysis():
     # For many degrees of freedom the prior is N(0, 1): orthogonal weights close the gap to the likelihood.
     x = np.random.default_rng(0).normal(size=(20, 2)) * [2.0, 1.0]
-    weights, noise, turn = np.diag([1.5, 0.6]), 0.4, np.array([[0.8, -0.6], [0.6, 0.8]])
-    cov = x.T @ x / len(x)
+    weights, noise, cov = np.diag([1.5, 0.6]), 0.4, factor_analysis.second_moment(x)
     gaussian = factor_analysis.log_likelihood(weights, noise, cov, len(x))
     assert ica.log_likelihood(x, weights, noise, dof=1e6).sum() == pytest.approx(gaussian, abs=1e-3)
-    aligned, turned = (
-        ica.free_energy(w, *ica.infer(x, w, noise, dof=1e6), x, noise, dof=1e6) for w in (weights, weights @ turn)
-    )
-    assert aligned == pytest.approx(gaussian, abs=1e-3)
-    assert turned == pytest.approx(factor_analysis.free_energy(weights @ turn, noise, cov, len(x)), abs=1e-3)
-    assert turned < gaussian - 1.0
+    for w in (weights, weights @ [[0.8, -0.6], [0.6, 0.8]]):
+        ours = ica.free_energy(w, *ica.infer(x, w, noise, dof=1e6), x, noise, dof=1e6)
+        assert ours == pytest.approx(factor_analysis.free_energy(w, noise, cov, len(x)), abs=1e-3)
 
 
 @given(seeds)
 @settings(max_examples=5, deadline=None)
-def test_free_energy_is_never_above_the_log_likelihood(seed):
-    weights = np.random.default_rng(seed).normal(size=(2, 3))
-    x, _ = ica.sample(15, weights, 0.3, seed=seed)
+def test_free_energy_is_a_lower_bound(seed):
+    weights, x, mean, sd = problem(seed, 15)
     exact = ica.log_likelihood(x, weights, 0.3).sum()
     best = ica.free_energy(weights, *ica.infer(x, weights, 0.3), x, 0.3)
-    assert ica.free_energy(weights, *posteriors(seed, 15), x, 0.3) < best < exact
+    assert ica.free_energy(weights, mean, sd, x, 0.3) < best < exact
 
 
 @pytest.mark.parametrize("method", ["newton", "em"])
-@pytest.mark.parametrize("beta", [0.5, 1.0, 5.0])
-def test_every_step_improves_what_is_returned(method, beta):
-    x, _ = ica.sample(150, W, NOISE, seed=7)
+@pytest.mark.parametrize("beta", [0.5, 5.0])
+@pytest.mark.parametrize("n", [1, 150])
+def test_every_step_improves_the_free_energy(method, beta, n):
+    x, _ = ica.sample(n, W, NOISE, seed=7)
     result = ica.fit(x, W, NOISE, beta=beta, method=method, max_iter=60)
     value = ica.free_energy(result.W, result.mean, result.sd, x, NOISE, beta=beta)
     assert (np.diff(result.free_energy) > 0).all() and result.free_energy[-1] == pytest.approx(value, rel=1e-10)
@@ -248,67 +198,59 @@ def test_every_step_improves_what_is_returned(method, beta):
     assert (result.path[0] == W).all() and (result.path[-1] == result.W).all()
 
 
-def test_the_fit_is_a_stationary_point_that_newton_reaches_in_few_steps(fits):
-    for _, *results in fits:
-        for result in results:
-            assert result.converged and result.n_iter < 60
-            assert result.gradient_norm < 1e-3 * abs(result.free_energy[-1])
+def test_newton_reaches_a_stationary_point_in_few_steps(fits):
+    for _, plain, strong in fits:
+        assert plain.converged and strong.converged and max(plain.n_iter, strong.n_iter) < 60
     x, plain, _ = fits[0]
     close = ica.fit(x, plain.W, NOISE, tol=1e-13)
+    slopes = [
+        grad(lambda *p: ica.free_energy(*p[:2], anp.exp(p[2]), x, NOISE), i)(close.W, close.mean, np.log(close.sd))
+        for i in range(3)
+    ]
     # Convergence in a few steps to rounding needs the right second derivatives too.
-    assert close.gradient_norm < 1e-2 and close.n_iter < 10
+    assert max(np.abs(slope).max() for slope in slopes) < 1e-2 and close.n_iter < 10
 
 
-def test_the_posterior_is_at_least_as_good_as_scipys():
-    x, _ = ica.sample(6, W, 0.2, seed=3)
-    rng = np.random.default_rng(0)
+def test_posteriors_are_at_least_as_good_as_those_of_scipy():
+    x, rng = ica.sample(6, W, 0.2, seed=3)[0], np.random.default_rng(0)
     for point in x[:, None]:
 
         def loss(flat, point=point):
             return -ica.free_energy(W, flat[None, :3], anp.exp(flat[None, 3:]), point, 0.2)
 
-        starts = [np.r_[3 * rng.normal(size=3), -np.ones(3)] for _ in range(6)]
-        best = min(minimize(loss, start, jac=grad(loss)).fun for start in starts)
+        best = min(minimize(loss, np.r_[3 * rng.normal(size=3), -np.ones(3)], jac=grad(loss)).fun for _ in range(6))
         assert -ica.free_energy(W, *ica.infer(point, W, 0.2), point, 0.2) <= best + 1e-6
 
 
-def test_variational_inference_is_more_orthogonal_than_the_truth_and_beta_five_prunes(fits):
-    """The truth has 60 degrees between any two directions; the two longest columns that are found come near 90."""
+def test_variational_inference_prefers_orthogonal_directions_and_beta_five_prunes(fits):
+    # The truth has 60 degrees between any two directions.
     widest, strong = (np.array([ica.widest_pair(fit[i].W) for fit in fits]) for i in (1, 2))
     assert widest.mean() - 60.0 > 10 * widest.std(ddof=1) / np.sqrt(len(widest)) and widest.min() > 75.0
     assert max(ica.explaining_away(plain.W) for _, plain, _ in fits) < 0.5 * ica.explaining_away(W)
     assert np.mean([ica.survivors(fit[2].W).sum() == 2 for fit in fits]) >= 0.9 and abs(strong - 90.0).mean() < 8.0
 
 
-def test_on_the_way_beta_five_prunes_sooner():
-    for seed in range(4):
-        x, _ = ica.sample(300, W, 0.1, seed=seed)
+def test_beta_five_prunes_sooner():
+    for seed in range(3):
+        x, _ = ica.sample(200, W, 0.1, seed=seed)
         paths = [ica.fit(x, W, 0.1, beta=beta, method="em", max_iter=60).path for beta in (1.0, 5.0)]
-        ratios = [np.array([ica.lengths(w).min() / ica.lengths(w).max() for w in path]) for path in paths]
-        plain, strong = (int(np.argmax(r < 0.5)) if (r < 0.5).any() else len(r) for r in ratios)
+        plain, strong = (sum(ica.survivors(w, 0.5).all() for w in path) for path in paths)
         assert plain > strong
 
 
 def test_exact_likelihood_recovers_the_directions():
     x, _ = ica.sample(1000, W, NOISE, seed=0)
-    exact = ica.fit_exact(x, W, NOISE)
+    exact, start = ica.fit_exact(x, W, NOISE), ica.log_likelihood(x, W, NOISE).sum()
+    best = exact.log_likelihood[-1]
     assert exact.converged and (np.diff(exact.log_likelihood) >= 0).all()
-    gain = exact.log_likelihood[-1] - exact.log_likelihood[0]
-    assert 0 < gain < stats.chi2(6).ppf(0.9999) / 2  # six parameters fitted to noise
-    assert exact.log_likelihood[-1] == pytest.approx(ica.log_likelihood(x, exact.W, NOISE).sum(), rel=1e-10)
+    assert 0 < best - start < stats.chi2(6).ppf(0.9999) / 2  # six parameters fitted to noise
     for index in ((0, 0), (1, 2)):  # a maximum, by differences of the likelihood itself
         move = np.zeros((2, 3))
         move[index] = 1e-3
         low, high = (ica.log_likelihood(x, exact.W + m, NOISE).sum() for m in (-move, move))
-        assert abs(high - low) / 2e-3 < 2.0 and max(low, high) < exact.log_likelihood[-1]
+        assert abs(high - low) / 2e-3 < 2.0 and max(low, high) < best
     assert np.abs(ica.angle_between(np.sort(ica.angles(exact.W)), [30.0, 90.0, 150.0])).max() < 10.0
-    pruned = ica.fit(x, W, NOISE)
-    assert exact.log_likelihood[-1] - ica.log_likelihood(x, pruned.W, NOISE).sum() > 20.0
-
-
-def test_one_data_point():
-    result = ica.fit(np.array([[1.0, -2.0]]), W, NOISE)
-    assert np.isfinite(result.W).all() and (np.diff(result.free_energy) > 0).all()
+    assert best - ica.log_likelihood(x, ica.fit(x, W, NOISE).W, NOISE).sum() > 20.0
 
 
 def test_a_zero_column_stays_zero_and_its_posterior_is_the_best_gaussian_for_the_prior():
@@ -316,69 +258,51 @@ def test_a_zero_column_stays_zero_and_its_posterior_is_the_best_gaussian_for_the
     with_zero = np.column_stack([W[:, :2], np.zeros(2)])
     three, two = ica.fit(x, with_zero, NOISE, beta=2.0), ica.fit(x, W[:, :2], NOISE, beta=2.0)
     assert np.abs(three.W[:, 2]).max() < 1e-12 and np.abs(three.mean[:, 2]).max() < 1e-4
-    assert np.ptp(three.sd[:, 2]) < 1e-4
     sd = three.sd[0, 2]
-    gap = -0.5 * np.log(2 * np.pi * np.e * sd**2) - stats.t.logpdf(0.0, 3.5) + 2.25 * by_quad(0.0, sd, 3.5)
-    assert gap > 0
-    assert three.free_energy[-1] == pytest.approx(two.free_energy[-1] - 2.0 * 60 * gap, rel=1e-7)
+    gap = -0.5 * np.log(2 * np.pi * np.e * sd**2) - stats.t.logpdf(0.0, 3.5) + 2.25 * log1p_by_quadrature(0, sd, 3.5)
+    assert gap > 0 and three.free_energy[-1] == pytest.approx(two.free_energy[-1] - 120 * gap, rel=1e-7)
     assert ica.log_likelihood(x, with_zero, NOISE) == pytest.approx(ica.log_likelihood(x, W[:, :2], NOISE), abs=1e-6)
 
 
-def test_beta_scales_the_noise():
+def test_symmetries_of_the_fit():
+    x, _ = ica.sample(80, W, NOISE, seed=0)
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    here, there = ica.fit(x, W, NOISE, beta=4.0), ica.fit(x @ turn.T, turn @ W, NOISE, beta=4.0)
+    assert there.free_energy[-1] == pytest.approx(here.free_energy[-1], rel=1e-7)
     # F_beta at noise D is beta times F_1 at noise beta D, up to a constant: only their product shapes the optimum.
-    x, _ = ica.sample(100, W, NOISE, seed=2)
-    here, there = ica.fit(x, W, NOISE, beta=4.0), ica.fit(x, W, 4.0 * NOISE)
+    noisy = ica.fit(x, W, 4.0 * NOISE)
     constants = -len(x) * np.log(2 * np.pi * NOISE) + 4.0 * len(x) * np.log(2 * np.pi * 4.0 * NOISE)
-    assert here.free_energy[-1] == pytest.approx(4.0 * there.free_energy[-1] + constants, rel=1e-6)
+    assert here.free_energy[-1] == pytest.approx(4.0 * noisy.free_energy[-1] + constants, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"noise_var": 0.0}, "noise_var must be positive"),
-        ({"noise_var": np.array([0.1, -1.0])}, "noise_var must be positive"),
-        ({"noise_var": np.ones(3)}, r"noise_var must be a number or have the shape \(2,\)"),
-        ({"dof": 0.0}, "dof must be positive"),
-        ({"beta": np.inf}, "beta must be positive and finite"),
-        ({"beta": "one"}, "beta must be a number, got 'one'"),
-        ({"tol": 0.0}, "tol must be positive"),
-        ({"max_iter": 0}, "max_iter must be a whole number of at least 1"),
+        ({"noise_var": 0.0}, "noise_var must be a positive number or 2 of them"),
+        ({"noise_var": np.ones(3)}, "noise_var must be a positive number or 2 of them"),
+        ({"dof": 0.0}, "dof must be a positive number"),
+        ({"beta": np.inf}, "beta must be finite"),
+        ({"beta": "one"}, "beta must be a real number"),
         ({"method": "adam"}, "method must be 'newton' or 'em', got 'adam'"),
-        ({"x": np.zeros((4, 3))}, r"x must have the shape \(N, 2\)"),
-        ({"x": np.zeros((0, 2))}, "at least one entry"),
-        ({"x": np.full((4, 2), np.nan)}, "x must be finite"),
-        ({"W": np.ones(3)}, "W must have two dimensions"),
-        ({"W": np.full((2, 3), np.inf)}, "W must be finite"),
+        ({"x": np.zeros((4, 3))}, "x must be a matrix with 2 columns"),
+        ({"x": np.zeros((0, 2))}, "x must be a matrix"),
+        ({"W": np.ones(3)}, "W must be a matrix"),
     ],
 )
 def test_bad_input_is_named(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        ica.fit(**{"x": X, "W": W, "noise_var": NOISE, **change})
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ica.sample(2.5, W, NOISE), r"n must be a whole number of at least 1, got 2\.5"),
-        (lambda: ica.fit_lp_nested(X, W, 1.0, isa_prior((2,))), "as many sources"),
-        (lambda: ica.fit_lp_nested(X, W, 1.0, isa_prior((3,)), draws=100), "power of two"),
-    ],
-)
-def test_bad_input_of_the_other_functions(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+        ica.fit(**{"x": np.zeros((4, 2)), "W": W, "noise_var": NOISE, **change})
 
 
 def test_lp_nested_with_exponents_two_is_factor_analysis():
     # p0 = p1 = 2 at scale 1 is N(0, 1/2): factor analysis with columns shorter by sqrt(2).
     x = np.random.default_rng(0).normal(size=(60, 2)) * [2.0, 1.0]
     result = ica.fit_lp_nested(x, W, 0.2, LpNested(Node(2.0, 3)), tol=1e-12)
-    reference = factor_analysis.free_energy(result.W / np.sqrt(2.0), 0.2, x.T @ x / len(x), len(x))
-    assert (np.diff(result.free_energy) > 0).all()
-    assert result.free_energy[-1] == pytest.approx(reference, abs=0.05)
+    reference = factor_analysis.free_energy(result.W / np.sqrt(2.0), 0.2, factor_analysis.second_moment(x), len(x))
+    assert (np.diff(result.free_energy) > 0).all() and result.free_energy[-1] == pytest.approx(reference, abs=0.05)
 
 
-def test_lp_nested_prior_prunes_as_well():
+def test_lp_nested_prior_prunes_too():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(100, 3)) * np.sqrt(0.49)  # the prior's variance; its exponents are close to 2
     x = z @ (2.0 * W).T + np.sqrt(NOISE) * rng.standard_normal((100, 2))
@@ -391,8 +315,6 @@ def test_measures_of_directions():
     assert ica.angles(right) == pytest.approx([0.0, 90.0, 45.0])
     assert ica.lengths(right) == pytest.approx([2.0, 1.0, np.sqrt(0.02)])
     assert ica.survivors(right).tolist() == [True, True, False]
-    assert ica.widest_pair(right) == pytest.approx(90.0)
-    assert ica.angle_between(170.0, 10.0) == pytest.approx(20.0)
-    assert ica.explaining_away(right[:, :2]) == 0.0 and ica.explaining_away(W) == pytest.approx(0.25)
-    assert not ica.survivors(np.zeros((2, 3))).any()
     assert not ica.survivors(1e-3 * right, reference=right).any()
+    assert ica.widest_pair(right) == pytest.approx(90.0) and ica.angle_between(170.0, 10.0) == pytest.approx(20.0)
+    assert ica.explaining_away(right[:, :2]) == 0.0 and ica.explaining_away(W) == pytest.approx(0.25)

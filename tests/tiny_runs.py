@@ -38,14 +38,14 @@ def narrow(latent_dim: int, channels: int) -> models.VAE:
     def normalised(layer: nn.Module, width: int) -> list[nn.Module]:
         return [layer, nn.BatchNorm2d(width), nn.ReLU()]
 
-    widths = (channels, 4, 4, 8, 8)
+    widths, halve = (channels, 4, 4, 8, 8), {"kernel_size": 4, "stride": 2, "padding": 1}
     down, up = [], [nn.Unflatten(1, (latent_dim, 1, 1)), *normalised(nn.ConvTranspose2d(latent_dim, 8, 4), 8)]
     for before, after in itertools.pairwise(widths):
-        down += normalised(nn.Conv2d(before, after, 4, stride=2, padding=1), after)
+        down += normalised(nn.Conv2d(before, after, **halve), after)
     for before, after in itertools.pairwise(widths[:0:-1]):
-        up += normalised(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), after)
+        up += normalised(nn.ConvTranspose2d(before, after, **halve), after)
     down += [nn.Conv2d(8, 2 * latent_dim, 4), nn.Flatten()]
-    up += [nn.ConvTranspose2d(4, channels, 4, stride=2, padding=1)]
+    up += [nn.ConvTranspose2d(4, channels, **halve)]
     return models.VAE(models.Encoder(nn.Sequential(*down), latent_dim), models.Decoder(nn.Sequential(*up), channels))
 
 
@@ -91,14 +91,6 @@ def train(run: Run, **options) -> Result:
     return train_pack([run], **options)[0]
 
 
-CIRCUMSTANCES = ("train_seconds", "evaluation_seconds", "pack_size", "commit")
-
-
-def same_for_ever(record: dict) -> dict:
-    """Return the part of a record that does not depend on when and in which pack its run was trained."""
-    return {name: value for name, value in record.items() if name not in CIRCUMSTANCES}
-
-
 def numbers(value: object) -> list[float]:
     """Return all numbers in JSON data."""
     if isinstance(value, (list, dict)):
@@ -115,7 +107,9 @@ def assert_same(one: Result, other: Result) -> None:
         if getattr(one, part) is not None:
             expected, found = dict(getattr(one, part).state_dict()), dict(getattr(other, part).state_dict())
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-    assert same_for_ever(one.record) == same_for_ever(other.record)
+    circumstances = ("train_seconds", "evaluation_seconds", "pack_size", "commit")
+    records = ({k: v for k, v in result.record.items() if k not in circumstances} for result in (one, other))
+    assert next(records) == next(records)
 
 
 def stack(vaes: list[models.VAE], run: Run, tree: Node | None, dtype: torch.dtype = torch.float32) -> stacked.Networks:

@@ -1,11 +1,13 @@
-"""Execute a notebook again when what it depends on has changed, not only its own cells.
+"""Execute notebooks in parallel, and again when what they depend on has changed, not only their own cells.
 
 The execution cache knows a notebook by its code cells alone. This extension gives each notebook a fingerprint over the
 files behind it: the modules of ``isa`` and ``edition`` that it imports (followed through their own imports), every
 file under ``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts, and ``runs`` alone for
 all specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that
-of the last successful build, the cached execution is dropped and the page is read again. It works the same for
-``make book`` and for a plain ``jupyter-book build .``.
+of the last successful build, the cached execution is dropped and the page is read again.
+
+Before Sphinx reads the pages, all notebooks without a cached execution are executed, one per core at a time, and their
+outputs are put into the cache. It works the same for ``make book`` and for a plain ``jupyter-book build .``.
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 
 import nbformat
 from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -99,28 +107,65 @@ def _store(app) -> Path:
     return Path(app.env.mystnb_config.execution_cache_path) / "fingerprints.json"
 
 
-def drop_stale(app, env, added, changed, removed):
-    """Forget the cached executions whose dependencies changed; return their pages, to be read again."""
+def prepare(app, env, added, changed, removed):
+    """Drop the cached executions whose dependencies changed, and execute what has none; return their pages."""
     store = _store(app)
     known = json.loads(store.read_text()) if store.is_file() else {}
     executions = get_cache(store.parent)
     env.notebook_fingerprints = {}
-    stale = []
+    stale, missing = [], {}
     for docname in env.found_docs:
         path = Path(env.doc2path(docname))
         if path.suffix != ".ipynb":
             continue
         notebook = nbformat.read(path, as_version=4)
         now = env.notebook_fingerprints[docname] = fingerprint(Path(app.srcdir), notebook)
-        if known.get(docname) == now:
-            continue
-        stale.append(docname)
+        cached = None
         try:
-            executions.remove_cache(executions.match_cache_notebook(notebook).pk)
-            logger.info("[dependencies] %s: what it depends on has changed, it is executed again", docname)
-        except KeyError:  # never executed, or its own cells have changed as well
+            cached = executions.match_cache_notebook(notebook).pk
+        except KeyError:  # never executed, or its own cells have changed
             pass
+        if known.get(docname) != now:
+            stale.append(docname)
+            if cached is not None:
+                executions.remove_cache(cached)
+                logger.info("[dependencies] %s: what it depends on has changed, it is executed again", docname)
+                cached = None
+        if cached is None:
+            missing[path] = notebook
+    if env.mystnb_config.execution_mode == "cache":
+        execute(missing, executions, env.mystnb_config, Path(app.srcdir))
     return stale
+
+
+def execute(notebooks: Mapping[Path, nbformat.NotebookNode], executions, config, root: Path) -> None:
+    """Execute notebooks, one per core at a time, into the cache; MyST-NB reports the one that fails."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, min(cores, len(notebooks)))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(cores // workers)  # for the kernels, which share the cores
+    options = {"timeout": config.execution_timeout, "allow_errors": config.execution_allow_errors}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # a kernel warns of the machine's own sockets
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            running = {
+                pool.submit(single_nb_execution, notebook, str(path.parent), **options): path
+                for path, notebook in notebooks.items()
+            }
+            for number, done in enumerate(as_completed(running), 1):
+                path, result = running[done], done.result()
+                print(
+                    f"page {number} of {len(running)}: {path.relative_to(root)}, {result.time:.0f} s"
+                    + (", failed" if result.err else ""),
+                    file=sys.stderr,
+                    flush=True,
+                )
+                if result.err is None:
+                    bundle = CacheBundleIn(result.nb, str(path), data={"execution_seconds": result.time})
+                    executions.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def remember(app, exception):
@@ -133,6 +178,6 @@ def remember(app, exception):
 
 
 def setup(app):
-    app.connect("env-get-outdated", drop_stale)
+    app.connect("env-get-outdated", prepare)
     app.connect("build-finished", remember)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

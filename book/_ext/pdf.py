@@ -8,7 +8,6 @@ chapter begins, which its contents say in the second.
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import json
 import logging
@@ -29,7 +28,6 @@ from pypdf.generic import NameObject, TextStringObject
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_CHROMIUM = "make pdf needs Chromium or Chrome, and neither was found on this machine (Debian: apt install chromium)."
 REFERRING = ("id", "for", "headers", "aria-labelledby", "aria-describedby", "aria-controls")
-INCH = 1 / 2.54
 PATIENCE = 1800  # seconds for a step: a thousand formulas are set at once, perhaps on a busy machine
 STYLE = """
 body { background: white; }
@@ -210,23 +208,17 @@ def mend_outline(pdf: bytes, headings: list[str]) -> bytes:
 
 def print_open(browser: Page) -> bytes:
     """The open document as a PDF with numbered pages and an outline of its headings, on A4."""
-    answer = browser.send(
-        "Page.printToPDF",
-        paperWidth=21 * INCH,
-        paperHeight=29.7 * INCH,
-        marginTop=2 * INCH,
-        marginBottom=2 * INCH,
-        marginLeft=2 * INCH,
-        marginRight=2 * INCH,
+    return browser.tab.pdf(
+        format="A4",
+        margin=dict.fromkeys(("top", "bottom", "left", "right"), "2cm"),
         scale=0.8,
-        printBackground=True,
-        displayHeaderFooter=True,
-        headerTemplate="<span></span>",
-        footerTemplate=FOOTER,
-        generateTaggedPDF=True,
-        generateDocumentOutline=True,
+        print_background=True,
+        display_header_footer=True,
+        header_template="<span></span>",
+        footer_template=FOOTER,
+        tagged=True,
+        outline=True,
     )
-    return base64.b64decode(answer["data"])
 
 
 def make(root: Path, html: Path, output: Path, chromium: str) -> int:

@@ -54,9 +54,6 @@ ROOT = Path(__file__).resolve().parents[2]
 :meta hide-value:
 """
 
-_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
-_OF_IPYTHON = {"In", "Out", "exit", "quit", "open"}
-
 
 def tree_text(least: int, most: int) -> Any:
     """The type of a parameter that is an Lp-nested function in text form with ``least`` to ``most`` leaves."""
@@ -70,14 +67,14 @@ def tree_text(least: int, most: int) -> Any:
 
 
 class ParameterError(ValueError):
-    """A notebook's parameter is unknown, has the wrong type or lies outside its range."""
+    """A notebook's parameter is missing, has the wrong type or lies outside its range."""
 
     def _render_traceback_(self) -> list[str]:  # what IPython prints: the sentence, without our frames
         return [f"{type(self).__name__}: {self}"]
 
 
 def parameters(**declared: Any) -> None:
-    """Check the parameters of the notebook that calls this, right after its ``parameters`` cell.
+    """Check the parameters of the notebook that calls this, right after its ``parameters`` cell; others are left alone.
 
     Parameters
     ----------
@@ -88,8 +85,7 @@ def parameters(**declared: Any) -> None:
     Raises
     ------
     ParameterError
-        If a declared parameter is missing, has another type or lies outside its range, or if papermill injected a name
-        that the notebook does not have (papermill itself only warns then, and runs the defaults).
+        If a declared parameter is missing, has another type or lies outside its range.
 
     Examples
     --------
@@ -105,11 +101,10 @@ def parameters(**declared: Any) -> None:
         try:
             TypeAdapter(kind).validate_python(namespace[name], strict=True)
         except ValidationError as error:
+            value = namespace[name]
             what = "; ".join(_sentence(problem) for problem in error.errors())
-            problems.append(f"{name} = {namespace[name]!r}: {what}")
-    given = {name for name, value in namespace.items() if type(value) in _PLAIN and not name.startswith("_")}
-    for name in sorted(given - set(declared) - _OF_IPYTHON):
-        problems.append(f"{name} is no parameter of this notebook, which has {', '.join(declared) or 'none'}")
+            hint = " (papermill takes lists by -y, not by -p)" if isinstance(value, str) and value[:1] == "[" else ""
+            problems.append(f"{name} = {value!r}: {what}{hint}")
     if problems:
         raise ParameterError(" | ".join(problems))
 

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 __all__ = [
+    "LEVEL",
     "Comparison",
     "Curve",
     "CurveComparison",
@@ -39,6 +40,9 @@ __all__ = [
     "representative",
     "standard_error",
 ]
+
+LEVEL = 0.95
+"""Probability with which an interval covers, unless another is given."""
 
 _RESAMPLES = 9_999
 _PERMUTATIONS = 19_999  # all of them for up to eight runs a side, of which there are 12,870
@@ -197,7 +201,7 @@ def _bounds(samples: tuple[np.ndarray, ...], level: float, seed: int) -> tuple[f
     return float(found.low), float(found.high)
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+def mean_interval(values: ArrayLike, level: float = LEVEL, seed: int = 0) -> Interval:
     """Mean of independent values with a bootstrap confidence interval.
 
     The interval is the bias-corrected and accelerated one (BCa; Efron, *Better bootstrap confidence intervals*, 1987),
@@ -234,7 +238,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Inte
     return Interval(estimate, *_bounds((values,), level, seed), len(values))
 
 
-def compare(first: ArrayLike, second: ArrayLike, level: float = 0.95, seed: int = 0) -> Comparison:
+def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, seed: int = 0) -> Comparison:
     """Difference of two means over independent runs, second less first: bootstrap interval and permutation test.
 
     The interval is that of :func:`mean_interval` for two samples: BCa, widened to the degrees of freedom of Welch's t,
@@ -384,7 +388,7 @@ def _on_grid(means: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.interp(grid, *means[np.argsort(means[:, 0])].T)
 
 
-def compare_curves(first: Curve, second: Curve, level: float = 0.95, seed: int = 0) -> CurveComparison:
+def compare_curves(first: Curve, second: Curve, level: float = LEVEL, seed: int = 0) -> CurveComparison:
     """How much more MIG the second method reaches at an equal log-likelihood: the trade-off of Fig. 5b as one number.
 
     Each method's means, one a beta, are joined by straight lines in the plane of MIG and log-likelihood. The second

@@ -1,11 +1,11 @@
-"""The data sets, each as a :class:`FactorDataset`: a grid of factors with images, whole or by index.
+"""The data sets, each as a :class:`FactorDataset`: a grid of factors with one image for every combination.
 
 ======== =========================================== ==========================================================
 name     factors                                     without a source
 ======== =========================================== ==========================================================
 dsprites shape, scale, orientation, x, y             re-rendered, pixel-exact on every real image checked
-cars3d   car, elevation, azimuth                     a procedural car, in place of the published renderings
-faces3d  identity, azimuth, elevation, lighting      a procedural head, in place of the licensed face model
+faces3d  identity, azimuth, elevation, lighting      procedural heads, in place of the licensed face model
+cars3d   car, elevation, azimuth                     not available: needs the published files
 ======== =========================================== ==========================================================
 """
 
@@ -16,16 +16,7 @@ from importlib import import_module
 
 import torch
 
-from isa.data.base import (
-    DataError,
-    Factor,
-    FactorDataset,
-    ImageIndexError,
-    Provenance,
-    SourceError,
-    SourceMissingError,
-    UnknownFactorError,
-)
+from isa.data.base import DataError, Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
 from isa.data.cache import CacheWarning
 
 __all__ = [
@@ -34,11 +25,10 @@ __all__ = [
     "DataError",
     "Factor",
     "FactorDataset",
-    "ImageIndexError",
     "Provenance",
     "SourceError",
     "SourceMissingError",
-    "UnknownFactorError",
+    "expand",
     "load",
 ]
 
@@ -58,40 +48,23 @@ def load(
     Parameters
     ----------
     name : {"dsprites", "faces3d", "cars3d"}
-        Which.
+        The data set.
     source : path, optional
-        The published data: the ``.npz`` file of dSprites, the folder of 183 ``.mat`` files of cars3d, the tensor of
-        3D faces. It is checked before it is used, and nothing in it is unpickled or executed. Without it dSprites is
-        re-rendered, and the other two are procedural stand-ins (``procedural`` is true, and the title says so).
+        The published data: the ``.npz`` file of dSprites, the tensor of 3D faces, the folder of 183 ``.mat`` files of
+        cars3d. They are checked, and nothing in them is unpickled or executed. Without a source dSprites is
+        re-rendered, and the faces are a procedural stand-in (``procedural`` is true, and the title says so).
     device : torch.device or str
-        Where the images live and batches are made.
+        Device of the images, on which batches are made.
     cache_dir : path, optional
-        Where images that take long to make are kept; default is the environment variable ``ISA_CACHE_DIR``, then the
-        platform's convention.
+        Where images that take long to make are kept; by default ``$ISA_CACHE_DIR``, or else the platform's directory.
     progress : bool
-        Show a progress bar on stderr where images are drawn or reduced.
-
-    Returns
-    -------
-    FactorDataset
+        Show a progress bar on stderr while images are drawn or read.
 
     Raises
     ------
-    ValueError
-        Where ``name`` is none of the data sets.
     SourceError
-        Where ``source`` is not what it should be (also a ``ValueError``; a missing one is also a
-        ``FileNotFoundError``).
-
-    Warns
-    -----
-    CacheWarning
-        Where the cache cannot be used; the images are then made again.
+        If ``source`` is not the published data (also a ``ValueError``, and a ``FileNotFoundError`` if it is missing).
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    if source is not None and not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"source must be a path, got {source!r}")
-    module = import_module(f"isa.data.{name}")
-    dataset = module.load(source, cache_dir=cache_dir, progress=progress)
-    return dataset if torch.device(device).type == "cpu" else dataset.to(device)
+    return import_module(f"isa.data.{name}").load(source, cache_dir=cache_dir, progress=progress).to(device)

@@ -1,9 +1,8 @@
 """A procedural head: identity coefficients, the solid they shape, and its skin.
 
-Lengths are in centimetres. The origin lies midway between the pupils' height and the ears' depth: y = 0 at the pupils,
-z = 0 at the ear canals; the face looks along +z, its left ear is at +x. The average is laid out along the published
-averages of adult head measurements (head 15 wide, 19 long, 23 high; 13.5 across the cheekbones; 6.3 between the
-pupils).
+Lengths are in centimetres. The pupils are at y = 0, the ear canals at z = 0; the face looks along +z, and its left ear
+is at +x. The average head follows published averages of adult measurements (15 wide, 19 long, 23 high, 13.5 across the
+cheekbones, 6.3 between the pupils).
 """
 
 from __future__ import annotations
@@ -16,32 +15,7 @@ import numpy as np
 from isa.data import _render
 from isa.data._render import Array, capsule, carve, ellipsoid, smoothstep, union
 
-COEFFICIENTS = (
-    "skull_width",
-    "skull_height",
-    "skull_length",
-    "cheekbones",
-    "jaw_width",
-    "chin",
-    "nose_length",
-    "nose_width",
-    "nose_projection",
-    "brow",
-    "eye_distance",
-    "eye_size",
-    "mouth_width",
-    "lips",
-    "ears",
-    "fullness",
-    "skin",
-    "hair",
-    "hairline",
-    "eyebrows",
-    "asymmetry",
-)
-
-# Loadings of the coefficients on four common causes: overall size, robustness (large in most men), fatness, and
-# pigment. What the causes leave of each unit variance is the coefficient's own.
+# Loadings of the coefficients on four common causes: overall size, robustness (large in most men), fatness, pigment.
 _LOADINGS = {
     "skull_width": (0.55, 0.10, 0.20, 0.0),
     "skull_height": (0.60, 0.05, 0.00, 0.0),
@@ -65,32 +39,32 @@ _LOADINGS = {
     "eyebrows": (0.00, 0.45, 0.00, 0.30),
     "asymmetry": (0.00, 0.00, 0.00, 0.0),
 }
+COEFFICIENTS = tuple(_LOADINGS)
 
 
 def identity_covariance() -> np.ndarray:
-    r"""Covariance of the identity coefficients, in the order of ``COEFFICIENTS``.
+    r"""Return the covariance of the identity coefficients, in the order of ``COEFFICIENTS``.
 
     Variances are 1; correlations come from common causes with the loadings :math:`\Lambda`,
 
     .. math:: \Sigma = \Lambda \Lambda^\top + \operatorname{diag}(1 - \lVert \Lambda_i \rVert^2).
 
-    Their signs and sizes (up to about 0.5) follow what is known of head measurements: lengths grow together; jaw, chin,
-    nose and brow share a common part; skin, hair and eyebrows darken together. They are chosen, not estimated from
-    scans.
+    The loadings are chosen to resemble head measurements, not estimated from scans: lengths grow together; jaw, chin,
+    nose and brow share a common part; skin, hair and eyebrows darken together.
     """
     loadings = np.array([_LOADINGS[name] for name in COEFFICIENTS])
     return loadings @ loadings.T + np.diag(1 - (loadings**2).sum(1))
 
 
 def draw_identities(n: int, seed: int) -> np.ndarray:
-    """Coefficients of ``n`` identities, (n, 21): normal, of mean 0 and covariance :func:`identity_covariance`."""
+    """Return coefficients of ``n`` identities, (n, 21), normal with the covariance of :func:`identity_covariance`."""
     factor = np.linalg.cholesky(identity_covariance())
     return np.random.default_rng(seed).standard_normal((n, len(COEFFICIENTS))) @ factor.T
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head's mesh with what shading needs at each vertex: albedo (V,), gloss (V,)."""
+    """Mesh of a head, with albedo (V,) and gloss (V,) of its vertices."""
 
     mesh: _render.Mesh
     albedo: Array
@@ -98,7 +72,7 @@ class Head:
 
 
 class _Shape:
-    """The solid and the skin of one identity, as functions of space."""
+    """Solid and skin of one identity, as functions of space."""
 
     def __init__(self, coefficients: np.ndarray) -> None:
         c = dict(zip(COEFFICIENTS, (float(v) for v in coefficients), strict=True))
@@ -127,7 +101,7 @@ class _Shape:
         self.brow_thick = max(0.46 + 0.08 * c["eyebrows"], 0.25)
 
     def straighten(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Folded |x| and y after taking out the bend of the face that makes it asymmetric."""
+        """Return the absolute value of x, and y, without the bend of an asymmetric face."""
         if self.asymmetry:
             x = x - self.asymmetry * smoothstep(y, 2.0, -9.0)
             y = y - 0.03 * self.asymmetry * x
@@ -179,23 +153,10 @@ class _Shape:
         lx, lip = self.mouth_x - 0.75, self.lip
         corner = smoothstep(x, 0.0, self.mouth_x)
         dip = 0.22 * np.exp(-((x / 0.45) ** 2))
-        upper = capsule(
-            x,
-            y + dip + 0.25 * corner,
-            z + bend,
-            (-lx, self.mouth_y + 0.9 * lip, 9.75),
-            (lx, self.mouth_y + 0.9 * lip, 9.75),
-            lip,
-        )
+        above, below = self.mouth_y + 0.9 * lip, self.mouth_y - 1.15 * lip
+        upper = capsule(x, y + dip + 0.25 * corner, z + bend, (-lx, above, 9.75), (lx, above, 9.75), lip)
         d = union(d, upper, 0.5)
-        lower = capsule(
-            x,
-            y - 0.35 * corner,
-            z + bend,
-            (-lx, self.mouth_y - 1.15 * lip, 9.6),
-            (lx, self.mouth_y - 1.15 * lip, 9.6),
-            1.2 * lip,
-        )
+        lower = capsule(x, y - 0.35 * corner, z + bend, (-lx, below, 9.6), (lx, below, 9.6), 1.2 * lip)
         d = union(d, lower, 0.45)
         line = capsule(x, y, z + bend, (-self.mouth_x, self.mouth_y, 10.35), (self.mouth_x, self.mouth_y, 10.35), 0.16)
         d = carve(d, line, 0.4)
@@ -210,7 +171,7 @@ class _Shape:
         return union(d, self.ear(x, y, z), 0.4)
 
     def ear(self, x: Array, y: Array, z: Array) -> Array:
-        """Distance to the left ear, a hollowed shell whose back is turned outwards; ``x`` folded."""
+        """Return the distance to the left ear, a hollowed shell whose back is turned outwards; ``x`` is absolute."""
         cos, sin = math.cos(0.45), math.sin(0.45)
         ex, ey, ez = x - self.skull[0], y + 1.3, z + 1.1
         ex, ez = cos * ex + sin * ez, cos * ez - sin * ex
@@ -221,14 +182,14 @@ class _Shape:
         return carve(shell, hollow, 0.35)
 
     def hair(self, x: Array, y: Array, z: Array, soft: float) -> Array:
-        """How much hair grows at a place, 0 to 1 over a width ``soft`` at the hairline; ``x`` folded."""
+        """Return the density of hair, from 0 to 1 over a width ``soft`` at the hairline; ``x`` is absolute."""
         temple = (7.0 + self.hairline) - smoothstep(x, 2.0, 6.5) * 1.2
         line = temple - smoothstep(z, 6.6, 2.8) * 3.6 - smoothstep(z, 3.4, 1.2) * 4.2
         line -= smoothstep(z, -2.0, -6.5) * 5.5
         return smoothstep(y - line, 0.15 - soft / 2, 0.15 + soft / 2)
 
     def surface(self, x: Array, y: Array, z: Array, normal_y: Array) -> tuple[Array, Array]:
-        """Albedo and gloss."""
+        """Return albedo and gloss."""
         x, y = self.straighten(x, y)
         face = smoothstep(z, 4.0, 6.0)
         tone = np.full(x.shape, self.skin, np.float32)
@@ -288,7 +249,7 @@ class _Shape:
 
 
 def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:
-    """Mesh and skin of one identity.
+    """Return mesh and skin of one identity.
 
     Parameters
     ----------
@@ -297,23 +258,14 @@ def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:
     spacing : float
         Grid spacing in centimetres on the face; elsewhere it grows to about twice this.
     """
-    coefficients = np.asarray(coefficients, np.float64)
-    if coefficients.shape != (len(COEFFICIENTS),) or not np.isfinite(coefficients).all():
-        raise ValueError(
-            f"coefficients must be {len(COEFFICIENTS)} finite numbers, got an array of shape {coefficients.shape}"
-        )
     shape = _Shape(coefficients)
     across = _graded(0, 11.0, spacing, 5.0)
+    bottom, top = _graded(12.0, 16.5, spacing, 12.0), _graded(3.0, 14.5, spacing, 3.0)
+    back = _graded(-5.0, 12.5, spacing, -5.0)
     axes = (
         np.concatenate([-across[:0:-1], across]),
-        np.concatenate(
-            [
-                -(_graded(12.0, 16.5, spacing, 12.0)[::-1]),
-                np.arange(-12 + spacing, 3.0, spacing),
-                _graded(3.0, 14.5, spacing, 3.0),
-            ]
-        ),
-        np.concatenate([-(_graded(-5.0, 12.5, spacing, -5.0)[::-1]), np.arange(5 + spacing, 13.5, spacing)]),
+        np.concatenate([-bottom[::-1], np.arange(-12 + spacing, 3.0, spacing), top]),
+        np.concatenate([-back[::-1], np.arange(5 + spacing, 13.5, spacing)]),
     )
     mesh = _render.polygonise(shape.distance, axes)
     albedo, gloss = shape.surface(*mesh.vertices.T, mesh.normals[:, 1])
@@ -321,7 +273,7 @@ def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:
 
 
 def _graded(start: float, stop: float, spacing: float, even_until: float) -> np.ndarray:
-    """Coordinates from ``start`` past ``stop``: ``spacing`` apart up to ``even_until``, then up to 2.2 times that."""
+    """Return coordinates from ``start`` past ``stop``, ``spacing`` apart until ``even_until``, then up to 2.2 times."""
     points = [start]
     while points[-1] < stop:
         stretch = min(2.2, 1.0 + 0.3 * max(0.0, points[-1] - even_until))

@@ -1,36 +1,28 @@
-"""A small software renderer: signed distances to meshes, meshes to samples, samples to pictures.
+"""A small software renderer: from signed distances to meshes, from meshes to samples, from samples to pictures.
 
-The procedural faces and cars are solids given by a signed distance function (negative inside). A solid is turned once
-into a triangle mesh, light that reaches each vertex is computed once for a set of directions over the sphere, and
-every view is then one rasterisation of the mesh. Everything is numpy in single precision and depends on nothing but
-its arguments.
+A procedural head is a solid given by a signed distance function (negative inside). It is turned once into a triangle
+mesh, the light that reaches each vertex is computed once for a set of directions over the sphere, and every view is one
+rasterisation of the mesh. Everything is numpy in single precision and depends on its arguments only.
 
-Coordinates are right-handed: x to the right of the picture, y up, z towards the camera.
+Coordinates are right-handed: x to the right of the picture, y up, z towards the camera. Distance functions take
+coordinates of any one shape and return an array of that shape.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Distance = Callable[[Array, Array, Array], Array]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Signed distances. Every function takes coordinates of any one shape and returns an array of that shape.
+Point = Sequence[float]
 
 
-def ellipsoid(x: Array, y: Array, z: Array, radii: Sequence[float]) -> Array:
-    """First-order signed distance to the axis-parallel ellipsoid about the origin; exact for a sphere."""
+def ellipsoid(x: Array, y: Array, z: Array, radii: Point) -> Array:
+    """Return the first-order signed distance to an axis-parallel ellipsoid about the origin; exact for a sphere."""
     a, b, c = (np.float32(1.0 / r) for r in radii)
     u, v, w = x * a, y * b, z * c
     k0 = np.sqrt(u * u + v * v + w * w)
@@ -42,15 +34,9 @@ def ellipsoid(x: Array, y: Array, z: Array, radii: Sequence[float]) -> Array:
 
 
 def capsule(
-    x: Array,
-    y: Array,
-    z: Array,
-    start: Sequence[float],
-    end: Sequence[float],
-    radius: float,
-    end_radius: float | None = None,
+    x: Array, y: Array, z: Array, start: Point, end: Point, radius: float, end_radius: float | None = None
 ) -> Array:
-    """Signed distance to the segment from ``start`` to ``end``, its radius linear from one end to the other."""
+    """Return the signed distance to the segment from ``start`` to ``end``, whose radius varies linearly."""
     ax, ay, az = (np.float32(v) for v in start)
     bx, by, bz = (np.float32(e - s) for s, e in zip(start, end, strict=True))
     px, py, pz = x - ax, y - ay, z - az
@@ -64,47 +50,27 @@ def capsule(
     return distance - (np.float32(radius) + t * np.float32(end_radius - radius))
 
 
-def polygon(x: Array, y: Array, corners: Sequence[tuple[float, float]]) -> Array:
-    """Signed distance in the plane to a simple polygon, corners in either sense of rotation."""
-    points = np.asarray(corners, np.float32)
-    square = np.full(np.shape(x), np.inf, np.float32)
-    inside = np.zeros(np.shape(x), bool)
-    for (ax, ay), (bx, by) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        ex, ey = bx - ax, by - ay
-        px, py = x - ax, y - ay
-        t = np.clip((px * ex + py * ey) / max(ex * ex + ey * ey, 1e-12), 0, 1)
-        square = np.minimum(square, (px - t * ex) ** 2 + (py - t * ey) ** 2)
-        if ey != 0:
-            inside ^= ((ay <= y) != (by <= y)) & (px < py * np.float32(ex / ey))
-    root = np.sqrt(square)
-    return np.where(inside, -root, root)
-
-
 def union(a: Array, b: Array, blend: float) -> Array:
-    """Union of two solids, rounded over a width ``blend`` (quadratic smooth minimum)."""
+    """Return the union of two solids, rounded over a width ``blend`` (quadratic smooth minimum)."""
     k = np.float32(blend)
     h = np.maximum(k - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h * (0.25 / k)
 
 
 def intersection(a: Array, b: Array, blend: float) -> Array:
-    """Intersection of two solids, rounded over a width ``blend``."""
+    """Return the intersection of two solids, rounded over a width ``blend``."""
     return -union(-a, -b, blend)
 
 
 def carve(a: Array, b: Array, blend: float) -> Array:
-    """Solid ``a`` without solid ``b``, rounded over a width ``blend``."""
+    """Return solid ``a`` without solid ``b``, rounded over a width ``blend``."""
     return -union(-a, b, blend)
 
 
 def smoothstep(x: Array, low: float, high: float) -> Array:
-    """Cubic step, 0 at ``low`` and below, 1 at ``high`` and above (``low > high`` gives a falling step)."""
+    """Return a cubic step from 0 at ``low`` to 1 at ``high``, constant beyond; it falls if ``low > high``."""
     t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Meshes
 
 
 @dataclass(frozen=True)
@@ -116,31 +82,19 @@ class Mesh:
     triangles: NDArray[np.int32]
 
 
-def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse: int = 4, newton: int = 2) -> Mesh:
-    """Surface net of the zero level of a signed distance on a rectilinear grid.
+def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse: int = 4) -> Mesh:
+    """Return the surface net of the zero level of a signed distance on a rectilinear grid.
 
-    One vertex is put into every grid cell that the surface crosses, at the mean of the crossings on the cell's edges;
-    it is then moved onto the surface by Newton's steps along the gradient, which also gives the normal. Distances are
-    first taken on every ``coarse``-th grid point and then only where the surface can be, given that the distance
-    changes by at most the way gone.
+    Every grid cell that the surface crosses gets one vertex, at the mean of the crossings on the cell's edges. Two
+    Newton steps along the gradient, which also gives the normal, move it onto the surface. Distances are first computed
+    on every ``coarse``-th grid point, then only where the surface can be, given that the distance has slope at most 1.
 
-    Parameters
-    ----------
-    distance : callable
-        ``distance(x, y, z)`` for three arrays of one shape, negative inside.
-    axes : three increasing arrays
-        Grid coordinates. The solid must lie strictly inside the grid.
-    coarse : int
-        Stride of the first pass.
-    newton : int
-        Newton steps per vertex.
+    The solid must lie strictly inside the grid, given by three increasing arrays of coordinates.
     """
     x, y, z = (np.asarray(a, np.float32) for a in axes)
     shape = (x.size, y.size, z.size)
     value = _banded_values(distance, (x, y, z), coarse)
     inside = value < 0
-    if not inside.any():
-        raise ValueError("the solid is empty on this grid: no grid point lies inside it")
     if any(np.take(inside, side, axis=axis).any() for axis in range(3) for side in (0, -1)):
         raise ValueError("the solid touches the edge of its grid: widen the axes")
 
@@ -175,12 +129,11 @@ def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse:
     corners = number[np.concatenate(quads)]
     step = 0.25 * min(np.diff(line).min() for line in (x, y, z))
     reach = 2 * step
-    normals = np.zeros_like(vertices)
-    for iteration in range(newton + 1):
+    for iteration in range(3):
         value, gradient = _gradient(distance, vertices, step)
         length = np.maximum(np.sqrt((gradient**2).sum(0)), 1e-6)
         normals = gradient / length
-        if iteration < newton:
+        if iteration < 2:
             vertices = vertices - normals * np.clip(value / length, -reach, reach)
     triangles = np.concatenate([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]])
     return Mesh(np.ascontiguousarray(vertices.T), np.ascontiguousarray(normals.T), np.ascontiguousarray(triangles))
@@ -203,7 +156,7 @@ def _banded_values(distance: Distance, axes: Sequence[Array], coarse: int) -> Ar
 
 
 def _gradient(distance: Distance, points: Array, step: np.float32) -> tuple[Array, Array]:
-    """Value (N,) and gradient (3, N) at points (3, N), from the four corners of a tetrahedron."""
+    """Return value (N,) and gradient (3, N) at points (3, N), from the four corners of a tetrahedron."""
     value = np.zeros(points.shape[1], np.float32)
     gradient = np.zeros_like(points)
     for corner in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
@@ -212,10 +165,6 @@ def _gradient(distance: Distance, points: Array, step: np.float32) -> tuple[Arra
         value += d * 0.25
         gradient += offset * d
     return value, gradient / (4 * step)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rasterisation
 
 
 @dataclass(frozen=True)
@@ -228,19 +177,11 @@ class Fragments:
 
 
 def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], size: int) -> Fragments:
-    """Z-buffer of triangles that face the viewer, with barycentric weights.
+    """Return the visible samples of the triangles that face the viewer, with barycentric weights.
 
-    Parameters
-    ----------
-    x, y : (V,)
-        Vertex positions in samples, x to the right and y down; sample (row, column) has its centre at (column + 0.5,
-        row + 0.5).
-    depth : (V,)
-        Distance from the viewer; the least wins.
-    triangles : (T, 3)
-        Corners, counter-clockwise seen from the front (so clockwise in x right, y down, and of negative area there).
-    size : int
-        Width and height of the picture in samples. What lies outside is clipped.
+    Vertices have positions ``x`` to the right and ``y`` down in samples, whose centres are at half-integers, and
+    distances ``depth`` from the viewer, (V,) each. Triangles (T, 3) have their corners counter-clockwise seen from the
+    front; they are clipped to a picture of ``size`` x ``size`` samples.
     """
     x, y = x - 0.5, y - 0.5
     c0, c1, c2 = triangles.T
@@ -255,14 +196,13 @@ def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], si
     kept = np.flatnonzero((n_x > 0) & (n_y > 0))
     n_x, count = n_x[kept], n_x[kept] * n_y[kept]
 
-    # one candidate for every sample in each triangle's bounding box
+    # one candidate for every sample in the bounding box of each triangle
     which = np.repeat(np.arange(kept.size, dtype=np.int32), count)
     local = np.arange(which.size, dtype=np.int32) - np.repeat(np.cumsum(count, dtype=np.int32) - count, count)
     row, column = np.divmod(local, n_x[which])
     column += low_x[kept][which]
     row += low_y[kept][which]
-    # barycentric weights are affine in the position: two coefficients and a constant a triangle, for two of the three
-    # weights
+    # barycentric weights are affine in the position
     scale = 1 / double_area[kept]
     ax, ay = x0[kept], y0[kept]
     u_x, u_y = (y0 - y2)[kept] * scale, (x2 - x0)[kept] * scale
@@ -288,7 +228,7 @@ def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], si
 
 
 def interpolate(fragments: Fragments, values: Array) -> Array:
-    """Vertex values (V, C) at the fragments, (F, C)."""
+    """Interpolate vertex values (V, C) at the fragments, (F, C)."""
     corners, weights = fragments.corners, fragments.weights
     out = values[corners[:, 0]] * weights[:, :1]
     out += values[corners[:, 1]] * weights[:, 1:2]
@@ -296,30 +236,20 @@ def interpolate(fragments: Fragments, values: Array) -> Array:
     return out
 
 
-def resolve(fragments: Fragments, values: Array, size: int, factor: int, background: float | Array = 0.0) -> Array:
-    """Picture (size, size, C): fragments (F, C) on a background, ``factor`` x ``factor`` samples averaged a pixel."""
-    n = size * factor
-    picture = np.empty((n * n, values.shape[1]), np.float32)
-    picture[:] = background
+def resolve(fragments: Fragments, values: Array, size: int, factor: int) -> Array:
+    """Return a picture (size, size, C) of fragments (F, C) on black, each pixel the mean of ``factor``² samples."""
+    picture = np.zeros(((size * factor) ** 2, values.shape[1]), np.float32)
     picture[fragments.sample] = values
     picture = picture.reshape(size, factor, size, factor, -1)
-    total = picture[:, 0, :, 0].copy()
-    for i in range(factor):
-        for j in range(factor):
-            if i or j:
-                total += picture[:, i, :, j]
+    total = sum(picture[:, i, :, j] for i in range(factor) for j in range(factor))
     return total * np.float32(1 / factor**2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Light
-
-
 def product(a: Array, b: Array) -> Array:
-    """Matrix product (M, K) @ (K, N) for a long ``a`` and a small ``b``, on the calling thread.
+    """Return the matrix product (M, K) @ (K, N) of a long ``a`` and a small ``b``, computed on the calling thread.
 
-    The rows are taken in blocks so small that BLAS starts no threads of its own: pictures are drawn on several threads
-    already, and the sums then do not depend on how many cores there are.
+    The blocks of rows are so small that BLAS does not start threads: pictures are already drawn on several threads, and
+    the sums do not depend on the number of cores.
     """
     k, n = b.shape
     rows = max(1, min(len(a), 8192 // k if n == 1 else 131072 // (k * n)))
@@ -329,9 +259,7 @@ def product(a: Array, b: Array) -> Array:
 
 
 def sphere_directions(n: int) -> Array:
-    """``n`` (even) nearly uniform unit vectors (n, 3): a spiral over the half sphere x > 0, and its mirror image."""
-    if n < 2 or n % 2:
-        raise ValueError(f"n must be a positive even number of directions, got {n}")
+    """Return ``n`` nearly uniform unit vectors (n, 3): a spiral over the half sphere x > 0, and its mirror image."""
     half = n // 2
     k = np.arange(half) + 0.5
     x = k / half
@@ -342,10 +270,10 @@ def sphere_directions(n: int) -> Array:
 
 
 def visibility(mesh: Mesh, directions: Array, resolution: int, bias: float) -> Array:
-    """Which directions every vertex sees past the mesh itself, (D, V), between 0 (in shadow) and 1.
+    """Return how much of each direction every vertex sees past the mesh itself, (D, V), between 0 (in shadow) and 1.
 
-    One orthographic depth map a direction; a vertex is compared, ``bias`` nearer to the light, with the four samples
-    around it, weighted bilinearly. A vertex that faces away from a direction does not see it.
+    A vertex, moved by ``bias`` towards the light, is compared with the four samples around it in an orthographic depth
+    map for the direction, weighted bilinearly. A vertex that faces away from a direction does not see it.
     """
     centre = (mesh.vertices.max(0) + mesh.vertices.min(0)) / 2
     points = mesh.vertices - centre
@@ -380,30 +308,12 @@ def visibility(mesh: Mesh, directions: Array, resolution: int, bias: float) -> A
 
 
 def transfer(mesh: Mesh, directions: Array, seen: Array) -> Array:
-    """Irradiance (V, D) that each vertex receives from unit radiance in each direction: visibility times the cosine."""
+    """Return the irradiance (V, D) of each vertex by unit radiance from each direction: visibility times the cosine."""
     cosines = product(mesh.normals, np.ascontiguousarray(directions.T))
     return np.maximum(cosines, 0, out=cosines) * seen.T
 
 
 def lobe(directions: Array, centre: Array, concentration: float) -> Array:
-    """Weights (D, L), columns summing to 1, of lamps about ``centre`` (L, 3): von Mises-Fisher lobes."""
+    """Return the weights (D, L), with columns that sum to 1, of von Mises-Fisher lobes about ``centre`` (L, 3)."""
     weight = np.exp(np.float32(concentration) * (directions @ centre.T - 1))
     return weight / weight.sum(0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
-    """``function`` of every item, in order, computed ahead on threads (default: one a usable core, eight at most)."""
-    if workers is None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        workers = min(8, usable)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

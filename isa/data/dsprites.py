@@ -1,9 +1,9 @@
-"""dSprites, drawn from the constants that reproduce every real image checked bit for bit, or read from the real file.
+"""dSprites, read from the published file or drawn: every published image that was checked is reproduced bit for bit.
 
 A sprite is a polygon on a canvas of 64 x 64 pixels, x to the right and y down, rasterised without anti-aliasing from
-vertices rounded to 1/256 pixel. A row of pixels is one 64-bit word: wherever the polygon's boundary crosses the row's
-centre line, all pixels to the right of the crossing are flipped, and what is left set is the inside, for any polygon,
-convex or not.
+vertices rounded to 1/256 pixel. A row of pixels is one 64-bit word. Wherever the polygon's boundary crosses the row's
+centre line, all pixels to the right of the crossing are flipped; the pixels that remain set are the inside of the
+polygon, convex or not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from isa.data._npz import open_archive, read_array, read_blocks, read_shape
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError, expand
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, expand, reading
 
 __all__ = [
     "CHECKSUM",
@@ -70,21 +70,10 @@ _CITATION = (
 
 
 def sprite_vertices(shape: int, scale: float, orientation: float) -> np.ndarray:
-    """Outline of a sprite about its own origin, in units of the canvas (64 pixels), y down.
+    """Return the vertices ``(V, 2)`` of a sprite about its own origin, in units of the canvas (64 pixels), y down.
 
-    Parameters
-    ----------
-    shape : int
-        0 square (side 0.3), 1 ellipse (a regular 100-gon in its parameter), 2 heart (a 150-gon).
-    scale : float
-        Factor on the vertices.
-    orientation : float
-        Angle in rad, counter-clockwise on the screen.
-
-    Returns
-    -------
-    ndarray
-        ``(V, 2)``: x and y of the vertices in order.
+    ``shape`` is 0 for a square (side 0.3), 1 for an ellipse (a 100-gon, regular in its parameter), 2 for a heart (a
+    150-gon); ``scale`` multiplies the vertices; ``orientation`` is in rad, counter-clockwise on the screen.
     """
     if shape == 0:
         outline = 0.15 * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -101,19 +90,10 @@ def sprite_vertices(shape: int, scale: float, orientation: float) -> np.ndarray:
 
 
 def sprite_rows(vertices: np.ndarray, pos_x: np.ndarray = POSITIONS, pos_y: np.ndarray = POSITIONS) -> np.ndarray:
-    """Raster a sprite at every combination of positions.
+    """Rasterise an outline from :func:`sprite_vertices` at every combination of positions.
 
-    Parameters
-    ----------
-    vertices : ndarray
-        What :func:`sprite_vertices` gave.
-    pos_x, pos_y : ndarray
-        ``(X,)`` and ``(Y,)`` positions in [0, 1], from the left and from the top.
-
-    Returns
-    -------
-    ndarray
-        ``uint64`` ``(X, Y, 64)``: a word a row of pixels, the leftmost pixel in the highest bit.
+    ``pos_x`` ``(X,)`` and ``pos_y`` ``(Y,)`` are in [0, 1], from the left and from the top. The result is ``uint64``
+    ``(X, Y, 64)``: one word for each row of pixels, the leftmost pixel in the highest bit.
     """
     centres_x, centres_y = (0.25 + 0.5 * np.asarray(positions)[:, None] for positions in (pos_x, pos_y))
     x = np.rint((vertices[:, 0] + centres_x) * (SIDE * SUBPIXELS)).astype(np.int32)  # (X, V)
@@ -152,13 +132,7 @@ def sprite_rows(vertices: np.ndarray, pos_x: np.ndarray = POSITIONS, pos_y: np.n
 
 
 def draw_packed(*, progress: bool = False) -> np.ndarray:
-    """Draw all 737,280 images.
-
-    Returns
-    -------
-    ndarray
-        ``uint8`` ``(737280, 512)``: the bits of every image, row by row, as :func:`numpy.packbits` packs them.
-    """
+    """Draw all images: ``uint8`` ``(737280, 512)``, the bits of every image in the order of :func:`numpy.packbits`."""
     sprites = [(shape, scale, angle) for shape in range(3) for scale in SCALES for angle in ORIENTATIONS]
     words = np.empty((len(sprites), 32, 32, SIDE), ">u8")
 
@@ -166,13 +140,12 @@ def draw_packed(*, progress: bool = False) -> np.ndarray:
         words[number] = sprite_rows(sprite_vertices(*sprites[number]))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(draw, range(len(sprites))), "dSprites", len(sprites), disable=not progress):
-            pass
+        list(tqdm(pool.map(draw, range(len(sprites))), "dSprites", len(sprites), disable=not progress))
     return words.view(np.uint8).reshape(-1, SIDE * SIDE // 8)
 
 
 def count_pixels(packed: np.ndarray) -> int:
-    """Number of lit pixels of packed images."""
+    """Return the number of lit pixels of packed images."""
     return int(np.bitwise_count(np.ascontiguousarray(packed).view(np.uint64)).sum(dtype=np.int64))
 
 
@@ -182,178 +155,83 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> FactorDataset:
-    """dSprites: drawn, or read from the published file; see :func:`isa.data.load`.
+    """Draw dSprites, or read the published file; see :func:`isa.data.load`.
 
-    The factor *color* of the file has one value and is left out. Drawing takes less time than reading a file of
-    the same images would, so that nothing is cached and ``cache_dir`` is not used.
+    The factor *color* of the file has one value and is left out. The set is drawn faster than it could be read from a
+    cache, so ``cache_dir`` is not used.
     """
     if source is None:
-        packed = draw_packed(progress=progress)
-        provenance = Provenance(
-            source="drawn by isa.data.dsprites",
-            licence=_LICENCE,
-            citation=_CITATION,
-            rendering=(
-                "Re-rendered from recovered constants; pixel-exact on every real image checked; "
-                f"{count_pixels(packed):,} lit pixels where the published file has {PUBLISHED_PIXELS:,}."
-            ),
-            procedural=False,
+        packed, title = draw_packed(progress=progress), "dSprites (re-rendered)"
+        rendering = (
+            "Re-rendered from recovered constants; pixel-exact on every real image checked; "
+            f"{count_pixels(packed):,} lit pixels where the published file has {PUBLISHED_PIXELS:,}."
         )
-        title = "dSprites (re-rendered)"
+        provenance = Provenance("drawn by isa.data.dsprites", _LICENCE, _CITATION, rendering, False)
     else:
-        path = expand(source)
-        packed = read_packed(path, progress=progress)
-        provenance = Provenance(
-            source=str(path),
-            licence=_LICENCE,
-            citation=_CITATION,
-            rendering="The published images.",
-            procedural=False,
-            source_checksum=f"md5:{PUBLISHED_MD5}",
-        )
-        title = "dSprites"
+        packed, title = read_packed(expand(source)), "dSprites"
+        checksum = f"md5:{PUBLISHED_MD5}"
+        provenance = Provenance(str(source), _LICENCE, _CITATION, "The published images.", False, checksum)
     storage = torch.from_numpy(packed)
     return FactorDataset("dsprites", title, FACTORS, storage, provenance, image_shape=(1, SIDE, SIDE), packed=True)
 
 
 def verify(dataset: FactorDataset) -> Iterator[tuple[str, bool]]:
-    """Checks of the images in memory, each a sentence and whether it holds."""
-    checksum = dataset.checksum
+    """Check the images in memory; yields each check as a sentence and its result."""
+    checksum, pixels = dataset.checksum, count_pixels(dataset.storage.cpu().numpy())
     yield f"SHA-256 of the images, {checksum}, is the one recorded for the images as drawn here", checksum == CHECKSUM
-    pixels = count_pixels(dataset.storage.cpu().numpy())
-    yield (
-        f"lit pixels, {pixels:,}, differ from the published {PUBLISHED_PIXELS:,} by at most 100",
-        abs(pixels - PUBLISHED_PIXELS) <= 100,
-    )
+    close = abs(pixels - PUBLISHED_PIXELS) <= 100
+    yield f"lit pixels, {pixels:,}, differ from the published {PUBLISHED_PIXELS:,} by at most 100", close
 
 
-def read_packed(
-    path: Path,
-    *,
-    md5: str = PUBLISHED_MD5,
-    factor_sizes: tuple[int, ...] = FACTOR_SIZES,
-    progress: bool = False,
-) -> np.ndarray:
-    """Read the images of a file in the published format.
-
-    Parameters
-    ----------
-    path : Path
-        ``.npz`` with ``imgs`` ``(N, 64, 64)`` ``uint8`` and ``latents_classes`` ``(N, 6)`` ``int64``. Its pickled
-        ``metadata`` is never touched.
-    md5 : str
-        What the file's MD5 has to be.
-    factor_sizes : tuple of int
-        Sizes of the factors behind *color*; ``N`` is their product.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    ndarray
-        ``uint8`` ``(N, 512)``, packed.
-
-    Raises
-    ------
-    SourceError
-        Where the file is missing, truncated, not the published one, or holds other arrays.
-    """
-    n = math.prod(factor_sizes)
-    with open_archive(path) as archive:
-        found = _md5(path)
-        if found != md5:
-            raise SourceError(f"{path} is not the published file: its MD5 is {found} and should be {md5}")
-        classes = read_array(archive, "latents_classes.npy", (n, 6), np.int64)
-        expected = np.stack(np.unravel_index(np.arange(n), (1, *factor_sizes)), axis=1)
-        if not np.array_equal(classes, expected):
-            raise SourceError(f"{path} does not hold its images in C order of the factors")
-        packed = np.empty((n, SIDE * SIDE // 8), np.uint8)
-        with tqdm(desc="dSprites", total=n, disable=not progress) as bar:
-            for low, block in _image_blocks(archive, n):
-                packed[low : low + len(block)] = block
-                bar.update(len(block))
-    return packed
+def read_packed(path: Path) -> np.ndarray:
+    """Read the published ``.npz`` file as in :func:`draw_packed`; needs 3.5 GB of memory and skips pickled metadata."""
+    with reading(path, "the published file") as file:
+        md5 = _md5(file)
+        if md5 != PUBLISHED_MD5:
+            raise SourceError(f"{path} is not the published file: its MD5 is {md5} and should be {PUBLISHED_MD5}")
+        with np.load(file, allow_pickle=False) as archive:
+            return _pack(archive["imgs"])
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def _md5(file: BinaryIO) -> str:
+    digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    file.seek(0)
+    return digest
 
 
-def _image_blocks(archive, n: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Packed images of ``imgs``, block by block, each with the number of its first."""
-    low = 0
-    for block in read_blocks(archive, "imgs.npy", (n, SIDE, SIDE), np.uint8):
-        if block.max(initial=0) > 1:
-            raise SourceError(f"'imgs' in {archive.filename} must hold 0 and 1 only, found {block.max()}")
-        yield low, np.packbits(block.reshape(len(block), -1), axis=1)
-        low += len(block)
+def _pack(images: np.ndarray) -> np.ndarray:
+    return np.packbits(images.reshape(len(images), -1), axis=1)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file in the published format against the images drawn here.
+    """Comparison of a file in the published format with the images drawn here."""
 
-    Attributes
-    ----------
-    images : int
-        Number of images in the file.
-    md5 : str
-        MD5 of the file.
-    pixels, drawn_pixels : int
-        Lit pixels of the file's images and of the same images as drawn here.
-    differing_pixels : int
-        Pixels that are lit in one and not in the other.
-    differences : list of tuple
-        For every image that differs its factor indices and the ``(row, column)`` of every pixel that does.
-    """
-
-    images: int
-    md5: str
-    pixels: int
-    drawn_pixels: int
-    differing_pixels: int
+    images: int  #: number of images in the file
+    md5: str  #: of the file
+    pixels: int  #: lit pixels of the file's images
+    drawn_pixels: int  #: lit pixels of the same images as drawn here
+    differing_pixels: int  #: pixels that are lit in one and not in the other
+    #: factor indices of every image that differs, and the ``(row, column)`` of every pixel that does
     differences: list[tuple[tuple[int, ...], list[tuple[int, int]]]]
 
 
-def compare(path: str | os.PathLike[str], packed: np.ndarray, *, progress: bool = False) -> Comparison:
-    """Compare a file in the published format with the drawn images, image by image.
+def compare(path: str | os.PathLike[str], packed: np.ndarray) -> Comparison:
+    """Compare a file in the published format with the drawn images ``packed`` of :func:`draw_packed`.
 
-    Parameters
-    ----------
-    path : path
-        ``.npz`` as :func:`read_packed` takes, with any number of images in any order: ``latents_classes`` says which.
-    packed : ndarray
-        The drawn images, ``(737280, 512)``, see :func:`draw_packed`.
-    progress : bool
-        Show a progress bar.
-
-    Raises
-    ------
-    SourceError
-        Where the file is missing, truncated or in another format.
+    The ``.npz`` file has ``imgs`` ``(N, 64, 64)``, 0 or 1, any number in any order, and ``latents_classes`` ``(N, 6)``,
+    their factor indices behind *color*.
     """
     path = expand(path)
-    with open_archive(path) as archive:
-        shape = read_shape(archive, "latents_classes.npy")
-        if len(shape) != 2 or shape[1] != 6:
-            raise SourceError(f"'latents_classes' in {path} must have shape (N, 6), found {shape}")
-        n = shape[0]
-        classes = read_array(archive, "latents_classes.npy", (n, 6), np.int64)
-        if n and ((classes < 0) | (classes >= np.array((1, *FACTOR_SIZES)))).any():
-            raise SourceError(f"'latents_classes' in {path} must lie below the factors' sizes {(1, *FACTOR_SIZES)}")
-        index = np.ravel_multi_index(tuple(classes.T), (1, *FACTOR_SIZES))
-        pixels = drawn_pixels = differing_pixels = 0
-        differences = []
-        with tqdm(desc="comparing", total=n, disable=not progress) as bar:
-            for low, block in _image_blocks(archive, n):
-                drawn = packed[index[low : low + len(block)]]
-                pixels += count_pixels(block)
-                drawn_pixels += count_pixels(drawn)
-                difference = block ^ drawn
-                differing_pixels += count_pixels(difference)
-                for image in np.flatnonzero(difference.any(axis=1)):
-                    where = np.argwhere(np.unpackbits(difference[image]).reshape(SIDE, SIDE))
-                    differences.append((tuple(classes[low + image, 1:].tolist()), [tuple(p) for p in where.tolist()]))
-                bar.update(len(block))
-    return Comparison(n, _md5(path), pixels, drawn_pixels, differing_pixels, differences)
+    with reading(path, "an .npz file with the arrays imgs and latents_classes of dSprites") as file:
+        md5 = _md5(file)
+        with np.load(file, allow_pickle=False) as archive:
+            images, classes = _pack(archive["imgs"]), archive["latents_classes"]
+        drawn = packed[np.ravel_multi_index(tuple(classes.T), (1, *FACTOR_SIZES))]
+        difference = images ^ drawn
+    differences = []
+    for image in np.flatnonzero(difference.any(axis=1)):
+        pixels = np.argwhere(np.unpackbits(difference[image]).reshape(SIDE, SIDE))
+        differences.append((tuple(classes[image, 1:].tolist()), [tuple(pixel) for pixel in pixels.tolist()]))
+    counts = [count_pixels(rows) for rows in (images, drawn, difference)]
+    return Comparison(len(images), md5, *counts, differences)

@@ -45,37 +45,34 @@ def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
     closed form given them. The unit of z affects the scale only. Below the root, a node with one child has no influence
     and keeps its exponent.
     """
-    if not isinstance(tree, Node) or any(isinstance(p, Tensor) for p in tree.exponents):
-        raise TypeError(f"tree = {tree!r}; it must be a Node whose exponents are numbers, from which the fit starts")
-    z = z.detach() if isinstance(z, Tensor) else torch.from_numpy(np.array(z))
+    z = (z.detach() if isinstance(z, Tensor) else torch.tensor(z)).double().cpu()
     free = torch.tensor([i for i, node in enumerate(tree.nodes()) if i == 0 or len(node.sizes) > 1])
-    if z.is_complex() or z.ndim != 2 or z.shape[1] != tree.n_leaves or len(z) <= len(free):
+    if z.shape[1:] != (tree.n_leaves,) or len(z) <= len(free) or not z.isfinite().all() or not z.any():
         least = f"({len(free) + 1} or more, {tree.n_leaves})"
-        raise ValueError(f"z must be a real array of shape {least}, got {z.dtype} of shape {tuple(z.shape)}")
-    if not z.isfinite().all() or not z.any():
-        raise ValueError("z must be finite, and not 0 throughout")
-    (count, n), z = z.shape, z.double().cpu()
-    unit = z.square().mean().sqrt().item()
-    if not 0 < unit < math.inf:
-        unit = z.abs().max().item()
-    log_z = log_magnitude(z / unit)
+        raise ValueError(f"z must be finite, not 0 throughout, and of shape {least}; its shape is {tuple(z.shape)}")
+    count, n = z.shape
+    log_unit = z.abs().max().log()  # exponents are found for coordinates of at most 1, whose powers do not overflow
+    log_z = log_magnitude(z / log_unit.exp())
     start = torch.tensor(tree.exponents, dtype=torch.float64)
 
-    def mean_energy(p: Tensor) -> Tensor:
-        return (p[0] * tree.log_values(log_z, p)).exp().sum(-1).mean()
+    def exponents(log_free: Tensor) -> Tensor:
+        return start.index_copy(0, free, log_free.exp())
 
-    def loss(log_free: Tensor, log_scale: Tensor | None = None) -> Tensor:
-        """Return the mean of -log p, at the best scale by default."""
-        p = start.index_copy(0, free, log_free.exp())
-        energy = mean_energy(p)
-        log_scale = (p[0] * energy / n).log() if log_scale is None else log_scale
-        log_normaliser = tree.log_surface(p=p) + torch.lgamma(n / p[0]) + n / p[0] * log_scale - p[0].log()
-        return energy * (-log_scale).exp() + log_normaliser
+    def best_log_scale(p: Tensor) -> Tensor:
+        return torch.logsumexp(p[0] * tree.log_norm(log_z, p), 0) - (n * count / p[0]).log()
 
     def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the mean of -log p at the best scale, where it is the entropy, and its gradient."""
         x = torch.tensor(values, requires_grad=True)
-        value = loss(x)
+        p = exponents(x)
+        scale = best_log_scale(p).exp()
+        value = LpNested(tree.with_exponents(p.unbind()), scale, validate_args=False).entropy()
         return value.item(), torch.autograd.grad(value, x)[0].numpy()
+
+    def loss(x: Tensor) -> Tensor:
+        """Return the total of -log p for logarithms of the free exponents and of the scale, in the unit of z."""
+        p = exponents(x[:-1])
+        return -LpNested(tree.with_exponents(p.unbind()), x[-1].exp(), validate_args=False).log_prob(z).sum()
 
     low, high = map(math.log, BOUNDS)
     found = scipy.optimize.minimize(
@@ -87,32 +84,21 @@ def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
         options={"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500},
     )
     x = torch.tensor(found.x)
-    p = start.index_copy(0, free, x.exp())
-    log_scale = (p[0] * mean_energy(p) / n).log()
+    p = exponents(x)
+    log_scale = best_log_scale(p) + p[0] * log_unit
+    x = torch.cat([x, log_scale[None]])
     bound = (x <= low) | (x >= high)
-    inside = (~bound).nonzero()[:, 0]
-
-    def total(y: Tensor) -> Tensor:
-        return count * loss(x.index_copy(0, inside, y[:-1]), y[-1])
-
-    information = torch.autograd.functional.hessian(total, torch.cat([x[inside], log_scale[None]]))
-    covariance = torch.linalg.pinv(information, hermitian=True)
-    deviations = covariance.diagonal().clamp(min=0).sqrt()
-    errors = torch.zeros_like(p)
-    errors[free] = torch.where(bound, math.nan, torch.zeros_like(x)).index_copy(0, inside, deviations[:-1]) * x.exp()
-    # In the unit of z, log s gains p0 log(unit).
-    slope = torch.zeros(len(inside) + 1, dtype=torch.float64)
-    slope[-1] = 1.0
-    if not bound[0]:
-        slope[0] = p[0] * math.log(unit)
-    scale = (log_scale + p[0] * math.log(unit)).exp().item()
-    at_bound = torch.zeros(len(p), dtype=torch.bool).index_copy(0, free, bound)
+    bound[-1] = False
+    information = torch.autograd.functional.hessian(loss, x)[~bound][:, ~bound]
+    errors = torch.full_like(x, math.nan)
+    errors[~bound] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt()
+    errors *= x.exp()
     return Fit(
-        distribution=LpNested(tree.with_exponents(p.tolist()), scale),
-        log_likelihood=-count * (found.fun + n * math.log(unit)),
+        distribution=LpNested(tree.with_exponents(p.tolist()), float(log_scale.exp())),
+        log_likelihood=-float(loss(x)),
         n_samples=count,
-        exponent_errors=tuple(errors.tolist()),
-        scale_error=scale * (slope @ covariance @ slope).clamp(min=0).sqrt().item(),
-        at_bound=tuple(at_bound.tolist()),
-        converged=bool(np.abs(found.jac[~bound.numpy()]).max(initial=0) < 1e-5),
+        exponent_errors=tuple(torch.zeros_like(p).index_copy(0, free, errors[:-1]).tolist()),
+        scale_error=float(errors[-1]),
+        at_bound=tuple(torch.zeros(len(p), dtype=torch.bool).index_copy(0, free, bound[:-1]).tolist()),
+        converged=bool(np.abs(found.jac[~bound[:-1].numpy()]).max(initial=0) < 1e-5),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
@@ -40,25 +39,27 @@ def isa_prior(
     >>> print(isa_prior((4, 4), p0=2.1, p1=[1.9, 2.2]).tree)
     2.1[1.9[4], 2.2[4]]
     """
-    if isinstance(subspaces, (str, int)) or len(subspaces) == 0:
-        raise ValueError(f"subspaces = {subspaces!r}; it must be a sequence of ints, the sizes of the subspaces")
-    if isinstance(p1, Tensor) and p1.ndim == 1:
-        p1 = p1.unbind()
-    each = list(p1) if isinstance(p1, (Sequence, np.ndarray)) else [p1] * len(subspaces)
+    several = isinstance(p1, Sequence) or getattr(p1, "ndim", 0) == 1
+    each = list(p1) if several else [p1] * len(subspaces)
     if len(each) != len(subspaces):
         raise ValueError(f"p1 has {len(each)} exponents; there are {len(subspaces)} subspaces")
-    children = [Node(p, size) for p, size in zip(each, subspaces, strict=True)]
-    return LpNested(Node(p0, children), scale, validate_args=validate_args)
+    return LpNested(Node(p0, list(map(Node, each, subspaces))), scale, validate_args=validate_args)
 
 
 class StackedPrior(nn.Module):
     """Priors of P models as one module: Lp-nested distributions on trees of one structure, or N(0, I) for trees None.
 
-    ``learned`` exponents, all but the roots', are the softplus of the parameter ``raw``, which keeps them positive.
+    ``learned`` exponents, all but the roots' unless ``learn_root``, are the softplus of the parameter ``raw``, which
+    keeps them positive.
     """
 
     def __init__(
-        self, trees: Sequence[Node | None], scales: Sequence[float | str | None], latent_dim: int, learned: bool
+        self,
+        trees: Sequence[Node | None],
+        scales: Sequence[float | str | None],
+        latent_dim: int,
+        learned: bool,
+        learn_root: bool = False,
     ) -> None:
         super().__init__()
         self.tree, self.learned = trees[0], learned
@@ -67,12 +68,13 @@ class StackedPrior(nn.Module):
             return
         self.tree = trees[0].with_exponents([1.0] * len(trees[0].exponents))  # one structure, one compiled version
         exponents = torch.tensor([tree.exponents for tree in trees], dtype=torch.float64)
-        scale = [LpNested(tree, one).scale.double() for tree, one in zip(trees, scales, strict=True)]
-        self.register_buffer("scale", torch.stack(scale)[:, None], persistent=False)
-        self.register_buffer("fixed", exponents, persistent=False)
+        scale = torch.stack([LpNested(tree, one).scale.double() for tree, one in zip(trees, scales, strict=True)])
         if learned:
-            self.raw = nn.Parameter(_inverse_softplus(exponents[:, 1:]).float())
-            self.scale, self.fixed = self.scale.float(), exponents[:, :1].float()
+            first = 0 if learn_root else 1
+            self.raw = nn.Parameter(_inverse_softplus(exponents[:, first:]).float())
+            scale, exponents = scale.float(), exponents[:, :first].float()
+        self.register_buffer("scale", scale[:, None], persistent=False)
+        self.register_buffer("fixed", exponents, persistent=False)
 
     def exponents(self) -> Tensor:
         """Return the exponents (P, nodes) in the order of :meth:`isa.Node.nodes`."""
@@ -83,11 +85,11 @@ class StackedPrior(nn.Module):
         if self.tree is None:
             normal = Normal(self.zeros, torch.ones_like(self.zeros), validate_args=False)
             return Independent(normal, 1, validate_args=False)
-        columns = [column[:, None] for column in self.exponents().unbind(1)]
+        columns = self.exponents()[:, None].unbind(-1)
         return LpNested(self.tree.with_exponents(columns), self.scale, validate_args=False)
 
 
-class LearnableISAPrior(nn.Module):
+class LearnableISAPrior(StackedPrior):
     """An ISA prior whose exponents are learned with the networks; calling it returns the prior at their current values.
 
     The parameters are those of :func:`isa_prior`. The scale is fixed, and so is p0 unless ``learn_p0``.
@@ -96,7 +98,7 @@ class LearnableISAPrior(nn.Module):
     --------
     >>> module = LearnableISAPrior((4, 4, 4))
     >>> module.p1
-    tensor([2., 2., 2.], grad_fn=<SoftplusBackward0>)
+    tensor([2., 2., 2.], grad_fn=<SliceBackward0>)
     """
 
     def __init__(
@@ -107,25 +109,22 @@ class LearnableISAPrior(nn.Module):
         scale: float = 1.0,
         learn_p0: bool = False,
     ) -> None:
-        super().__init__()
         if scale == "unit":
             raise ValueError("scale = 'unit'; no single s keeps unit variance while exponents are learned")
-        exponents = torch.tensor(isa_prior(subspaces, p0, p1, scale).tree.exponents, dtype=torch.float64)
-        self.subspaces, self.scale = tuple(subspaces), float(scale)
-        raw = _inverse_softplus(exponents).to(torch.get_default_dtype())
-        self.raw_p1 = nn.Parameter(raw[1:].clone())
-        self.raw_p0 = nn.Parameter(raw[0].clone(), requires_grad=learn_p0)
+        tree = isa_prior(subspaces, p0, p1).tree
+        super().__init__([tree], [scale], tree.n_leaves, learned=True, learn_root=learn_p0)
 
     @property
     def p0(self) -> Tensor:
-        return nn.functional.softplus(self.raw_p0)
+        return self.exponents()[0, 0]
 
     @property
     def p1(self) -> Tensor:
-        return nn.functional.softplus(self.raw_p1)
+        return self.exponents()[0, 1:]
 
     def forward(self) -> LpNested:
-        return isa_prior(self.subspaces, self.p0, self.p1, self.scale, validate_args=False)
+        """Return the prior at the current exponents."""
+        return LpNested(self.tree.with_exponents(self.exponents()[0].unbind()), self.scale[0, 0], validate_args=False)
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

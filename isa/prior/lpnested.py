@@ -19,14 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from numbers import Real
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent, Normal, constraints, register_kl
 
-from isa.prior.tree import Node, log_magnitude
+from isa.prior.tree import Node, log_magnitude, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,38 +85,29 @@ class LpNested(Distribution):
         radial: Distribution | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(tree, Node):
-            raise TypeError(f"tree = {tree!r}; it must be a Node (Node.parse reads the text form)")
-        value = float(scale) if isinstance(scale, Real) and not isinstance(scale, int) else scale
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e300
-        if not (is_number or isinstance(scale, Tensor) or scale == "unit"):
-            raise ValueError(f"scale = {scale!r}; it must be a positive finite number, a tensor, or 'unit'")
+        scale = scale if isinstance(scale, Tensor) or scale == "unit" else positive("scale", scale)
         if radial is not None:
-            lower = getattr(getattr(radial, "support", None), "lower_bound", None)
-            if lower is None or radial.event_shape or radial.support.is_discrete or (torch.as_tensor(lower) < 0).any():
+            if (torch.as_tensor(getattr(radial.support, "lower_bound", -1)) < 0).any() or radial.support.is_discrete:
                 raise ValueError(f"radial = {radial!r}; it must be a continuous distribution of one positive number")
-            if not is_number or scale != 1:
+            if isinstance(scale, (Tensor, str)) or scale != 1:
                 raise ValueError(f"scale = {scale}; a radial density has its own scale, so leave this one out")
         self.tree, self.radial, self._scale = tree, radial, scale
         tensors = [x for x in (*tree.exponents, scale) if isinstance(x, Tensor)]
         dtypes = [x.dtype for x in tensors] or [torch.get_default_dtype()]
-        self._dtype = reduce(torch.promote_types, dtypes, torch.float32)
         devices = [x.device for x in tensors] or [torch.get_default_device()]
-        self._device = next((device for device in devices if device.type != "cpu"), devices[0])
-        batch = torch.broadcast_shapes(*(x.shape for x in tensors), () if radial is None else radial.batch_shape)
+        self._dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        self._device = max(devices, key=lambda device: device.type != "cpu")
         if isinstance(scale, str):
             log_variance = self._log_moment(2.0, tree.stacked(torch.float64, self._device))
-            low, high = log_variance.exp().aminmax()
-            if not _holds(log_variance.amax(-1) - log_variance.amin(-1) <= 1e-6):
-                raise ValueError(
-                    f"scale = 'unit'; coordinates of this tree differ in variance, {low:.4f} to {high:.4f}"
-                )
-            if not tensors:
-                self._scale = math.exp(-0.5 * tree.p * float(log_variance[0]))
-        self._log_constants: tuple[float, float] | None = None  # log s and log Z of a distribution of numbers
+            same = log_variance.amax(-1) - log_variance.amin(-1) <= 1e-6
+            if not (torch.compiler.is_compiling() or torch._is_all_true(same)):
+                low, high = log_variance.exp().aminmax()
+                raise ValueError(f"scale = 'unit'; coordinates of {tree} differ in variance, {low:.4f} to {high:.4f}")
+        self._constants: tuple[float, float] | None = None  # log s and log Z of a distribution of numbers
         if not tensors and not torch.compiler.is_compiling():
-            _, s, log_z = self._wide(torch.device("cpu"))
-            self._log_constants = float(s.log()), float(log_z)
+            _, log_scale, log_z = self._wide(torch.device("cpu"))
+            self._constants = float(log_scale), float(log_z)
+        batch = torch.broadcast_shapes(*(x.shape for x in tensors), () if radial is None else radial.batch_shape)
         super().__init__(batch, torch.Size([tree.n_leaves]), validate_args=validate_args)
 
     def __repr__(self) -> str:
@@ -140,49 +130,44 @@ class LpNested(Distribution):
     @property
     def scale(self) -> Tensor:
         """s of Eq. 11, ``batch_shape``; 1 and without effect where there is another radial density."""
-        return self._wide(self._device)[1].to(self._device, self._dtype).expand(self.batch_shape)
+        return self._narrow(self._wide(self._device)[1].exp())
 
     def _wide(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the exponents ``(..., nodes)``, s, and log Z (log S_f(1) for another radial density) in float64."""
+        """Return the exponents ``(..., nodes)``, log s, and log Z (log S_f(1) for a radial density), in float64."""
         p, n = self.tree.stacked(torch.float64, device), self.tree.n_leaves
-        p0, log_z = p[..., 0], self.tree.log_surface(p=p)
+        p0, log_z = p[..., 0], self.tree.log_surface(p)
         if isinstance(self._scale, Tensor):
-            scale = self._scale.to(p)
-        elif self._scale == "unit":
-            scale = (-0.5 * p0 * self._log_moment(2.0, p)[..., 0]).exp()
+            log_scale = self._scale.to(p).log()
+        elif isinstance(self._scale, str):
+            log_scale = -0.5 * p0 * self._log_moment(2.0, p)[..., 0]
         else:
-            scale = torch.full((), self._scale, dtype=p.dtype, device=p.device)
+            log_scale = torch.full((), math.log(self._scale), dtype=p.dtype, device=p.device)
         if self.radial is None:
-            log_z = log_z + torch.lgamma(n / p0) + n / p0 * scale.log() - p0.log()
-        return p, scale, log_z
+            log_z = log_z + torch.lgamma(n / p0) + n / p0 * log_scale - p0.log()
+        return p, log_scale, log_z
 
-    def _checked(self, z: Tensor) -> Tensor:
-        """Return z ``(..., n)`` in at least float32, with the batch shape."""
-        n = self.tree.n_leaves
-        if not isinstance(z, Tensor) or z.is_complex() or z.shape[-1:] != (n,):
-            found = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-            raise ValueError(f"z must be a real tensor of shape (..., {n}), got {found}")
-        if self._validate_args and not _holds(z == z):
-            raise ValueError("z holds NaN")
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), n)
+    def _narrow(self, x: Tensor, *event: int) -> Tensor:
+        """Return a parameter or a moment in the precision and with the batch shape of the distribution."""
+        return x.to(self._device, self._dtype).expand((*self.batch_shape, *event))
 
     def norm(self, z: Tensor) -> Tensor:
         """Return f(z) (Eq. 6, 9); z has shape ``(..., n)``."""
-        return self.tree.norm(self._checked(z))
+        return self.tree.norm(z)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density (Eq. 7) in nats at ``value`` ``(..., n)``; minus infinity where it underflows."""
-        z = self._checked(value)
-        if self._log_constants is None:
-            p, scale, log_z = self._wide(z.device)
-            p, log_scale, log_z = p.to(z), scale.log().to(z)[..., None], log_z.to(z)
+        if self._validate_args and value.numel():
+            self._validate_sample(value)
+        z = value.to(torch.promote_types(value.dtype, torch.float32))
+        z = z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), self.tree.n_leaves)
+        if self._constants is None:
+            p, log_scale, log_z = (x.to(z) for x in self._wide(z.device))
         else:
             p = self.tree.stacked(z.dtype, z.device)
-            log_scale, log_z = (torch.full((), x, dtype=z.dtype, device=z.device) for x in self._log_constants)
+            log_scale, log_z = (torch.full((), x, dtype=z.dtype, device=z.device) for x in self._constants)
         if self.radial is None:
             values = self.tree.log_values(log_magnitude(z), p)
-            return -(p[..., :1] * values - log_scale).exp().sum(-1) - log_z
+            return -(p[..., :1] * values - log_scale[..., None]).exp().sum(-1) - log_z
         # At f = 0 the density is the limit from above, at the smallest positive float.
         log_f = self.tree.log_norm(log_magnitude(z), p).clamp(min=math.log(torch.finfo(z.dtype).tiny))
         f, law = log_f.exp(), self.radial
@@ -208,14 +193,14 @@ class LpNested(Distribution):
         G_{\alpha+1} + \alpha^{-1}\log U`, since those of the small shapes 1/p of large exponents underflow.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        p, scale, nodes = self.exponents, self.scale, list(self.tree.nodes())
-        steps: list[Tensor] = [p] * len(nodes)  # log(child / parent), (..., children)
-        groups: dict[tuple[int, int], list[int]] = {}  # nodes alike are drawn together, from the leaves up
+        p, nodes = self.exponents, list(self.tree.nodes())
+        steps: dict[int, Tensor] = {}  # log(child / parent) of each node, (..., children)
+        alike: dict[tuple[int, int], list[int]] = {}  # nodes that are drawn together, from the leaves up
         for i, node in enumerate(nodes):
-            groups.setdefault((node.height, len(node.sizes)), []).append(i)
-        for (_, width), group in sorted(groups.items()):
+            alike.setdefault((node.height, len(node.sizes)), []).append(i)
+        for (_, width), group in sorted(alike.items()):
             independent = group == [0] and self.radial is None
-            q = torch.stack([p[..., i] for i in group], -1)[..., None]
+            q = p[..., group, None]
             if width == 1 and not independent:
                 log_powers = torch.zeros_like(q)
             else:
@@ -223,43 +208,36 @@ class LpNested(Distribution):
                 alpha = alpha.expand(*shape[:-1], len(group), width)
                 uniform = 1 - torch.rand(alpha.shape, dtype=p.dtype, device=p.device)  # in (0, 1]
                 log_gamma = Gamma(alpha + 1, 1.0, validate_args=False).rsample().log() + uniform.log() / alpha
-                total = -scale.log()[..., None, None] if independent else log_gamma.logsumexp(-1, keepdim=True)
+                total = -self.scale.log()[..., None, None] if independent else log_gamma.logsumexp(-1, keepdim=True)
                 log_powers = log_gamma - total
-            for i, step in zip(group, (log_powers / q).unbind(-2), strict=True):
-                steps[i] = step
+            steps |= zip(group, (log_powers / q).unbind(-2), strict=True)
         if self.radial is None:
             log_r = torch.zeros(shape[:-1], dtype=p.dtype, device=p.device)
         else:
             draw = self.radial.rsample if self.radial.has_rsample else self.radial.sample
             log_r = draw(torch.Size(sample_shape)).log().to(p)
         sign = torch.randint(0, 2, shape, device=p.device, dtype=torch.int8) * 2 - 1
-        return _descend(self.tree, log_r, iter(steps)).exp() * sign
+        return _descend(self.tree, log_r, iter([steps[i] for i in range(len(nodes))])).exp() * sign
 
-    def _log_moment(self, order: float | Tensor, p: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Return log E|z_j|^order ``(..., n)``; for Eq. 11 with s = 1 by default."""
+    def _log_moment(self, order: float | Tensor, p: Tensor, log_scale: float | Tensor = 0.0) -> Tensor:
+        """Return log E|z_j|^order ``(..., n)``."""
         k, p0, n = torch.as_tensor(order, dtype=p.dtype, device=p.device), p[..., 0], self.tree.n_leaves
-        if self.radial is not None:
-            root = (self.radial.variance + self.radial.mean.square()).log().to(p)
+        if self.radial is None:
+            root = torch.lgamma((n + k) / p0) - torch.lgamma(n / p0) + k / p0 * log_scale
         else:
-            root = torch.lgamma((n + k) / p0) - torch.lgamma(n / p0) + (0 if scale is None else k / p0 * scale.log())
+            root = (self.radial.variance + self.radial.mean.square()).log().to(p)
         return root[..., None] + _log_shares(self.tree, k, p)
 
     def absolute_moment(self, order: float | Tensor) -> Tensor:
         """Return E|z_j|^k of every coordinate, ``(*batch_shape, n)``, for k > -1; with another radial density k = 2."""
         if self.radial is not None and order != 2:
-            raise ValueError(f"order = {order}; with another radial density only order 2 has a closed form")
-        if not _holds(torch.as_tensor(order) > -1):
-            raise ValueError(f"order = {order}; the moment exists for orders above -1")
-        p, scale, _ = self._wide(self._device)
-        return self._log_moment(order, p, scale).exp().to(self._device, self._dtype).expand(*self.batch_shape, -1)
+            raise NotImplementedError("with another radial density only the second moment has a closed form")
+        p, log_scale, _ = self._wide(self._device)
+        return self._narrow(self._log_moment(order, p, log_scale).exp(), -1)
 
     @property
     def mean(self) -> Tensor:
         return torch.zeros(self._extended_shape(), dtype=self._dtype, device=self._device)
-
-    @property
-    def mode(self) -> Tensor:
-        return self.mean if self.radial is None else super().mode
 
     @property
     def variance(self) -> Tensor:
@@ -271,7 +249,7 @@ class LpNested(Distribution):
         if self.radial is not None:
             raise NotImplementedError("the entropy is closed for Eq. 11 only; estimate it as -log_prob(sample).mean()")
         p, _, log_z = self._wide(self._device)
-        return (self.tree.n_leaves / p[..., 0] + log_z).to(self._device, self._dtype).expand(self.batch_shape)
+        return self._narrow(self.tree.n_leaves / p[..., 0] + log_z)
 
     @property
     def subspaces(self) -> tuple[tuple[int, ...], ...]:
@@ -282,10 +260,7 @@ class LpNested(Distribution):
         """Return the distribution of one subspace: the root's exponent above its tree, and the same scale."""
         if self.radial is not None:
             raise NotImplementedError("the marginal of a subspace is closed for Eq. 11 only")
-        children = self.tree.branches
-        if not 0 <= subspace < len(children):
-            raise IndexError(f"subspace = {subspace}; this distribution has subspaces 0 to {len(children) - 1}")
-        tree = Node(self.tree.p, [children[subspace]])
+        tree = Node(self.tree.p, [self.tree.branches[subspace]])
         return LpNested(tree, self._scale, validate_args=self._validate_args).expand(self.batch_shape)
 
     @staticmethod
@@ -294,14 +269,6 @@ class LpNested(Distribution):
         from isa.prior.fit import fit
 
         return fit(tree, z)
-
-
-def _holds(condition: Tensor) -> bool:
-    """Return whether a condition holds everywhere, or cannot be tested (in ``torch.compile`` and ``vmap``)."""
-    try:
-        return torch.compiler.is_compiling() or bool(condition.all())
-    except RuntimeError:
-        return True
 
 
 def _descend(node: Node, value: Tensor, steps: Iterator[Tensor]) -> Tensor:
@@ -357,17 +324,17 @@ def _kl_lpnested(p: LpNested, q: LpNested) -> Tensor:
     """Closed where every child of q's root is a leaf, or a subtree that p has over the same leaves."""
     if p.radial is not None or q.radial is not None or p.event_shape != q.event_shape:
         return _kl_any(p, q)
-    (wide_p, scale_p, _), (wide_q, scale_q, log_z) = p._wide(p._device), q._wide(q._device)
-    order, subtrees, energies = wide_q[..., 0], set(_subtrees(p.tree, 0)), []
-    log_moments = p._log_moment(order, wide_p, scale_p)
+    (p_exponents, p_log_scale, _), (q_exponents, q_log_scale, log_z) = p._wide(p._device), q._wide(q._device)
+    order, subtrees = q_exponents[..., 0], set(_subtrees(p.tree))
+    log_moments, energy = p._log_moment(order, p_exponents, p_log_scale), 0.0
     for child, coordinates in zip(q.tree.branches, q.subspaces, strict=True):
-        log_energy = log_moments[..., coordinates[0]]
+        log_energy = log_moments[..., coordinates[0]] - q_log_scale
         if isinstance(child, Node):
             if (coordinates[0], child) not in subtrees:
                 return _kl_any(p, q)
             log_energy = log_energy - _log_shares(child, order, child.stacked(order.dtype, order.device))[..., 0]
-        energies.append(log_energy.exp())
-    return (sum(energies) / scale_q + log_z).to(q._device, q._dtype) - p.entropy()
+        energy = energy + log_energy.exp()
+    return (energy + log_z).to(q._device, q._dtype) - p.entropy()
 
 
 @register_kl(LpNested, Independent)
@@ -380,7 +347,7 @@ def _kl_lpnested_independent(p: LpNested, q: Independent) -> Tensor:
     return cross.sum(-1) - p.entropy()
 
 
-def _subtrees(node: Node, leaf: int) -> Iterator[tuple[int, Node]]:
+def _subtrees(node: Node, leaf: int = 0) -> Iterator[tuple[int, Node]]:
     """Iterate over the subtrees of a node, with the first leaf of each."""
     yield leaf, node
     for child, coordinates in zip(node.branches, node.subspaces, strict=True):

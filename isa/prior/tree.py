@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-__all__ = ["Node", "log_magnitude"]
+__all__ = ["Node", "log_magnitude", "positive"]
 
-_MOST_LEAVES = 10_000
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_OPEN = r"((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*\["
+_ITEM = rf"(?:(\d{{1,5}})\s*\*\s*)?(?:{_OPEN}|(\d{{1,5}}))"
 
 
-@dataclass(frozen=True, init=False, eq=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Node:
     """An inner node of an Lp-nested function: the p-norm of its children's values.
 
@@ -36,7 +35,8 @@ class Node:
 
     Notes
     -----
-    Nodes are immutable. They compare by structure and exponents, and tensor exponents by identity.
+    Nodes are immutable. ``exponents`` are those of all :meth:`nodes`; ``structure`` is the children as nested tuples of
+    numbers of leaves.
 
     Examples
     --------
@@ -49,57 +49,32 @@ class Node:
     children: tuple[Node | int, ...]
 
     def __init__(self, p: float | Tensor, children: int | Node | Sequence[Node | int]) -> None:
-        if not isinstance(p, (Real, Tensor)) or isinstance(p, bool):
-            raise TypeError(f"p = {p!r}; an exponent must be a number or a tensor")
-        if isinstance(p, Tensor) and not p.is_floating_point():
-            raise TypeError(f"p has dtype {p.dtype}; a tensor exponent must be floating-point")
-        if not isinstance(p, Tensor) and not 1e-300 <= (p if isinstance(p, int) else float(p)) <= 1e300:
-            raise ValueError(f"p = {p}; an exponent must be positive and finite, from 1e-300 to 1e300")
-        listed = [children] if isinstance(children, (Integral, Node)) else children
-        kinds = set(map(type, listed)) if isinstance(listed, Sequence) else {object}
-        if bool in kinds or not all(issubclass(kind, (Integral, Node)) for kind in kinds):
-            raise TypeError(f"children = {children!r}; they must be Nodes and ints, an int being a number of leaves")
-        if not listed or any(x < 1 for x in listed if not isinstance(x, Node)):
-            raise ValueError("children must hold at least one leaf, and every int must be at least 1")
+        p = p if isinstance(p, Tensor) else positive("p", p)
+        children = [children] if isinstance(children, (Integral, Node)) else list(children)
+        if not children or not all(isinstance(c, Node) or (isinstance(c, Integral) and c > 0) for c in children):
+            raise ValueError(f"children = {children!r}; they must be Nodes and numbers of leaves, and at least one")
         merged: list[Node | int] = []
-        runs: list[list] = []  # children alike in structure, which are evaluated together: one, count, leaves, nodes
-        for child in listed:
-            if isinstance(child, Node):
-                merged.append(child)
-                if runs and runs[-1][0] is not None and runs[-1][0].structure == child.structure:
-                    runs[-1][1] += 1
-                else:
-                    runs.append([child, 1, child.n_leaves, len(child.exponents)])
-            elif merged and isinstance(merged[-1], int):  # [1, 1] and [2] are the same two leaves
-                merged[-1] += int(child)
-                runs[-1][1] += int(child)
-            else:
-                merged.append(int(child))
-                runs.append([None, int(child), 1, 0])
+        runs: list[tuple[Node | None, int]] = []  # neighbours of one structure, which are evaluated together
+        for structure, group in groupby(children, key=lambda c: c.structure if isinstance(c, Node) else None):
+            alike = list(group)
+            if structure is None:  # [1, 1] and [2] are the same two leaves
+                alike = [int(sum(alike))]
+            merged += alike
+            runs.append((alike[0], len(alike)) if structure else (None, alike[0]))
         nodes = [child for child in merged if isinstance(child, Node)]
-        p = p if isinstance(p, Tensor) else float(p)
         values = {
             "p": p,
             "children": tuple(merged),
-            "n_leaves": sum(count * leaves for _, count, leaves, _ in runs),
-            "height": 1 + max([0] + [child.height for child in nodes]),
+            "n_leaves": sum(count * (child.n_leaves if child else 1) for child, count in runs),
+            "height": 1 + max([0, *(child.height for child in nodes)]),
             "exponents": (p, *(q for child in nodes for q in child.exponents)),
             "structure": tuple(child.structure if isinstance(child, Node) else child for child in merged),
-            "_runs": tuple(map(tuple, runs)),
+            "_runs": tuple(runs),
         }
-        if values["n_leaves"] > _MOST_LEAVES:
-            raise ValueError(f"a tree has at most {_MOST_LEAVES:,} leaves")
+        if values["n_leaves"] > 10_000 or values["height"] > 50:
+            raise ValueError("a tree has at most 10,000 leaves and 50 levels")
         for name, value in values.items():
             object.__setattr__(self, name, value)
-
-    def _key(self) -> tuple:
-        return self.structure, tuple(p if isinstance(p, float) else (id(p),) for p in self.exponents)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
 
     def __repr__(self) -> str:
         return f"Node({self.p!r}, {list(self.children)!r})"
@@ -110,8 +85,7 @@ class Node:
         inside = ", ".join(str(child) if count == 1 else f"{count}*{child}" for child, count in runs)
         if isinstance(self.p, Tensor) and self.p.numel() != 1:
             return f"<{'x'.join(map(str, self.p.shape))} exponents>[{inside}]"
-        p = float(self.p)
-        return f"{int(p) if p.is_integer() and abs(p) < 1e15 else p!r}[{inside}]"
+        return f"{repr(float(self.p)).removesuffix('.0')}[{inside}]"
 
     @classmethod
     def parse(cls, text: str) -> Node:
@@ -126,29 +100,27 @@ class Node:
         """
         at = 0
 
-        def take(pattern: str, expected: str | None = None) -> str | None:
+        def take(pattern: str, expected: str) -> tuple[str | None, ...]:
             nonlocal at
-            found = re.compile(rf"\s*({pattern})", re.ASCII).match(text, at)
-            if found is None and expected:
-                at += len(text[at:]) - len(text[at:].lstrip())
-                raise ValueError(
-                    f"tree {text if len(text) < 80 else text[:77] + '...'!r}: expected {expected} at position {at}"
-                )
-            at = found.end() if found else at
-            return found and found[1]
+            found = re.compile(rf"\s*{pattern}\s*", re.ASCII).match(text, at)
+            if found is None:
+                raise ValueError(f"tree {text[:80]!r}: expected {expected} at position {at}")
+            at = found.end()
+            return found.groups()
 
-        def node(depth: int, expected: str) -> Node:
-            p = take(_NUMBER if depth < 64 else "$.", expected if depth < 64 else "at most 64 levels")
-            take(r"\[", "'[' after an exponent")
-            children: list[Node | int] = []
-            while True:
-                count = int((take(r"\d{1,5}\s*\*") or "1").rstrip(" *\t\n"))
-                leaves = take(r"\d{1,5}(?![\d.eE]|\s*[\[*])")
-                children += [int(leaves) if leaves else node(depth + 1, "a number of leaves, or a node")] * count
-                if take(r"[],]", "',' or ']'") == "]":
-                    return cls(float(p), children)
-
-        tree = node(0, "an exponent")
+        (p,) = take(_OPEN, "an exponent and '['")
+        stack: list[tuple[int, float, list[Node | int]]] = [(1, float(p), [])]  # open nodes, with their multiplicity
+        while stack:
+            count, p, leaves = take(_ITEM, "a number of leaves, or a node")
+            if p:
+                stack.append((int(count or 1), float(p), []))
+                continue
+            stack[-1][2].extend([int(leaves)] * int(count or 1))
+            while stack and take(r"([],])", "',' or ']'") == ("]",):
+                count, p, children = stack.pop()
+                tree = cls(p, children)
+                if stack:
+                    stack[-1][2].extend([tree] * count)
         take("$", "the end")
         return tree
 
@@ -161,13 +133,10 @@ class Node:
 
     def with_exponents(self, exponents: Sequence[float | Tensor]) -> Node:
         """Return the same tree with other exponents, in the order of :meth:`nodes`."""
-        if len(exponents) != len(self.exponents):
-            raise ValueError(f"exponents has {len(exponents)} entries; this tree has {len(self.exponents)} inner nodes")
         values = iter(exponents)
 
         def rebuild(node: Node) -> Node:
-            p = next(values)
-            return Node(p, [rebuild(child) if isinstance(child, Node) else child for child in node.children])
+            return Node(next(values), [rebuild(c) if isinstance(c, Node) else c for c in node.children])
 
         return rebuild(self)
 
@@ -196,11 +165,6 @@ class Node:
         ]
         return torch.stack(torch.broadcast_tensors(*values), -1)
 
-    def _split(self, x: Tensor, kind: int) -> list[Tensor]:
-        """Return what lies below each run of children: ``(..., count, leaves)`` for kind 2, nodes for kind 3."""
-        parts = x.split([run[1] * run[kind] for run in self._runs], -1)
-        return [part.unflatten(-1, (run[1], run[kind])) for part, run in zip(parts, self._runs, strict=True)]
-
     def log_values(self, log_z: Tensor, p: Tensor) -> Tensor:
         """Return logarithms of the children's values ``(..., children)``.
 
@@ -211,8 +175,16 @@ class Node:
         p : Tensor
             Exponents of all inner nodes ``(..., nodes)``, in place of the tree's.
         """
-        runs = zip(self._runs, self._split(log_z, 2), self._split(p[..., 1:], 3), strict=True)
-        values = [z[..., 0] if run[0] is None else run[0].log_norm(z, q) for run, z, q in runs]
+        values, leaf, node = [], 0, 1
+        for child, count in self._runs:
+            if child is None:
+                values.append(log_z[..., leaf : leaf + count])
+                leaf += count
+            else:
+                leaves, nodes = leaf + count * child.n_leaves, node + count * len(child.exponents)
+                below, q = (x.unflatten(-1, (count, -1)) for x in (log_z[..., leaf:leaves], p[..., node:nodes]))
+                values.append(child.log_norm(below, q))
+                leaf, node = leaves, nodes
         return values[0] if len(values) == 1 else torch.cat(values, -1)
 
     def log_norm(self, log_z: Tensor, p: Tensor) -> Tensor:
@@ -227,13 +199,14 @@ class Node:
     def norm(self, z: Tensor) -> Tensor:
         """Return f(z) (Eq. 6, 9); z has shape ``(..., n)``, the result ``(...)``."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        p, log_z = self.stacked(z.dtype, z.device), log_magnitude(z)
-        return self.log_norm(log_z.expand(*torch.broadcast_shapes(z.shape[:-1], p.shape[:-1]), -1), p).exp()
+        p = self.stacked(z.dtype, z.device)
+        z = z.expand(*torch.broadcast_shapes(z.shape[:-1], p.shape[:-1]), self.n_leaves)
+        return self.log_norm(log_magnitude(z), p).exp()
 
-    def log_surface(self, radius: float = 1.0, p: Tensor | None = None) -> Tensor:
-        """Return the logarithm of the surface area of the Lp-nested sphere (Eq. 8), in float64.
+    def log_surface(self, p: Tensor | None = None) -> Tensor:
+        """Return the logarithm of the surface area of f(z) = 1 (Eq. 8), with the batch shape of the exponents.
 
-        ``p`` ``(..., nodes)`` replaces the tree's exponents. The result has their batch shape and their gradients.
+        ``p`` ``(..., nodes)`` replaces the tree's exponents, in float64 on the device of the first tensor among them.
 
         Examples
         --------
@@ -241,18 +214,19 @@ class Node:
         [2.0, 4.0]
         """
         if p is None:
-            devices = [q.device for q in self.exponents if isinstance(q, Tensor)]
-            p = self.stacked(torch.float64, max(devices, key=lambda device: device.type != "cpu", default="cpu"))
-        return self._log_shares(p) + self.n_leaves * math.log(2) + (self.n_leaves - 1) * math.log(radius)
+            p = self.stacked(torch.float64, next((q.device for q in self.exponents if isinstance(q, Tensor)), "cpu"))
+        return self._log_orthant(p) + self.n_leaves * math.log(2)
 
-    def _log_shares(self, p: Tensor) -> Tensor:
-        p0, sizes = p[..., 0], Counter(self.sizes)
-        total = (1 - sizes.total()) * p0.log() - torch.lgamma(self.n_leaves / p0)
-        for size, count in sizes.items():
-            total = total + count * torch.lgamma(size / p0)
-        for (child, *_), q in zip(self._runs, self._split(p[..., 1:], 3), strict=True):
-            if child is not None:
-                total = total + child._log_shares(q).sum(-1)
+    def _log_orthant(self, p: Tensor) -> Tensor:
+        """Return the logarithm of the surface area in one orthant."""
+        p0, node = p[..., 0], 1
+        total = (1 - len(self.branches)) * p0.log() - torch.lgamma(self.n_leaves / p0)
+        for child, count in self._runs:
+            total = total + count * torch.lgamma((child.n_leaves if child else 1) / p0)
+            if child:
+                stop = node + count * len(child.exponents)
+                total = total + child._log_orthant(p[..., node:stop].unflatten(-1, (count, -1))).sum(-1)
+                node = stop
         return total
 
 
@@ -270,3 +244,10 @@ def log_magnitude(z: Tensor) -> Tensor:
     """Return ``log |z|``; up to the smallest normal float, -1e4 with a gradient of 0, whose powers vanish in a sum."""
     tiny = torch.finfo(z.dtype).tiny
     return threshold(z.abs().clamp(min=tiny).log(), (1 - 1e-6) * math.log(tiny), -1e4)
+
+
+def positive(name: str, value: float) -> float:
+    """Return a number as a float, or raise a ValueError."""
+    if not 1e-300 <= (value if isinstance(value, int) else float(value)) <= 1e300:
+        raise ValueError(f"{name} = {value!r}; it must be positive and finite, from 1e-300 to 1e300")
+    return float(value)

@@ -15,7 +15,7 @@ The data enter only through their number :math:`N` and their second moments
 - ``n``: number of data points :math:`N`.
 - ``beta``: weight of the KL term, positive; an array broadcasts with the leading shape of ``W``.
 
-Log-densities and free energies are in nats, summed over the data: a float for one model, an array for a stack. A bad
+Log-densities and free energies are in nats, summed over the data: a number for one model, an array for a stack. A bad
 argument raises ``ValueError`` or ``TypeError``.
 
 **Two conventions for** :math:`\beta`. Eq. 13 weights the KL term, Eq. 16 divides the reconstruction term:
@@ -28,15 +28,6 @@ argument raises ``ValueError`` or ``TypeError``.
 :func:`free_energy` is :math:`F_{13}`, the objective of a beta-VAE; :func:`replicated_free_energy` is :math:`F_{16}`,
 ordinary variational inference on :math:`M = 1/\beta` replicas of every observation. Both have the same optimal
 :math:`q`.
-
-**Effect of a rotation.** The beta-scaled posterior has the precision :math:`\tilde\Lambda = I + W^\top D^{-1} W /
-\beta`. The optimal mean-field :math:`q` has its mean and the precision :math:`\operatorname{diag} \tilde\Lambda`, and
-falls short of the replicated log-likelihood by
-
-.. math:: \frac N2 \Bigl( \sum_k \log \tilde\Lambda_{kk} - \log\det \tilde\Lambda \Bigr) \ge 0 .
-
-This is Hadamard's inequality: equality holds exactly when the columns of :math:`D^{-1/2} W` are orthogonal, for every
-:math:`\beta`.
 """
 
 from __future__ import annotations
@@ -59,33 +50,33 @@ __all__ = [
 
 
 class Posterior(NamedTuple):
-    """Exact Gaussian posterior: recognition weights R (..., K, L), the mean being ``R @ x``, and covariance."""
+    """Exact Gaussian posterior, with mean ``recognition @ x``."""
 
-    recognition: Array
+    recognition: Array  # (..., K, L)
     cov: Array  # (..., K, K)
 
 
 class MeanField(NamedTuple):
-    """Best factorised Gaussian: recognition weights (..., K, L) and variance of each latent (..., K)."""
+    """Best factorised Gaussian, with mean ``recognition @ x``."""
 
-    recognition: Array
-    var: Array
+    recognition: Array  # (..., K, L)
+    var: Array  # (..., K)
 
 
 class FreeEnergy(NamedTuple):
-    """Terms of the free energy at the optimal q, in nats, neither with a factor of beta."""
+    """Terms of the free energy at the optimal q, in nats, neither multiplied by beta."""
 
     reconstruction: float | Array
     kl: float | Array
 
 
 class LatentUse(NamedTuple):
-    """Information in each latent, averaged over the data; arrays of shape (..., K)."""
+    """Use of each latent, averaged over the data; arrays of shape (..., K)."""
 
     exact_var: Array  # marginal variance under the exact posterior
     var: Array  # variance under q, at most exact_var
     mean_power: Array  # mean square of the posterior mean
-    kl: Array  # KL(q(z_k) || p(z_k)) in nats for each data point
+    kl: Array  # KL(q(z_k) || p(z_k)) in nats per data point
 
 
 class BetaPath(NamedTuple):
@@ -103,47 +94,25 @@ class Fit(NamedTuple):
 
 
 def _check_cov(cov: ArrayLike, n_observed: int | None = None) -> Array:
-    cov = _check.real("cov", cov)
-    if cov.ndim != 2 or cov.shape[0] != cov.shape[1] or cov.size == 0:
-        raise ValueError(f"cov must be a square matrix, got shape {cov.shape}")
-    if n_observed is not None and len(cov) != n_observed:
-        raise ValueError(f"cov must have the shape ({n_observed}, {n_observed}) to go with W, got shape {cov.shape}")
+    cov = _check.matrix("cov", cov, n_observed)
     tolerance = 1e-8 * np.abs(cov).max()
-    if np.abs(cov - cov.T).max() > tolerance:
-        raise ValueError("cov must be symmetric")
-    cov = (cov + cov.T) / 2
-    if (smallest := np.linalg.eigvalsh(cov)[0]) < -tolerance:
-        raise ValueError(f"cov must be positive semi-definite, but its smallest eigenvalue is {smallest:g}")
+    if len(cov) != cov.shape[1] or np.abs(cov - cov.T).max() > tolerance or np.linalg.eigvalsh(cov)[0] < -tolerance:
+        raise ValueError(f"cov must be symmetric and positive semi-definite, got {cov}")
     return cov
 
 
-def _check_beta(beta: ArrayLike, batch: tuple[int, ...] = ()) -> Array:
-    beta = _check.real("beta", beta)
-    if (beta <= 0).any():
-        raise ValueError(f"beta must be positive, got {beta.min():g}: at 0 the optimal q is a point mass")
-    try:
-        np.broadcast_shapes(beta.shape, batch)
-    except ValueError:
-        raise ValueError(f"beta must broadcast with the leading shape {batch} of W, got shape {beta.shape}") from None
-    return beta
-
-
 def _check_model(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> tuple[Array, Array, Array]:
-    W = _check.real("W", W)
+    W, beta = _check.real("W", W), _check.real("beta", beta)
     if W.ndim < 2 or 0 in W.shape[-2:]:
         raise ValueError(f"W must have the shape (..., L, K) with L and K at least 1, got shape {W.shape}")
-    return W, _check.noise(noise_var, W.shape[-2]), _check_beta(beta, W.shape[:-2])
+    if (beta <= 0).any():
+        raise ValueError(f"beta must be positive, got {beta.min():g}: at 0 the optimal q is a point mass")
+    return W, _check.noise(noise_var, W.shape[-2]), beta
 
 
-def _check_all(
-    W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike
-) -> tuple[Array, Array, Array, int, Array]:
+def _check_all(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLike = 1.0) -> tuple[Array, ...]:
     W, noise, beta = _check_model(W, noise_var, beta)
-    return W, noise, _check_cov(cov, len(noise)), _check.whole("n", n), beta
-
-
-def _number(value: Array) -> float | Array:
-    return float(value) if np.ndim(value) == 0 else value
+    return W, noise, _check_cov(cov, len(noise)), beta
 
 
 def second_moment(x: ArrayLike) -> Array:
@@ -153,9 +122,9 @@ def second_moment(x: ArrayLike) -> Array:
 
 
 def sample(W: ArrayLike, noise_var: ArrayLike, n: int, seed: int | np.random.Generator = 0) -> Array:
-    """Draw ``n`` data points, (n, L), from the model (Eq. 14); ``seed`` is a number or a generator."""
-    W = _check.matrix("W", W)
-    noise, n, rng = _check.noise(noise_var, len(W)), _check.whole("n", n), np.random.default_rng(seed)
+    """Draw ``n`` data points, (n, L), from the model (Eq. 14); ``seed`` is an integer or a generator."""
+    W, n, rng = _check.matrix("W", W), _check.whole("n", n), np.random.default_rng(seed)
+    noise = _check.noise(noise_var, len(W))
     return rng.standard_normal((n, W.shape[1])) @ W.T + np.sqrt(noise) * rng.standard_normal((n, len(W)))
 
 
@@ -163,11 +132,9 @@ def rotate(W: ArrayLike, angle: ArrayLike, latents: tuple[int, int] = (0, 1)) ->
     r"""Rotate the latent space: :math:`W' = W R(\theta)^\top` for :math:`z' = R(\theta) z` (App. B.3).
 
     The likelihood does not change, as :math:`W' W'^\top = W W^\top`. The columns ``latents`` of ``W`` (L, K) span the
-    plane of the rotation; each angle (...), in radians, gives one matrix of the result (..., L, K).
+    plane of the rotation. Each of the angles (...), in radians, gives one matrix of the result (..., L, K).
     """
-    W, angle, (i, j) = _check.real("W", W), _check.real("angle", angle), latents
-    if W.ndim != 2 or i == j or not {i, j} <= set(range(W.shape[1])):
-        raise ValueError(f"latents must name two different columns of W of shape {W.shape}, got {latents}")
+    W, angle, (i, j) = _check.matrix("W", W), _check.real("angle", angle), latents
     rotated = np.broadcast_to(W, (*angle.shape, *W.shape)).copy()
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
     rotated[..., i] = cos * W[:, i] - sin * W[:, j]
@@ -188,7 +155,7 @@ def overcomplete_weights(alpha: ArrayLike, rho: float = 1.0) -> Array:
     """
     alpha, rho = _check.real("alpha", alpha), _check.real("rho", rho)
     if (np.abs(alpha) > 1).any():
-        raise ValueError(f"alpha must lie in [-1, 1], got {alpha.flat[np.abs(alpha).argmax()]:g}")
+        raise ValueError(f"alpha must lie in [-1, 1], got {alpha}")
     amplitude = np.stack(np.broadcast_arrays(alpha, np.sqrt(1 - alpha**2), rho), axis=-1)
     return amplitude[..., None, :] * np.array([[1, 1, 1], [1, 1, -1]]) / np.sqrt(2)
 
@@ -217,16 +184,14 @@ def aligned_weights(
     """
     n, noise = _check.whole("n", n), _check.positive("noise_var", noise_var)
     gap, turn = log_likelihood - free_energy, np.sin(2 * angle) ** 2
-    if not gap > 0:
-        raise ValueError(f"free_energy must be below log_likelihood = {log_likelihood!r}, got {free_energy!r}")
-    if not turn > 1e-12:
-        raise ValueError(f"angle must not be a multiple of pi / 2, got {angle!r}")
+    if gap <= 0 or turn < 1e-12:
+        raise ValueError("free_energy must be below log_likelihood, and angle must not be a multiple of pi / 2")
     det = np.exp(-2 * log_likelihood / n - 2 - 2 * np.log(2 * np.pi))
     half_difference = np.sqrt(det * np.expm1(2 * gap / n) / turn)
     largest = np.hypot(np.sqrt(det), half_difference) + half_difference
     eigenvalues = np.array([largest, det / largest])
     if not noise < eigenvalues[1]:
-        raise ValueError(f"noise_var must be below {eigenvalues[1]:g}, the smaller variance for n = {n}, got {noise:g}")
+        raise ValueError(f"noise_var must be below {eigenvalues[1]:g} for n = {n}, got {noise:g}")
     return np.diag(np.sqrt(eigenvalues - noise))
 
 
@@ -245,7 +210,7 @@ def replicated_log_likelihood(
 
     It bounds :func:`replicated_free_energy` (Eq. 16) and equals :func:`log_likelihood` at ``beta = 1``.
     """
-    W, noise, cov, n, beta = _check_all(W, noise_var, cov, n, beta)
+    W, noise, cov, beta = _check_all(W, noise_var, cov, beta)
     # In units of the noise the covariance is I + V V^T: its singular vectors give determinant and inverse without
     # cancellation, however small the noise is.
     sd = np.sqrt(noise)
@@ -254,7 +219,7 @@ def replicated_log_likelihood(
     signal[..., : singular.shape[-1]] = singular**2
     spread = np.einsum("...li,lm,...mi->...i", left, cov / np.outer(sd, sd), left)
     log_det = np.log1p(signal / beta[..., None]).sum(-1) + np.log(2 * np.pi * noise).sum() / beta
-    return _number(-n / 2 * (log_det + (spread / (beta[..., None] + signal)).sum(-1)))
+    return -_check.whole("n", n) / 2 * (log_det + (spread / (beta[..., None] + signal)).sum(-1))
 
 
 def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Posterior:
@@ -262,10 +227,8 @@ def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Post
 
     .. math:: \tilde\Sigma = (I + W^\top D^{-1} W / \beta)^{-1}, \qquad R = \tilde\Sigma W^\top D^{-1} / \beta
     """
-    W, noise, beta = _check_model(W, noise_var, beta)
-    cov = np.linalg.inv(_precision(W, noise, beta))
-    scaled = np.swapaxes(W, -1, -2) / noise / beta[..., None, None]
-    return Posterior(cov @ scaled, (cov + np.swapaxes(cov, -1, -2)) / 2)
+    gram, _, recognition = _posterior(*_check_model(W, noise_var, beta))
+    return Posterior(recognition, np.linalg.inv(np.eye(gram.shape[-1]) + gram))
 
 
 def recognition_weights(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Array:
@@ -273,7 +236,7 @@ def recognition_weights(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.
 
     The exact and the mean-field posterior share them (B.2).
     """
-    return _recognition(*_check_model(W, noise_var, beta))
+    return mean_field(W, noise_var, beta).recognition
 
 
 def mean_field(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> MeanField:
@@ -281,22 +244,24 @@ def mean_field(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Mea
 
     It has the exact posterior's mean and the reciprocal diagonal of its precision (B.2).
     """
-    W, noise, beta = _check_model(W, noise_var, beta)
-    return MeanField(_recognition(W, noise, beta), 1 / (1 + _excess_precision(W, noise, beta)))
+    _, excess, recognition = _posterior(*_check_model(W, noise_var, beta))
+    return MeanField(recognition, 1 / (1 + excess))
 
 
-def _precision(W: Array, noise: Array, beta: Array) -> Array:
-    gram = np.swapaxes(W, -1, -2) @ (W / noise[:, None])
-    return np.eye(W.shape[-1]) + gram / beta[..., None, None]
+def _posterior(W: Array, noise: Array, beta: Array) -> tuple[Array, Array, Array]:
+    """Return the precision beyond the prior's, (..., K, K), its diagonal, and the recognition weights (..., K, L)."""
+    scaled = np.swapaxes(W, -1, -2) / noise / beta[..., None, None]
+    gram = scaled @ W
+    return gram, np.einsum("...kk->...k", gram), np.linalg.solve(np.eye(W.shape[-1]) + gram, scaled)
 
 
-def _recognition(W: Array, noise: Array, beta: Array) -> Array:
-    return np.linalg.solve(_precision(W, noise, beta), np.swapaxes(W, -1, -2) / noise / beta[..., None, None])
+def _kl(excess: Array, recognition: Array, cov: Array) -> tuple[Array, Array]:
+    """Return the mean square of the posterior mean and the KL per data point of each latent, both (..., K).
 
-
-def _excess_precision(W: Array, noise: Array, beta: Array) -> Array:
-    """Return the precision of each latent beyond the prior's, (..., K)."""
-    return (W**2 / noise[:, None]).sum(-2) / beta[..., None]
+    ``excess`` is each latent's precision beyond the prior's. The KL is exact also for a latent that is almost pruned.
+    """
+    power = (recognition @ cov * recognition).sum(-1)
+    return power, (np.log1p(excess) - excess / (1 + excess) + power) / 2
 
 
 def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> FreeEnergy:
@@ -309,27 +274,20 @@ def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int
         \mathrm{KL}(q \,\|\, p) &= \tfrac N2 \bigl[\operatorname{tr} \Sigma_q - K - \log\det \Sigma_q
             + \operatorname{tr} R S R^\top \bigr]
     """
-    return _terms(*_check_all(W, noise_var, cov, n, beta))
+    reconstruction, kl, _ = _evaluate(*_check_all(W, noise_var, cov, beta))
+    return FreeEnergy(_check.whole("n", n) * reconstruction, n * kl)
 
 
-def _terms(W: Array, noise: Array, cov: Array, n: int, beta: Array) -> FreeEnergy:
-    recognition = _recognition(W, noise, beta)
-    excess = _excess_precision(W, noise, beta)
-    residual = np.eye(len(noise)) - W @ recognition
-    misfit = (residual @ cov * residual / noise[:, None]).sum((-2, -1))
-    blur = (beta[..., None] * excess / (1 + excess)).sum(-1)
-    reconstruction = -n / 2 * (np.log(2 * np.pi * noise).sum() + misfit + blur)
-    kl = n * _kl_per_latent(excess, _mean_power(recognition, cov)).sum(-1)
-    return FreeEnergy(_number(reconstruction), _number(kl))
-
-
-def _mean_power(recognition: Array, cov: Array) -> Array:
-    return (recognition @ cov * recognition).sum(-1)
-
-
-def _kl_per_latent(excess: Array, power: Array) -> Array:
-    # var - 1 - log var with var = 1 / (1 + excess), exact also for a latent that is almost pruned
-    return (np.log1p(excess) - excess / (1 + excess) + power) / 2
+def _evaluate(W: Array, noise: Array, cov: Array, beta: Array) -> tuple[float | Array, float | Array, Array]:
+    """Return reconstruction, KL and the gradient of Eq. 13 in ``W``, all per data point."""
+    _, excess, recognition = _posterior(W, noise, beta)
+    var = 1 / (1 + excess)
+    residual = (np.eye(len(noise)) - W @ recognition) / noise[:, None]
+    misfit = (noise[:, None] * residual @ cov * residual).sum((-2, -1))
+    blur = (beta[..., None] * excess * var).sum(-1)
+    reconstruction = -(np.log(2 * np.pi * noise).sum() + misfit + blur) / 2
+    gradient = residual @ cov @ np.swapaxes(recognition, -1, -2) - W / noise[:, None] * var[..., None, :]
+    return reconstruction, _kl(excess, recognition, cov)[1].sum(-1), gradient
 
 
 def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> float | Array:
@@ -353,7 +311,7 @@ def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta
     array([-17.82, -57.16])
     """
     terms = free_energy_terms(W, noise_var, cov, n, beta)
-    return _number(terms.reconstruction - np.asarray(beta, dtype=np.float64) * terms.kl)
+    return terms.reconstruction - np.asarray(beta) * terms.kl
 
 
 def replicated_free_energy(
@@ -364,7 +322,7 @@ def replicated_free_energy(
     It equals ``free_energy / beta``, variational inference on :math:`1/\beta` replicas of every observation (B.1).
     """
     terms = free_energy_terms(W, noise_var, cov, n, beta)
-    return _number(terms.reconstruction / np.asarray(beta, dtype=np.float64) - terms.kl)
+    return terms.reconstruction / np.asarray(beta) - terms.kl
 
 
 def mean_field_gap(W: ArrayLike, noise_var: ArrayLike, n: int, beta: ArrayLike = 1.0) -> float | Array:
@@ -373,16 +331,15 @@ def mean_field_gap(W: ArrayLike, noise_var: ArrayLike, n: int, beta: ArrayLike =
     .. math:: \frac N2 \Bigl( \sum_k \log \tilde\Lambda_{kk} - \log\det \tilde\Lambda \Bigr),
               \qquad \tilde\Lambda = I + W^\top D^{-1} W / \beta
 
-    It is the difference of :func:`replicated_log_likelihood` and :func:`replicated_free_energy` (Eq. 16), and zero
-    exactly when the columns of :math:`D^{-1/2} W` are orthogonal. In the convention of Eq. 13 the gap is ``beta``
-    times this.
+    It is the difference of :func:`replicated_log_likelihood` and :func:`replicated_free_energy` (Eq. 16); in the
+    convention of Eq. 13 the gap is ``beta`` times this. By Hadamard's inequality it is zero exactly when the columns of
+    :math:`D^{-1/2} W` are orthogonal, for every :math:`\beta`.
     """
     W, noise, beta = _check_model(W, noise_var, beta)
-    n = _check.whole("n", n)
-    singular = np.linalg.svd(W / np.sqrt(noise)[:, None], compute_uv=False)
-    log_det = np.log1p(singular**2 / beta[..., None]).sum(-1)
-    gap = np.log1p(_excess_precision(W, noise, beta)).sum(-1) - log_det
-    return _number(n / 2 * np.maximum(gap, 0.0))
+    V = W / np.sqrt(noise)[:, None]
+    log_det = np.log1p(np.linalg.svd(V, compute_uv=False) ** 2 / beta[..., None]).sum(-1)
+    gap = np.log1p((V**2).sum(-2) / beta[..., None]).sum(-1) - log_det
+    return _check.whole("n", n) / 2 * np.maximum(gap, 0.0)
 
 
 def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLike = 1.0) -> LatentUse:
@@ -390,11 +347,10 @@ def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLi
 
     A pruned latent has variances of 1, the prior's, and neither power nor KL.
     """
-    W, noise, cov, _, beta = _check_all(W, noise_var, cov, 1, beta)
-    recognition, exact_cov = posterior(W, noise, beta)
-    excess, power = _excess_precision(W, noise, beta), _mean_power(recognition, cov)
-    exact_var = np.diagonal(exact_cov, axis1=-2, axis2=-1).copy()
-    return LatentUse(exact_var, 1 / (1 + excess), power, _kl_per_latent(excess, power))
+    W, noise, cov, beta = _check_all(W, noise_var, cov, beta)
+    gram, excess, recognition = _posterior(W, noise, beta)
+    exact_var = np.einsum("...kk->...k", np.linalg.inv(np.eye(W.shape[-1]) + gram))
+    return LatentUse(exact_var, 1 / (1 + excess), *_kl(excess, recognition, cov))
 
 
 def gradient(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> Array:
@@ -404,14 +360,7 @@ def gradient(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: A
 
     .. math:: \nabla_W F_{13} = N D^{-1} \bigl[ (I - W R) S R^\top - W \Sigma_q \bigr]
     """
-    return _gradient(*_check_all(W, noise_var, cov, n, beta))
-
-
-def _gradient(W: Array, noise: Array, cov: Array, n: int, beta: Array) -> Array:
-    recognition = _recognition(W, noise, beta)
-    var = 1 / (1 + _excess_precision(W, noise, beta))
-    residual = np.eye(len(noise)) - W @ recognition
-    return n / noise[:, None] * (residual @ cov @ np.swapaxes(recognition, -1, -2) - W * var[..., None, :])
+    return _check.whole("n", n) * _evaluate(*_check_all(W, noise_var, cov, beta))[2]
 
 
 def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: float = 1.0) -> Array:
@@ -431,11 +380,9 @@ def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: 
     beta = _check.positive("beta", beta)
     sd = np.sqrt(noise)
     ratio, directions = np.linalg.eigh(cov / np.outer(sd, sd))
-    kept = min(n_latents, len(cov))
-    ratio, directions = ratio[::-1][:kept], directions[:, ::-1][:, :kept]
     columns = sd[:, None] * directions * np.sqrt(np.maximum(ratio - beta, 0.0))
-    columns = columns * np.where(columns[np.abs(columns).argmax(0), np.arange(kept)] < 0, -1.0, 1.0)
-    return np.hstack([columns, np.zeros((len(cov), n_latents - kept))])
+    columns *= np.where(np.abs(columns).max(0) > columns.max(0), -1.0, 1.0)
+    return np.pad(columns[:, ::-1], ((0, 0), (0, n_latents)))[:, :n_latents]
 
 
 def optimal_noise(cov: ArrayLike, n_latents: int, beta: float = 1.0) -> float:
@@ -467,7 +414,7 @@ def optimal_noise(cov: ArrayLike, n_latents: int, beta: float = 1.0) -> float:
 
 def beta_path(cov: ArrayLike, n_latents: int, betas: ArrayLike, noise_var: float | None = None) -> BetaPath:
     """Return the optimal model for each of ``betas`` (B,), at ``noise_var`` or else at its :func:`optimal_noise`."""
-    betas = np.atleast_1d(_check_beta(betas))
+    betas = np.atleast_1d(betas)
     noise = np.array([optimal_noise(cov, n_latents, beta) if noise_var is None else noise_var for beta in betas])
     weights = [optimal_weights(cov, var, n_latents, beta) for var, beta in zip(noise, betas, strict=True)]
     return BetaPath((np.array(weights) ** 2).sum(axis=1), noise)
@@ -480,15 +427,13 @@ def misalignment(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike) -> Array:
     turn it; the angle is that of the turn. It is defined also where principal directions are tied, and 0 for a zero
     column.
     """
-    W, noise, cov, _, _ = _check_all(W, noise_var, cov, 1, 1.0)
+    W, noise, cov, _ = _check_all(W, noise_var, cov)
     sd = np.sqrt(noise)
     column = W / sd[:, None]
     image = cov / np.outer(sd, sd) @ column
-    power = (column**2).sum(-2)
-    along = (column * image).sum(-2)
-    share = np.divide(along, power, out=np.zeros_like(along), where=power > 0)
-    across = np.linalg.norm(image - share[..., None, :] * column, axis=-2)
-    return np.degrees(np.arctan2(across * np.sqrt(power), along))
+    power, along = ((column * other).sum(-2, keepdims=True) for other in (column, image))
+    across = np.linalg.norm(power * image - along * column, axis=-2)
+    return np.degrees(np.arctan2(across, (along * np.sqrt(power))[..., 0, :]))
 
 
 def fit(
@@ -497,27 +442,17 @@ def fit(
     """Maximise the free energy (Eq. 13) from the weights ``W`` (L, K) at fixed noise, by L-BFGS.
 
     The search does not use :func:`optimal_weights`: it shows which of the equally likely solutions an optimiser
-    reaches.
-
-    Raises
-    ------
-    RuntimeError
-        When the optimiser does not converge within ``max_iterations``.
+    reaches. It raises ``RuntimeError`` if it does not converge within ``max_iterations``.
     """
-    start, beta = _check.matrix("W", W), _check.positive("beta", beta)
-    _, noise, cov, n, weight = _check_all(start, noise_var, cov, n, beta)
-    max_iterations = _check.whole("max_iterations", max_iterations)
+    start, noise, cov, beta = _check_all(_check.matrix("W", W), noise_var, cov, _check.positive("beta", beta))
 
     def loss(flat: Array) -> tuple[float, Array]:
-        weights = flat.reshape(start.shape)
-        # The mean over data points, so that the stopping rule does not depend on their number.
-        terms = _terms(weights, noise, cov, 1, weight)
-        return beta * terms.kl - terms.reconstruction, -_gradient(weights, noise, cov, 1, weight).ravel()
+        # Per data point, so that the stopping rule does not depend on their number.
+        reconstruction, kl, gradient = _evaluate(flat.reshape(start.shape), noise, cov, beta)
+        return beta * kl - reconstruction, -gradient.ravel()
 
-    result = minimize(
-        loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 1e-9}
-    )
+    options = {"maxiter": _check.whole("max_iterations", max_iterations), "ftol": 0.0, "gtol": 1e-9}
+    result = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     if result.nit >= max_iterations:
         raise RuntimeError(f"fit did not converge within max_iterations = {max_iterations} steps")
-    weights = result.x.reshape(start.shape)
-    return Fit(weights, float(free_energy(weights, noise, cov, n, beta)))
+    return Fit(result.x.reshape(start.shape), -_check.whole("n", n) * result.fun)

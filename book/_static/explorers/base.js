@@ -5,7 +5,7 @@
  *     Explorers.define("NAME", (explorer, data) => { ... });
  *
  * once for every `<div class="explorer" data-explorer="NAME">` of the page, with the JSON that the notebook embedded there
- * (`edition.explorers.explorer`). The extension `book/_ext/explorers.py` adds the scripts and the style to the pages that need
+ * (`edition.explorers.explorer`). The extension `book/_ext/pages.py` adds the scripts and the style to the pages that need
  * them. `explorer` offers, each creating its own part of the page and returning a handle on it:
  *
  *     explorer.slider({name, label, hint, stops | min, max, step, value, format})   -> {value}

@@ -1,7 +1,7 @@
 /* The trade-off explorer: MIG against reconstruction, every recorded run a mark, and the record of the one that is chosen.
  *
  * Nothing is computed here but what is in view; means and standard errors come from edition.stats. A run's traversals are
- * one picture beside the page (book/_ext/explorer_files.py), loaded when the run is chosen.
+ * one picture beside the page (book/_ext/pages.py), loaded when the run is chosen.
  */
 Explorers.tradeOff = (() => {
   "use strict";

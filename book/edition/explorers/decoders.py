@@ -13,14 +13,14 @@ and from a shell, for the representatives of the two objectives in a specificati
 
 **How it is made smaller.** The decoder of A.4 has 7.9 million weights, but on samples z of the posteriors of images
 the activations before each layer fill few directions. Layer by layer, from the first on, the map from activations h
-(as the compressed layers before give them) to the original's outputs y is fitted anew by least squares with a rank r,
+(as the compressed layers before give them) to the original's outputs y is fitted by least squares with a rank r,
 
 .. math:: y \approx A B h + c, \qquad \min_{A, B, c}\ \E \sum_i w_i (y_i - \hat y_i)^2 ,
 
 where w weighs an output by how much it matters behind its nonlinearity: the mean of :math:`(1 - \tanh^2 y_i)^2`
 within, of the Bernoulli variance :math:`p_i (1 - p_i)` at the pixels. This is reduced-rank regression (Izenman, 1975).
-B is then rounded to 8 bits with a scale a row, A is fitted to what that has left, and rounded in the same way. Ranks
-are dealt so that the file fits: each byte goes where it explains most. Nothing is trained.
+B is then rounded to 8 bits with a scale a row; A is fitted to the rounded activations, and rounded in the same way.
+Each byte of the file goes to the rank that explains most. Nothing is trained.
 
 **The file** is little-endian: eight bytes ``ISADEC1\n``; the length of the header, uint32; the header, JSON in UTF-8,
 padded by spaces to a multiple of four; then every matrix of every layer in the order in which they are applied, each as
@@ -39,7 +39,7 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -50,24 +50,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edition.stats import representative
 from isa import data, latents, models, objectives, results
-from isa._files import write_atomically
 from isa.data import FactorDataset
 from isa.mig import active_units
+from isa.sweep import Spec, sweep
 
-__all__ = ["MOST_BYTES", "CompressedDecoder", "Layer", "compress", "export", "main", "representatives", "to_script"]
-
-MOST_BYTES = 4_000_000
-"""What a page loads of one decoder is at most so large."""
+__all__ = ["CompressedDecoder", "Layer", "Regression", "compress", "export", "main", "representatives", "to_script"]
 
 _MAGIC = b"ISADEC1\n"
-_MOST_HEADER = 256 * 2**10
-_MOST_SIZE = 2**16
 _RUN = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "subspaces", "p0", "p1", "scale")
 _RUN += ("learn_exponents", "exponents", "total_steps", "batch_size", "reduced", "mig", "log_likelihood")
 _RUN += ("active_units", "images_title", "procedural", "commit")
-"""What is kept of a run's record."""
-_FLOOR = 1e-7  # of the largest eigenvalue: directions of activations below it are not told from rounding
+"""Fields kept of a run's record."""
+_FLOOR = 1e-7  # of the largest eigenvalue: directions of activations below it are rounding errors
 _BATCH = 2048
 
 
@@ -93,28 +89,21 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CompressedDecoder:
-    """A decoder from K latents to images, with what a page needs to say of it.
+    """A decoder from K latents to images, with the data of a page about it.
 
-    Attributes
-    ----------
-    layers : tuple of Layer
-        Between them is a tanh.
-    image : tuple of int
-        Channels, height and width.
-    likelihood : str
-        ``"bernoulli"``, where outputs are logits, or ``"gaussian"``, where they are means.
-    about : dict
-        Empty, or as :func:`export` makes it: ``run`` (fields of its record), ``sliders`` (a dict for each active
-        latent: ``latent`` from 0, ``factor`` that it knows most of, ``nats``, and ``low`` and ``high``, the least and
-        the greatest posterior mean), ``starts`` (``name``, ``z`` with K numbers, and ``image``, base64 of its bytes),
-        and
-        ``error`` (``images`` it was measured over, ``pixel``, the mean absolute error of a pixel's mean, and
-        ``log_likelihood`` and ``original_log_likelihood`` in nats an image).
+    ``about`` is empty, or as :func:`export` makes it: ``run``, fields of its record; ``sliders``, a dict for each
+    active latent, with ``latent`` from 0, the ``factor`` that it has most information on, ``nats``, and ``low`` and
+    ``high``, the minimum and maximum of its posterior mean; ``starts``, with ``name``, ``z`` of K numbers, and
+    ``image``, base64 of its bytes; and ``error``, with the number of ``images``, ``pixel``, the mean absolute error of
+    a pixel's mean, and ``log_likelihood`` and ``original_log_likelihood`` in nats an image.
     """
 
     layers: tuple[Layer, ...]
+    """Between them is a tanh."""
     image: tuple[int, int, int]
+    """Channels, height and width."""
     likelihood: str
+    """``"bernoulli"``, where outputs are logits, or ``"gaussian"``, where they are means."""
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -130,15 +119,7 @@ class CompressedDecoder:
         return [([dense(*one) for one in layer.matrices], torch.from_numpy(layer.bias)) for layer in self.layers]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return logits, or means under a Gaussian likelihood, ``(B, C, H, W)``, of latents ``(B, K)``; in float32.
-
-        Raises
-        ------
-        ValueError
-            If z has another shape.
-        """
-        if z.ndim != 2 or z.shape[1] != self.latents:
-            raise ValueError(f"z must have shape (B, {self.latents}), got {tuple(z.shape)}")
+        """Return logits, or means under a Gaussian likelihood, ``(B, C, H, W)``, of latents ``(B, K)``; in float32."""
         h = z.float()
         for number, (matrices, bias) in enumerate(self._tensors):
             h = h if number == 0 else h.tanh()
@@ -152,20 +133,10 @@ class CompressedDecoder:
         return _pixels(self.decode(z), self.likelihood)
 
     def traversals(self, start: str, steps: int) -> tuple[list[str], np.ndarray]:
-        """Along every active latent from the start of this name, or the first where there is none.
+        """Return labels and images, uint8 ``(rows, steps, C, H, W)``, along every active latent.
 
-        Returns
-        -------
-        tuple
-            Names of the rows, and images, uint8 ``(rows, steps, C, H, W)``.
-
-        Raises
-        ------
-        ValueError
-            If ``about`` is empty, or ``steps`` is less than 2.
+        They begin at the start of this name, or at the first if there is none.
         """
-        if not self.about or steps < 2:
-            raise ValueError(f"a traversal needs sliders and at least 2 steps, got {steps} steps")
         starts = {one["name"]: one["z"] for one in reversed(self.about["starts"])}
         z = torch.tensor(starts.get(start, self.about["starts"][0]["z"]))
         sliders = self.about["sliders"]
@@ -177,97 +148,62 @@ class CompressedDecoder:
         return labels, images.view(len(sliders), steps, *self.image).numpy()
 
     def to_bytes(self) -> bytes:
-        """Return the file's content; the same decoder gives the same bytes.
-
-        Raises
-        ------
-        ValueError
-            If it holds what a file cannot.
-        """
+        """Return the file's content; the same decoder gives the same bytes."""
         header = {
             "layers": [{"bits": layer.bits, "sizes": layer.sizes} for layer in self.layers],
             "image": list(self.image),
             "likelihood": self.likelihood,
             "about": self.about,
         }
-        _check_header(header)
         text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 4)
         parts = [_MAGIC, struct.pack("<I", len(text)), text]
         for layer in self.layers:
             for scale, values in layer.matrices:
                 parts += [] if scale is None else [scale.astype("<f4").tobytes()]
-                held = values.astype("<f4" if scale is None else "i1").tobytes()
-                parts.append(held + bytes(-len(held) % 4))
+                matrix = values.astype("<f4" if scale is None else "i1").tobytes()
+                parts.append(matrix + bytes(-len(matrix) % 4))
             parts.append(layer.bias.astype("<f4").tobytes())
         return b"".join(parts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file, whole or not at all.
-
-        Raises
-        ------
-        ValueError
-            If a page would load more than :data:`MOST_BYTES` of it.
-        """
-        path, held = Path(path), self.to_bytes()
-        if _in_a_page(len(held)) > MOST_BYTES:
-            raise ValueError(f"a decoder must have at most {_most_in_a_file():,} bytes, this one has {len(held):,}")
-        write_atomically(path, lambda temporary: Path(temporary).write_bytes(held))
+        """Write the file."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.to_bytes())
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CompressedDecoder:
-        """Read a decoder back; nothing in the file is taken on trust.
-
-        Raises
-        ------
-        ValueError
-            If the file is no decoder. The sentence names it.
-        OSError
-            If it cannot be read.
-        """
-        path = Path(path)
-        with open(path, "rb") as file:
-            held = file.read(MOST_BYTES + 1)
+        """Read a decoder; a ValueError names a file that is not one, or is truncated."""
         try:
-            if len(held) > MOST_BYTES:
-                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-            return cls._of(held)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path} is no decoder: {' '.join(str(error).split())[:300]}") from None
+            return cls._of(Path(path).read_bytes())
+        except (ValueError, TypeError, KeyError, struct.error) as error:
+            raise ValueError(f"{path} is not a decoder: {error}") from None
 
     @classmethod
-    def _of(cls, held: bytes) -> CompressedDecoder:
-        start = len(_MAGIC) + 4
-        if held[: len(_MAGIC)] != _MAGIC or len(held) < start:
+    def _of(cls, contents: bytes) -> CompressedDecoder:
+        if not contents.startswith(_MAGIC):
             raise ValueError(f"it does not begin with {_MAGIC.decode().strip()}")
-        (length,) = struct.unpack("<I", held[len(_MAGIC) : start])
-        if length > _MOST_HEADER or length % 4 or len(held) < start + length:
-            raise ValueError(f"its header claims {length:,} bytes")
-        header = json.loads(held[start : start + length].decode(), parse_constant=_no_constant)
-        _check_header(header)
-        expected = sum(_layer_bytes(one["bits"], one["sizes"]) for one in header["layers"])
-        if len(held) != start + length + expected:
-            raise ValueError(f"it holds {len(held) - start - length:,} bytes of weights in place of {expected:,}")
-        place = start + length
-        layers = []
+        (length,) = struct.unpack_from("<I", contents, len(_MAGIC))
+        position = len(_MAGIC) + 4 + length
+        header = json.loads(contents[len(_MAGIC) + 4 : position])
 
         def take(kind: str, *shape: int) -> np.ndarray:
-            nonlocal place
-            count = math.prod(shape)
-            found = np.frombuffer(held, kind, count, place).reshape(shape)
-            place += -(-found.nbytes // 4) * 4
-            if kind == "<f4" and not np.isfinite(found).all():
-                raise ValueError("its weights are not finite")
-            return np.array(found, np.float32 if kind == "<f4" else np.int8)  # a copy in this machine's byte order
+            nonlocal position
+            values = np.frombuffer(contents, kind, math.prod(shape), position).reshape(shape)
+            position += -(-values.nbytes // 4) * 4
+            return values.astype(np.float32 if kind == "<f4" else np.int8)
 
-        for one in header["layers"]:
+        layers = []
+        for layer in header["layers"]:
             matrices = []
-            for columns, rows in pairwise(one["sizes"]):
-                scale = take("<f4", rows) if one["bits"] == 8 else None
-                matrices.append((scale, take("i1" if one["bits"] == 8 else "<f4", rows, columns)))
-            layers.append(Layer(tuple(matrices), take("<f4", one["sizes"][-1])))
+            for columns, rows in pairwise(layer["sizes"]):
+                scale = take("<f4", rows) if layer["bits"] == 8 else None
+                matrices.append((scale, take("<f4" if scale is None else "i1", rows, columns)))
+            layers.append(Layer(tuple(matrices), take("<f4", layer["sizes"][-1])))
+        if position != len(contents):
+            raise ValueError(f"it has {len(contents):,} bytes in place of {position:,}")
         return cls(tuple(layers), tuple(header["image"]), header["likelihood"], header["about"])
 
 
@@ -276,122 +212,25 @@ def _pixels(decoded: Tensor, likelihood: str) -> Tensor:
 
 
 def _layer_bytes(bits: int, sizes: Sequence[int]) -> int:
-    held = 4 * sizes[-1]
+    size = 4 * sizes[-1]
     for columns, rows in pairwise(sizes):
-        held += 4 * rows * columns if bits == 32 else 4 * rows + -(-rows * columns // 4) * 4
-    return held
+        size += 4 * rows * columns if bits == 32 else 4 * rows + -(-rows * columns // 4) * 4
+    return size
 
 
 def _rank_bytes(inputs: int, outputs: int) -> int:
-    """What one more rank takes in 8 bits, at most."""
+    """Return the maximum number of bytes of one more rank in 8 bits."""
     return 4 + inputs + 3 + outputs + 3
 
 
-def _in_a_page(size: int) -> int:
-    """Bytes of the script that carries a file of so many."""
-    return -(-size // 3) * 4 + 256
-
-
-def _most_in_a_file() -> int:
-    return (MOST_BYTES - 256) // 4 * 3
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Headers
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"its header has the number {name}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 1 <= value <= _MOST_SIZE
-
-
-def _keys(held: object, names: Sequence[str], what: str) -> None:
-    if not isinstance(held, dict) or set(held) != set(names):
-        raise ValueError(f"{what} must have {', '.join(names)}")
-
-
-def _check_header(header: Mapping[str, Any]) -> None:
-    _keys(header, ("layers", "image", "likelihood", "about"), "its header")
-    described, image = header["layers"], header["image"]
-    if not isinstance(described, list) or not 1 <= len(described) <= 16:
-        raise ValueError("it must have 1 to 16 layers")
-    for one in described:
-        _keys(one, ("bits", "sizes"), "a layer")
-        sizes = one["sizes"]
-        if one["bits"] not in (8, 32) or not isinstance(sizes, list) or len(sizes) not in (2, 3):
-            raise ValueError("a layer must have 8 or 32 bits, and two sizes or three")
-        if not all(map(_is_size, sizes)):
-            raise ValueError(f"sizes of a layer must be from 1 to {_MOST_SIZE}")
-    if any(before["sizes"][-1] != after["sizes"][0] for before, after in pairwise(described)):
-        raise ValueError("its layers must fit together")
-    if not isinstance(image, list) or len(image) != 3 or not all(map(_is_size, image)):
-        raise ValueError("its image must have three sizes")
-    if math.prod(image) != described[-1]["sizes"][-1]:
-        raise ValueError("its last layer must have an output for each pixel")
-    if header["likelihood"] not in objectives.LIKELIHOODS:
-        raise ValueError(f"likelihood must be one of {', '.join(objectives.LIKELIHOODS)}")
-    if header["about"] != {}:
-        _check_about(header["about"], described[0]["sizes"][0], math.prod(image))
-
-
-def _check_about(about: object, latent_dim: int, pixels: int) -> None:
-    _keys(about, ("run", "sliders", "starts", "error"), "about")
-    if not isinstance(about["run"], dict) or set(about["run"]) != set(_RUN):
-        raise ValueError(f"run must have {', '.join(_RUN)}")
-    for name, value in about["run"].items():
-        plain = value if isinstance(value, list) else [value]
-        if not all(one is None or isinstance(one, (str, bool)) or _is_number(one) for one in plain):
-            raise ValueError(f"{name} of its run is no number or word")
-    run = about["run"]
-    for name in ("key", "hash", "objective", "prior"):
-        if not isinstance(run.get(name), str):
-            raise ValueError(f"{name} of its run must be a word")
-    for name in ("beta", "seed", "total_steps", "batch_size", "mig", "log_likelihood"):
-        if not _is_number(run.get(name)):
-            raise ValueError(f"{name} of its run must be a number")
-    for name in ("reduced", "learn_exponents"):
-        if not isinstance(run.get(name), bool):
-            raise ValueError(f"{name} of its run must be true or false")
-    if not isinstance(about["sliders"], list) or not isinstance(about["starts"], list) or not about["starts"]:
-        raise ValueError("sliders and starts must be lists, and there must be a start")
-    for one in about["sliders"]:
-        _keys(one, ("latent", "factor", "nats", "low", "high"), "a slider")
-        if type(one["latent"]) is not int or not 0 <= one["latent"] < latent_dim or not isinstance(one["factor"], str):
-            raise ValueError("a slider must have a latent of the decoder, and a factor's name")
-        if not all(_is_number(one[name]) for name in ("nats", "low", "high")) or not one["low"] < one["high"]:
-            raise ValueError("a slider must have nats, and low below high")
-    for one in about["starts"]:
-        _keys(one, ("name", "z", "image"), "a start")
-        if not isinstance(one["name"], str) or not isinstance(one["z"], list) or not isinstance(one["image"], str):
-            raise ValueError("a start must have name, z and image")
-        if len(one["z"]) != latent_dim or not all(map(_is_number, one["z"])):
-            raise ValueError(f"z of a start must be {latent_dim} numbers")
-        if len(base64.b64decode(one["image"], validate=True)) != pixels:
-            raise ValueError(f"image of a start must be {pixels} bytes")
-    _keys(about["error"], ("images", "pixel", "log_likelihood", "original_log_likelihood"), "error")
-    if not all(map(_is_number, about["error"].values())):
-        raise ValueError("error must be numbers")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Compression
-
-
 def _rounded(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Scale of every row and its values in 8 bits."""
+    """Return the scale of every row, and its values in 8 bits."""
     scale = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
     return scale[:, 0].float().numpy(), (matrix / scale).round().to(torch.int8).numpy()
 
 
-class _Regression:
-    """Second moments of activations h (N, n) and of outputs y (N, m) that are to be had from them."""
+class Regression:
+    """Reduced-rank regression of outputs y ``(N, m)``, with weights ``(m,)``, on activations h ``(N, n)``."""
 
     def __init__(self, h: Tensor, y: Tensor, weight: Tensor) -> None:
         self.h_mean, self.y_mean = h.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
@@ -426,7 +265,7 @@ class _Regression:
 
 
 def _ranks(spectra: Sequence[Tensor], sizes: Sequence[tuple[int, int]], room: int) -> list[int]:
-    """Deal ranks, each to the layer where it explains most of the layer's outputs for its bytes."""
+    """Assign ranks, each to the layer where it explains most of the layer's outputs for its bytes."""
     ranks = [1] * len(sizes)
     most = [
         min(int((power > 0).sum()), math.ceil(n * m / (n + m))) for power, (n, m) in zip(spectra, sizes, strict=True)
@@ -445,15 +284,6 @@ def _ranks(spectra: Sequence[Tensor], sizes: Sequence[tuple[int, int]], room: in
         room -= _rank_bytes(*sizes[best])
 
 
-def _linear_layers(model: models.VAE) -> list[nn.Linear]:
-    net = list(model.decoder.net) if isinstance(model.decoder.net, nn.Sequential) else []
-    linear, between = net[::2], net[1::2]
-    fits = len(net) % 2 and all(isinstance(one, nn.Linear) for one in linear)
-    if not fits or not all(isinstance(one, nn.Tanh) for one in between):
-        raise ValueError("model must have a decoder of linear layers with tanh between them, as the perceptrons of A.4")
-    return linear
-
-
 @torch.no_grad()
 def compress(
     model: models.VAE,
@@ -464,18 +294,18 @@ def compress(
     most_bytes: int = 2_000_000,
     seed: int = 0,
 ) -> CompressedDecoder:
-    """Make a model's decoder smaller, so that it stays close on samples of these posteriors.
+    """Compress a model's decoder, so that it stays close on samples of these posteriors.
 
     Parameters
     ----------
     model
-        Its decoder must be linear layers with tanh between them. It is left as it was.
+        Its decoder must be linear layers with tanh between them, as the perceptrons of A.4.
     mean, log_var
         ``(N, K)`` posteriors of N images, more than a layer is wide; one sample of each is used.
     likelihood
-        What the decoder's outputs are, ``"bernoulli"`` or ``"gaussian"``.
+        Of the decoder's outputs, ``"bernoulli"`` or ``"gaussian"``.
     most_bytes
-        Of weights; at most as many are used.
+        Maximum size of the weights.
     seed
         Of the samples.
 
@@ -483,26 +313,11 @@ def compress(
     -------
     CompressedDecoder
         With an empty ``about``.
-
-    Raises
-    ------
-    ValueError
-        If the decoder is of another kind, the posteriors have other shapes, are too few or are not finite, or
-        ``most_bytes`` does not hold one rank a layer.
     """
-    linear = _linear_layers(model)
-    if likelihood not in objectives.LIKELIHOODS:
-        raise ValueError(f"likelihood must be one of {', '.join(objectives.LIKELIHOODS)}, got {likelihood!r}")
-    if mean.ndim != 2 or mean.shape != log_var.shape or mean.shape[1] != model.latent_dim:
-        raise ValueError(
-            f"mean and log_var must have shape (N, {model.latent_dim}), got {tuple(mean.shape)} and "
-            f"{tuple(log_var.shape)}"
-        )
+    linear, between = list(model.decoder.net)[::2], list(model.decoder.net)[1::2]
+    if not all(isinstance(one, nn.Linear) for one in linear) or not all(isinstance(one, nn.Tanh) for one in between):
+        raise ValueError("model must have a decoder of linear layers with tanh between them, as the perceptrons of A.4")
     widest = max(one.in_features for one in linear)
-    if len(mean) <= widest:
-        raise ValueError(f"mean must have more than {widest} rows, as many as a layer is wide, got {len(mean)}")
-    if not torch.isfinite(mean).all() or not torch.isfinite(log_var).all():
-        raise ValueError("mean and log_var must be finite")
     z = _samples(mean, log_var, seed)
     sizes = [(one.in_features, one.out_features) for one in linear]
     first = Layer(((None, linear[0].weight.float().numpy().copy()),), linear[0].bias.float().numpy().copy())
@@ -526,11 +341,11 @@ def compress(
 
     inputs = [linear[0](z), *outputs[:-1]]
     few = slice(max(2 * widest, _BATCH))  # enough to deal the ranks by
-    spectra = [_Regression(h[few].tanh(), y[few], w).power for h, y, w in zip(inputs, outputs, weights, strict=True)]
+    spectra = [Regression(h[few].tanh(), y[few], w).power for h, y, w in zip(inputs, outputs, weights, strict=True)]
     layers, h = [first], inputs[0]
     for y, weight, rank in zip(outputs, weights, _ranks(spectra, sizes[1:], room), strict=True):
         activation = h.tanh()
-        layers.append(_Regression(activation, y, weight).layer(rank))
+        layers.append(Regression(activation, y, weight).layer(rank))
         h = activation
         for scale, values in layers[-1].matrices:
             h = h @ torch.from_numpy(scale[:, None] * values).T
@@ -542,18 +357,9 @@ def _samples(mean: Tensor, log_var: Tensor, seed: int) -> Tensor:
     return models.Posterior(mean.float(), log_var.float()).sample(generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From a model that was kept to a file
-
-
-def _batches(dataset: FactorDataset, index: Tensor) -> Iterator[Tensor]:
-    for part in index.split(_BATCH):
-        yield dataset.images(part)
-
-
 @torch.no_grad()
 def _posteriors(model: models.VAE, dataset: FactorDataset, index: Tensor) -> tuple[Tensor, Tensor]:
-    found = [model.encode(x) for x in _batches(dataset, index)]
+    found = [model.encode(dataset.images(part)) for part in index.split(_BATCH)]
     return torch.cat([one.mean for one in found]), torch.cat([one.log_var for one in found])
 
 
@@ -564,8 +370,8 @@ def _error(
     """Compare both decoders at samples z of the posteriors of these images."""
     log_likelihood = objectives.LIKELIHOODS[compressed.likelihood]
     sums = torch.zeros(3, dtype=torch.float64)
-    for x, part in zip(_batches(dataset, index), z.split(_BATCH), strict=True):
-        ours, theirs = compressed.decode(part), model.decode(part)
+    for batch, part in zip(index.split(_BATCH), z.split(_BATCH), strict=True):
+        x, ours, theirs = dataset.images(batch), compressed.decode(part), model.decode(part)
         far = (_pixels(ours, compressed.likelihood) - _pixels(theirs, compressed.likelihood)).abs()
         sums += torch.stack(
             [far.double().mean((1, 2, 3)).sum(), *(log_likelihood(y, x).double().sum() for y in (ours, theirs))]
@@ -583,7 +389,7 @@ def export(
     measured: int = 20_000,
     seed: int = 0,
 ) -> CompressedDecoder:
-    """Make the decoder of a kept model smaller, and say what a page needs to know of it.
+    """Compress the decoder of a kept model, and measure it.
 
     Parameters
     ----------
@@ -594,25 +400,17 @@ def export(
     most_bytes
         See :func:`compress`.
     fitted, measured
-        Images, drawn at random without repetition, that the factors are fitted to, and others over which the error is
-        measured; as many as there are, where there are less.
+        Numbers of images, drawn at random without repetition, that the factors are fitted to, and of others over which
+        the error is measured; at most half of the images each.
     seed
         Of the choice of images, and of the samples.
-
-    Raises
-    ------
-    ValueError
-        If the folder does not hold a model that was trained and measured, or its decoder cannot be made smaller.
-    OSError
-        If it cannot be read.
     """
     folder = Path(folder)
     record = results.read_record(folder / "record.json")
     run, model, _ = results.load_model(folder)
     if record["hash"] != run.hash or record.get("mig") is None:
         raise ValueError(f"{folder} must hold a model with its record, and the run must have been measured")
-    record |= {**run.to_dict(), "key": run.key}  # a file is named after it
-    _check_measured(record, folder / "record.json")
+    record |= {**run.to_dict(), "key": run.key}
     dataset = data.load(run.dataset, run.source) if dataset is None else dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     fitted = min(fitted, len(dataset) // 2)
@@ -630,25 +428,8 @@ def export(
     return replace(compressed, about=about)
 
 
-def _check_measured(record: Mapping[str, Any], path: Path) -> None:
-    """Check that a record has what is kept of it, and information of every latent about every factor."""
-    missing = [name for name in _RUN if name not in record]
-    if missing:
-        raise ValueError(f"{path} must have {', '.join(_RUN)}, and lacks {', '.join(missing)}")
-    factors = record.get("factors")
-    if not isinstance(factors, list) or not factors or not all(isinstance(name, str) for name in factors):
-        raise ValueError(f"factors in {path} must be a list of names, got {str(factors)[:60]!r}")
-    try:
-        information = np.array(record.get("mutual_information"), float)
-    except (TypeError, ValueError, OverflowError):
-        information = np.array(math.nan)
-    expected = (len(factors), record["latent_dim"])
-    if information.shape != expected or not np.isfinite(information).all():
-        raise ValueError(f"mutual_information in {path} must be numbers of shape {expected}")
-
-
 def _sliders(mean: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Active latents in the order of a portrait: by the factor that each knows most of, then by how much."""
+    """Return the active latents in the order of a portrait: by the factor of most information, then by its amount."""
     information = np.array(record["mutual_information"])
     best, nats = information.argmax(0), information.max(0)
     low, high = (ends.tolist() for ends in torch.aminmax(mean, dim=0))
@@ -660,7 +441,7 @@ def _sliders(mean: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _starts(model: models.VAE, dataset: FactorDataset) -> list[dict[str, Any]]:
-    """The images in the middle of all factors but the split of the data set's view, as in a portrait."""
+    """Return the images in the middle of all factors but the split of the data set's view, as in a portrait."""
     split = latents.VIEWS.get(dataset.name, latents.View()).split
     middle = {
         name: size // 2 for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True) if name != split
@@ -676,13 +457,7 @@ def _starts(model: models.VAE, dataset: FactorDataset) -> list[dict[str, Any]]:
 
 
 def to_script(path: str | os.PathLike[str]) -> str:
-    """The script by which a page loads a decoder from a file, where a browser reads no other kind of file.
-
-    Raises
-    ------
-    ValueError, OSError
-        As :meth:`CompressedDecoder.load`.
-    """
+    """Return the script that brings a decoder to a page, which can load no other kind of file from disk."""
     path = Path(path)
     CompressedDecoder.load(path)
     text = base64.b64encode(path.read_bytes()).decode()
@@ -692,21 +467,10 @@ def to_script(path: str | os.PathLike[str]) -> str:
 def representatives(
     spec_path: str | os.PathLike[str], objective_names: Sequence[str] = ("beta-vae", "isa-vae"), beta: float = 1.0
 ) -> dict[str, Path]:
-    """Folders of the kept models that stand for their objectives in a specification's records (A.5).
+    """Return the folders of the kept models that represent their objectives in a specification's records (A.5).
 
-    Where runs of one objective and beta were trained for several numbers of steps, the first in the specification is
-    taken.
-
-    Raises
-    ------
-    ValueError
-        If no run of an objective is recorded, or the model of the representative was not kept.
-    OSError
-        If the specification cannot be read.
+    If runs of one objective and beta were trained in several ways, the first in the specification counts.
     """
-    from edition.stats import representative
-    from isa.sweep import Spec, sweep
-
     spec = Spec.read(spec_path)
     records = sweep(spec, budget=0)
     found = {}
@@ -719,42 +483,28 @@ def representatives(
         row = rows[representative([row["mig"] for row in rows], [row["log_likelihood"] for row in rows])]
         found[name] = spec.work / "models" / row["key"]
         if not (found[name] / "model.safetensors").is_file():
-            raise ValueError(
-                f"{found[name]} must be the model that stands for {name}, but it was not kept: with --keep-models a "
-                "sweep keeps the models of the runs that it trains"
-            )
+            raise ValueError(f"{found[name]}, the model that represents {name}, was not kept: sweep with --keep-models")
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write decoders for pages, as ``python -m edition.explorers.decoders``; returns the exit status."""
+    """Write decoders for pages, as ``python -m edition.explorers.decoders``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m edition.explorers.decoders",
-        description="Make the decoders of trained models small enough to run in a page, and measure what that changes.",
-        epilog="examples: python -m edition.explorers.decoders runs/dsprites.yaml (or trained/KEY)",
+        description="Make the decoders of trained models small enough to run in a page, and measure the difference.",
     )
-    parser.add_argument(
-        "models",
-        metavar="MODEL",
-        nargs="+",
-        type=Path,
-        help="folder of a kept model, or a specification for the representatives of beta-vae and isa-vae at beta = 1",
+    models_help = (
+        "folder of a kept model, or a specification for the representatives of beta-vae and isa-vae at beta = 1"
     )
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("runs/decoders"), help="where files go (runs/decoders)"
-    )
-    parser.add_argument("--bytes", metavar="N", type=int, default=2_000_000, help="size of the weights (2,000,000)")
-    parser.add_argument(
-        "--images", metavar="N", type=int, default=20_000, help="to fit to, and as many others to measure over (20,000)"
-    )
+    parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help=models_help)
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/decoders"), help="(runs/decoders)")
     arguments = parser.parse_args(argv)
     try:
         folders = []
         for path in arguments.models:
             folders += representatives(path).values() if path.suffix == ".yaml" else [path]
         for folder in folders:
-            options = {"most_bytes": arguments.bytes, "fitted": arguments.images, "measured": arguments.images}
-            exhibit = export(folder, **options)
+            exhibit = export(folder)
             path = exhibit.save(arguments.output / f"{exhibit.about['run']['key']}.bin")
             error = exhibit.about["error"]
             print(f"{path}: {path.stat().st_size:,} bytes, ranks {[layer.sizes[1] for layer in exhibit.layers[1:]]}")
@@ -762,8 +512,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"  over {error['images']:,} other images: mean absolute error of a pixel {error['pixel']:.5f}, "
                 f"log-likelihood {error['log_likelihood']:.3f} in place of {error['original_log_likelihood']:.3f} nats"
             )
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        print(f"edition.explorers.decoders: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, KeyError, OSError) as error:
+        print(f"edition.explorers.decoders: error: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""What the explorers of records and of trained models are given: runs with their means, and decoders to load.
+"""Data of the explorers of records and of trained models: runs with their means, and decoders to load.
 
 ::
 
@@ -23,35 +23,31 @@ from isa.latents import Portrait
 __all__ = ["PLAIN", "Exhibit", "choose", "curves", "latents", "measured", "method", "standing", "title", "trade_off"]
 
 PLAIN = {"beta-tcvae": "beta-vae", "isa-tcvae": "isa-vae"}
-"""What two objectives are at beta = 1, and recorded as."""
+"""Objectives with a total correlation, and what they are at beta = 1, and recorded as."""
 
 _COLOURS = {getattr(style, name.upper()): name for name in ("blue", "orange", "green", "vermilion", "purple", "sky")}
 
 
 def method(row: Mapping[str, Any]) -> str:
-    """The key of :data:`edition.figures.results.METHODS` that a run belongs to."""
+    """Return the key of :data:`edition.figures.results.METHODS` that a run belongs to."""
     return f"{row['objective']}, learned" if row["learn_exponents"] else row["objective"]
 
 
 def title(row: Mapping[str, Any]) -> str:
-    """How long a run was trained, and the word reduced where it was."""
+    """Return how long a run was trained, and whether it is reduced, in words."""
     return scale(row["total_steps"], row["batch_size"], row["reduced"])
 
 
 def measured(studies: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """All runs that went well, each once, with a method of :data:`edition.figures.results.METHODS`."""
+    """Return all runs that did not diverge, each once, with a method of :data:`edition.figures.results.METHODS`."""
     rows = {row["hash"]: row for records in studies for row in records if row["status"] == "trained"}
     return [row for row in rows.values() if method(row) in METHODS]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
 
 
 def trade_off(
     studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterable[Path] = (), most: int = 40
 ) -> dict[str, Any]:
-    """Every run with its record in short, and the means over seeds that Fig. 5b draws.
+    """Return every run of one data set with its record in short, and the means over seeds that Fig. 5b draws.
 
     Parameters
     ----------
@@ -59,10 +55,10 @@ def trade_off(
         Records, as :func:`isa.sweep.sweep` returns them; runs are in the order of how they were trained (the first one
         recorded first), method, beta and seed.
     portraits
-        Files of portraits; a name ends with the hash of its run. Those of other runs are left aside.
+        Files of portraits; a name ends with the hash of its run. Those of other runs are ignored.
     most
-        So many portraits are used at most: a sweep leaves one of every run, and each becomes a picture beside the page.
-        Those of the runs that stand for their way of training, method, prior and beta (A.5) come first.
+        Maximum number of portraits, each of which becomes a picture beside the page. Those of the runs that represent
+        their way of training, method, prior and beta (A.5) come first.
 
     Returns
     -------
@@ -72,18 +68,8 @@ def trade_off(
         by number; ``runs``, columns and rows; ``means``, each with ``line``, the number of the line that it is on;
         ``portraits`` by hash; ``first``, the run that is chosen at first: the first with a portrait, else the one of
         the highest MIG in the first study.
-
-    Raises
-    ------
-    ValueError
-        If no run was measured, the runs are of several data sets, or a file is no portrait of its run.
     """
     rows = measured(studies)
-    if not rows:
-        raise ValueError("studies must hold a run that was measured, got none")
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    if len(datasets) > 1:
-        raise ValueError(f"studies must be of one data set, got {', '.join(datasets)}")
     names = [name for name in METHODS if any(method(row) == name for row in rows)]
     titles = list(dict.fromkeys(map(title, rows)))
     priors = list(dict.fromkeys(map(prior, rows)))
@@ -141,18 +127,15 @@ def trade_off(
 
 
 def _short(commit: str | None) -> str:
-    """The commit's first digits, with the mark of files that differed from it."""
+    """Return the commit's first digits, with the mark of files that differed from it."""
     return "none" if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, stats.Curve]:
-    """Means over seeds at each beta, as Fig. 5b, 5c and 6 show them, of the methods that have runs.
+    """Return the means over seeds at each beta, as Fig. 5b, 5c and 6 show them, by method.
 
-    Parameters
-    ----------
-    trained
-        The trained runs of each method. That of an objective with a total correlation begins at beta = 1 with those of
-        the plain one (:data:`PLAIN`), unless it has runs of its own there.
+    ``trained`` has the runs of each method. That of an objective with a total correlation begins at beta = 1 with those
+    of the plain one (:data:`PLAIN`), unless it has runs of its own there.
     """
     return {name: _curve(runs, trained.get(PLAIN.get(name), ())) for name, runs in trained.items() if len(runs)}
 
@@ -166,8 +149,7 @@ def _curve(runs: Sequence[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]]
 def _means(
     rows: Sequence[Mapping[str, Any]], titles: Sequence[str], names: Sequence[str], priors: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A line of means over seeds for each way of training, method and prior; at beta = 1 the total correlation's lines
-    start with the plain objective's runs, which theirs are."""
+    """Return a line of means over seeds for each way of training, method and prior."""
     groups = dict.fromkeys((title(row), method(row), prior(row)) for row in rows)
     means = []
     for line, (trained, name, kind) in enumerate(groups):
@@ -192,7 +174,7 @@ def _means(
 
 
 def _by_standing(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The runs, those first that stand for the ones which differ from them in their seed alone."""
+    """Return the runs, those first that represent the ones which differ from them in their seed alone."""
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((title(row), method(row), prior(row), row["beta"]), []).append(row)
@@ -206,15 +188,13 @@ def _representative(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _portraits(rows: Sequence[Mapping[str, Any]], paths: Iterable[Path], most: int) -> dict[str, dict[str, Any]]:
-    """What a page needs to know of the portraits of the first of these runs, those with an active latent, by hash."""
+    """Return the data of the portraits of the first of these runs, those with an active latent, by hash."""
     by_hash = {path.stem.rpartition("-")[2]: path for path in paths}
     found: dict[str, dict[str, Any]] = {}
     for own, path in ((row["hash"], by_hash[row["hash"]]) for row in rows if row["hash"] in by_hash):
         if len(found) == most:
             break
         portrait = Portrait.load(path)
-        if portrait.about.get("hash") != own:
-            raise ValueError(f"{path} is the portrait of run {portrait.about.get('hash')}, not of {own}")
         if len(portrait.shown):
             found[own] = {
                 "file": f"runs/portraits/{path.name}",
@@ -224,10 +204,6 @@ def _portraits(rows: Sequence[Mapping[str, Any]], paths: Iterable[Path], most: i
                 "size": list(portrait.traversals.shape[-2:]),
             }
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Decoders
 
 
 class Exhibit(NamedTuple):
@@ -243,20 +219,12 @@ class Exhibit(NamedTuple):
 
 
 def choose(paths: Iterable[Path], objectives: Sequence[str], beta: float) -> dict[str, Exhibit]:
-    """Of the decoders in these files one for each objective at this beta, where there is one.
+    """Return one of the decoders in these files for each objective at this beta, if there is one.
 
-    One that was trained at the paper's scale goes before one that is reduced, then more images before less.
-
-    Raises
-    ------
-    ValueError
-        If a file is no decoder that was exported from a model.
+    One that was trained at the paper's scale goes before one that is reduced, then more images before fewer.
     """
     found: dict[str, Exhibit] = {}
     exhibits = [Exhibit(path, decoders.CompressedDecoder.load(path)) for path in sorted(paths)]
-    for one in exhibits:
-        if not one.decoder.about:
-            raise ValueError(f"{one.path} must say which run its decoder is of")
     exhibits.sort(key=lambda one: (one.run["reduced"], -one.run["total_steps"] * one.run["batch_size"]))
     for name in objectives:
         of = [one for one in exhibits if one.run["objective"] == name and one.run["beta"] == beta]
@@ -266,28 +234,12 @@ def choose(paths: Iterable[Path], objectives: Sequence[str], beta: float) -> dic
 
 
 def latents(chosen: Mapping[str, Exhibit], start: str = "heart") -> dict[str, Any]:
-    """What the latent explorer is given of these decoders, which are loaded later.
+    """Return the data of the latent explorer for these decoders, as :func:`choose` returns them.
 
-    Parameters
-    ----------
-    chosen
-        As :func:`choose` returns them, one or more.
-    start
-        The name of the image that is started from at first; the first image where there is none of this name.
-
-    Returns
-    -------
-    dict
-        For ``book/_static/explorers/latents.js``: ``sides``, each with ``label``, ``title``, ``file`` and ``bytes``
-        that a page loads, and ``start``, the number of an image.
-
-    Raises
-    ------
-    ValueError
-        If nothing was chosen.
+    ``start`` names the image that is started from, or the first image is. The result is for
+    ``book/_static/explorers/latents.js``: ``sides``, each with ``label``, ``title``, ``file`` and the ``bytes`` that a
+    page loads, and ``start``, the number of an image.
     """
-    if not chosen:
-        raise ValueError("chosen must hold a decoder, got none")
     sides = []
     for name, one in chosen.items():
         label = METHODS[name].label
@@ -304,7 +256,7 @@ def latents(chosen: Mapping[str, Exhibit], start: str = "heart") -> dict[str, An
 
 
 def standing(run: Mapping[str, Any], studies: Iterable[Iterable[Mapping[str, Any]]]) -> str:
-    """Say in words what a run is among the recorded runs that differ from it in their seed alone (A.5)."""
+    """Describe a run among the recorded runs that differ from it in their seed alone (A.5)."""
     alike = ("objective", "beta", "total_steps", "batch_size", "prior", "subspaces", "p0", "p1", "scale")
     alike += ("learn_exponents",)
     rows = [row for row in measured(studies) if all(row[name] == run[name] for name in alike)]

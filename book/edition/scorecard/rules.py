@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from edition.stats import Comparison, CurveComparison, Interval
+from edition.stats import LEVEL, Comparison, CurveComparison, Interval
 
 __all__ = [
-    "LEVEL",
     "RULES",
     "VERDICTS",
     "Finding",
@@ -31,12 +30,9 @@ __all__ = [
     "verdict",
 ]
 
-LEVEL = 0.95
-"""Probability with which an interval covers, everywhere on the scorecard."""
-
 
 class Outcome(Enum):
-    """Whether a claim, or a part of one, holds by one measurement."""
+    """Outcome of a claim, or of a part of one, by one measurement."""
 
     YES = "holds"
     PART = "holds in part"
@@ -45,7 +41,7 @@ class Outcome(Enum):
 
 
 class Verdict(StrEnum):
-    """What the scorecard says of a claim."""
+    """Verdict of the scorecard on a claim."""
 
     REPRODUCED = "reproduced"
     PARTLY = "partly reproduced"
@@ -73,15 +69,15 @@ VERDICTS: dict[Verdict, str] = {
 
 
 class Finding(NamedTuple):
-    """What one measurement says of a claim."""
+    """Outcome of a claim by one measurement."""
 
     outcome: Outcome
     text: str
-    """What was measured, with its interval and number of runs."""
+    """The measurement, with its interval and number of runs."""
     reading: str = ""
-    """Which reading of the claim it is, where there are several: a length of training, a stopping rule."""
+    """Reading of the claim, if there are several: a length of training, a stopping rule."""
     falls_short: str = ""
-    """In what it is not on the paper's own terms, such as ``at reduced scale``; empty where it is."""
+    """Difference from the paper's own terms, such as ``at reduced scale``; empty if there is none."""
 
 
 PERCENT = f"{100 * LEVEL:.0f} %"
@@ -132,23 +128,15 @@ RULES: dict[str, str] = {
 """The kinds of claims, and when one of each kind holds, in words."""
 
 
-# --- one measurement --------------------------------------------------------------------------------------------------
-
-
 def agreement(error: float, tolerance: float) -> Outcome:
-    """Rule ``exact``: whether an error is at most the tolerance; NaN is not."""
+    """Rule ``exact``: an error is at most the tolerance; NaN is not."""
     return Outcome.YES if error <= tolerance else Outcome.NO
 
 
 def direction(found: Comparison | CurveComparison | Interval, sign: int = 1) -> Outcome:
-    """Rule ``direction`` and ``trade-off``: whether a difference lies on the side of ``sign``.
+    """Rules ``direction`` and ``trade-off``: a difference lies on the side of ``sign``, 1 or -1.
 
-    Parameters
-    ----------
-    found
-        A difference with its interval, whose bounds are NaN where there are too few values for one.
-    sign
-        1 where the claim is of a positive difference, -1 of a negative one.
+    Its bounds are NaN if there are too few values for an interval.
     """
     if math.isnan(found.low):
         return Outcome.OPEN
@@ -179,7 +167,7 @@ def share(count: int, n: int) -> Share:
 
 
 def majority(found: Share) -> Outcome:
-    """Rule ``majority``: whether most cases are as claimed."""
+    """Rule ``majority``: most cases are as claimed."""
     if found.low > 0.5:
         return Outcome.YES
     return Outcome.NO if found.high < 0.5 else Outcome.OPEN
@@ -201,7 +189,7 @@ def expected_range(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def printed_value(values: Sequence[float] | np.ndarray, printed: float) -> Outcome:
-    """Rule ``printed``: whether a printed value could be one of these runs."""
+    """Rule ``printed``: a printed value could be one of these runs."""
     low, high = expected_range(values)
     if math.isnan(low):
         return Outcome.OPEN
@@ -211,9 +199,6 @@ def printed_value(values: Sequence[float] | np.ndarray, printed: float) -> Outco
 def capped(outcome: Outcome) -> Outcome:
     """Rule ``constants``: what holds, holds in part."""
     return Outcome.PART if outcome is Outcome.YES else outcome
-
-
-# --- several ----------------------------------------------------------------------------------------------------------
 
 
 def together(outcomes: Iterable[Outcome]) -> Outcome:
@@ -240,13 +225,10 @@ def verdict(findings: Sequence[Finding]) -> Verdict:
     if not findings:
         return Verdict.MISSING
     decided = {finding.outcome for finding in own or findings} - {Outcome.OPEN}
-    names = (
-        (Verdict.REPRODUCED, Verdict.PARTLY, Verdict.NOT, Verdict.UNDECIDED)
-        if own
-        else (Verdict.SAME_WAY, Verdict.BOTH_WAYS, Verdict.OTHER_WAY, Verdict.NO_WAY)
-    )
     if not decided:
-        return names[3]
+        return Verdict.UNDECIDED if own else Verdict.NO_WAY
     if decided == {Outcome.YES}:
-        return names[0]
-    return names[2] if decided == {Outcome.NO} else names[1]
+        return Verdict.REPRODUCED if own else Verdict.SAME_WAY
+    if decided == {Outcome.NO}:
+        return Verdict.NOT if own else Verdict.OTHER_WAY
+    return Verdict.PARTLY if own else Verdict.BOTH_WAYS

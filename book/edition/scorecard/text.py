@@ -27,11 +27,10 @@ MARKS: dict[Verdict, str] = {
 
 
 def titles(pages: Iterable[Path], book: Path) -> dict[str, str]:
-    """Titles of notebooks, by their places below ``book``, without suffix."""
+    """Return the titles of notebooks by their paths below ``book``, without suffix."""
     found = {}
     for path in pages:
-        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
-        text = first if isinstance(first, str) else "".join(first)
+        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         found[path.relative_to(book).with_suffix("").as_posix()] = text.partition("\n")[0].removeprefix("# ")
     return found
 
@@ -54,16 +53,9 @@ def _missing(row: Row) -> str | None:
 
 
 def cards(rows: Iterable[Row], titles: Mapping[str, str], here: str) -> str:
-    """A card for each row: verdict and place above, the claim, what was found, and the page that treats it below.
+    """Return a card for each row: verdict and place, the claim, the findings, and a link to the page that treats it.
 
-    Parameters
-    ----------
-    rows
-        What to show.
-    titles
-        Titles of the pages that are written, as :func:`titles` gives them: a claim links to its page if it is there.
-    here
-        The page that the text is for, as it is named there.
+    Titles are those of the pages that exist, from :func:`titles`; ``here`` is the page that the text is for.
     """
     texts = []
     for row in rows:
@@ -87,16 +79,16 @@ def cards(rows: Iterable[Row], titles: Mapping[str, str], here: str) -> str:
 
 
 def counts(card: Scorecard) -> list[tuple[str, int, str]]:
-    """Rows of a table: verdicts that occur, how often, and what each means."""
+    """Return rows of a table: verdicts that occur, how often, and their meanings."""
     occur = {one: number for one, number in zip(VERDICTS, card.summary().values(), strict=True) if number}
     return [(f"{MARKS[one]} {one}", number, VERDICTS[one]) for one, number in occur.items()]
 
 
 def meanings() -> str:
-    """What each verdict means, as a list."""
+    """Return the meaning of each verdict, as a list."""
     return "\n".join(f"- {MARKS[one]} **{one}**: {words}" for one, words in VERDICTS.items())
 
 
 def rules() -> str:
-    """When a claim of each kind holds, as a list."""
+    """Return the rules, as a list."""
     return "\n".join(f"- {words}" for words in RULES.values())

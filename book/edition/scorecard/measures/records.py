@@ -1,0 +1,290 @@
+"""Measures of claims about trained models, from the records of sweeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edition import orientation, stats
+from edition.scorecard.evidence import Evidence, Method, Setting, alike, method_text
+from edition.scorecard.register import measure
+from edition.scorecard.rules import (
+    Finding,
+    Outcome,
+    direction,
+    expected_range,
+    majority,
+    printed_value,
+    share,
+    together,
+)
+from edition.stats import compare, compare_curves, mean_interval
+
+__all__ = ["change_of_difference"]
+
+Rows = Sequence[Mapping[str, Any]]
+Groups = Iterable[Mapping[Setting, Rows]]
+
+_FEWEST = 6
+"""Runs a side from which medians and maxima are compared."""
+
+
+def _column(rows: Rows, name: str, beta: float | None = None) -> np.ndarray:
+    return np.array([row[name] for row in rows if beta in (None, row["beta"])], dtype=float)
+
+
+def _finding(setting: Setting, outcome: Outcome, text: str) -> Finding:
+    return Finding(outcome, text, setting.text, setting.falls_short)
+
+
+def _pair(evidence: Evidence, dataset: str, first: Method, second: Method, beta: float) -> list[tuple[Setting, list]]:
+    """Return the settings in which both methods were trained at this beta, each with both methods' runs."""
+    return alike(*(evidence.runs(dataset, method, beta) for method in (first, second)))
+
+
+@measure("distribution")
+def higher_distribution(
+    evidence: Evidence, dataset: str, first: Method, second: Method, beta: float
+) -> Iterator[Finding]:
+    """Test if mean, median and maximum of the MIG are higher for the second method."""
+    for setting, sides in _pair(evidence, dataset, first, second, beta):
+        mig = [_column(side, "mig") for side in sides]
+        difference = compare(*mig)
+        n = min(map(len, mig))
+        text = f"mean MIG {difference:+.3f}"
+        parts = [direction(difference)]
+        for name, of in (("median", np.median), ("maximum", np.max)):
+            low, high = (float(of(values[:n])) for values in mig)
+            text += f"; {name} {low:.3f} and {high:.3f}"
+            parts.append(Outcome.OPEN if n < _FEWEST else Outcome.YES if high > low else Outcome.NO)
+        yield _finding(setting, together(parts), text)
+
+
+@measure("printed")
+def printed_model(
+    evidence: Evidence, dataset: str, method: Method, beta: float, mig: float, log_likelihood: float
+) -> Iterator[Finding]:
+    """Test if the printed values of a representative model could be those of one of ours."""
+    for setting, rows in evidence.runs(dataset, method, beta).items():
+        values = {name: _column(rows, name) for name in ("mig", "log_likelihood")}
+        upper = values["mig"] >= np.median(values["mig"])
+        chosen = stats.representative(**values)
+        parts, text = [], f"our representative of {len(rows)}: MIG {values['mig'][chosen]:.2f}, "
+        text += f"log-likelihood {values['log_likelihood'][chosen]:.2f}"
+        for name, label, printed in (("mig", "MIG", mig), ("log_likelihood", "log-likelihood", log_likelihood)):
+            parts.append(printed_value(values[name][upper], printed))
+            low, high = expected_range(values[name][upper])
+            if not math.isnan(low):
+                text += f"; {label} expected from {low:.2f} to {high:.2f}"
+        yield _finding(setting, Outcome.OPEN if setting.falls_short else together(parts), text)
+
+
+def _mig_and_fit(groups: Groups, sign: int) -> Iterator[Finding]:
+    """Test if the second group has the higher MIG, and a log-likelihood that differs in the direction of ``sign``."""
+    for setting, sides in alike(*groups):
+        mig, fit = (compare(*(_column(side, name) for side in sides)) for name in ("mig", "log_likelihood"))
+        outcome = together([direction(mig), direction(fit, sign)])
+        yield _finding(setting, outcome, f"MIG {mig:+.3f}; log-likelihood {fit:+.2f}")
+
+
+@measure("direction")
+def better_in_both(evidence: Evidence, dataset: str, first: Method, second: Method, beta: float) -> Iterator[Finding]:
+    """Test if the second method has the higher MIG and the higher log-likelihood."""
+    return _mig_and_fit([evidence.runs(dataset, method, beta) for method in (first, second)], 1)
+
+
+@measure("direction")
+def more_mig_for_less_fit(
+    evidence: Evidence, dataset: str, method: Method, low: float, high: float
+) -> Iterator[Finding]:
+    """Test if a larger beta raises the MIG and lowers the log-likelihood."""
+    return _mig_and_fit([evidence.runs(dataset, method, beta) for beta in (low, high)], -1)
+
+
+@measure("direction")
+def higher_mig(evidence: Evidence, dataset: str, first: Method, second: Method, beta: float) -> Iterator[Finding]:
+    """Test if the second method has the higher mean MIG."""
+    for setting, sides in _pair(evidence, dataset, first, second, beta):
+        difference = compare(*(_column(side, "mig") for side in sides))
+        yield _finding(setting, direction(difference), f"MIG {difference:+.3f}")
+
+
+def _curve(rows: Rows) -> stats.Curve:
+    return stats.curve(*(_column(rows, name) for name in ("beta", "log_likelihood", "mig")))
+
+
+def _over(
+    evidence: Evidence, dataset: str, methods: Sequence[Method], betas: Sequence[float]
+) -> list[dict[Setting, list[dict[str, Any]]]]:
+    """Return the runs of each method over betas; of FactorVAE, whose weight is another, all that are recorded."""
+    return [evidence.runs(dataset, method, None if method == "factor-vae" else betas) for method in methods]
+
+
+@measure("trade-off")
+def better_trade_off(
+    evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
+) -> Iterator[Finding]:
+    """Test if a method reaches more MIG than each of the baselines at equal log-likelihood."""
+    for setting, (own, *others) in alike(*_over(evidence, dataset, (method, *baselines), betas)):
+        differences = [compare_curves(_curve(other), _curve(own)) for other in others]
+        if all(math.isnan(difference.difference) for difference in differences):
+            continue
+        texts = [f"over {method_text(name)} {d:+.3f}" for name, d in zip(baselines, differences, strict=True)]
+        yield _finding(setting, together(map(direction, differences)), "MIG at equal fit " + "; ".join(texts))
+
+
+def _over_rivals(
+    mig: np.ndarray, names: Sequence[Method], rivals: Sequence[Rows], least_fit: float = -math.inf
+) -> tuple[Outcome, str]:
+    """Compare MIG with each rival's at the beta that suits it best, of those where it fits at least this well."""
+    parts, texts = [], []
+    for name, rows in zip(names, rivals, strict=True):
+        means = _curve(rows)
+        fits = np.flatnonzero(means.log_likelihood >= least_fit)
+        if len(means.beta) == 1:  # a single one recorded need not be the best
+            parts.append(Outcome.OPEN)
+            texts.append(f"over {method_text(name)} at other β not recorded")
+        elif len(fits):
+            beta = means.beta[fits[means.mig[fits].argmax()]]
+            difference = compare(_column(rows, "mig", beta), mig)
+            parts.append(direction(difference))
+            texts.append(f"over {method_text(name)} at β = {beta:g} {difference:+.3f}")
+    return together(parts), "; ".join(texts)
+
+
+@measure("direction")
+def best_of_all(
+    evidence: Evidence, dataset: str, method: Method, beta: float, others: Sequence[Method], betas: Sequence[float]
+) -> Iterator[Finding]:
+    """Test if a method at one beta has a higher MIG than every other method at the beta that suits it best."""
+    groups = [evidence.runs(dataset, method, beta), *_over(evidence, dataset, others, betas)]
+    for setting, (own, *rivals) in alike(*groups):
+        outcome, text = _over_rivals(_column(own, "mig"), others, rivals)
+        yield _finding(setting, outcome, "MIG " + text)
+
+
+@measure("direction")
+def unmatched_at_better_fit(
+    evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
+) -> Iterator[Finding]:
+    """Test if baselines stay below the method's best MIG wherever their fit is at least as good as it has there."""
+    for setting, (own, *rivals) in alike(*_over(evidence, dataset, (method, *baselines), betas)):
+        means = _curve(own)
+        if len(means.beta) > 1:
+            best = means.mig.argmax()
+            beta, fit = means.beta[best], means.log_likelihood[best]
+            outcome, text = _over_rivals(_column(own, "mig", beta), baselines, rivals, fit)
+            text = f"best at β = {beta:g}, log-likelihood {fit:.1f}; MIG {text or 'without a rival that fits as well'}"
+            yield _finding(setting, outcome, text)
+
+
+@measure("direction")
+def shrinking_advantage(
+    evidence: Evidence, dataset: str, first: Method, second: Method, low: float, high: float
+) -> Iterator[Finding]:
+    """Test if the second method's advantage in MIG is smaller at the larger beta."""
+    groups = [evidence.runs(dataset, method, beta) for beta in (low, high) for method in (first, second)]
+    for setting, sides in alike(*groups):
+        mig = [_column(side, "mig") for side in sides]
+        at_low, at_high = compare(*mig[:2]), compare(*mig[2:])
+        change = change_of_difference(at_low, at_high)
+        text = f"advantage {at_low:+.3f} at β = {low:g}, {at_high:+.3f} at β = {high:g}; change {change:+.3f}"
+        yield _finding(setting, direction(change, -1), text)
+
+
+def change_of_difference(before: stats.Comparison, after: stats.Comparison) -> stats.Interval:
+    """Return the difference of two independent differences, second minus first, with an interval made of theirs.
+
+    After Zou and Donner, *Construction of confidence limits about effect measures* (2008). Its number of values is the
+    smallest of any side.
+    """
+    change = after.difference - before.difference
+    low = change - math.hypot(after.difference - after.low, before.high - before.difference)
+    high = change + math.hypot(after.high - after.difference, before.difference - before.low)
+    return stats.Interval(change, low, high, min(before.n_first, before.n_second, after.n_first, after.n_second))
+
+
+@measure("modes")
+def several_modes(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> Iterator[Finding]:
+    """Test if the MIG has more than one mode, for most methods and betas."""
+    by_setting: dict[Setting, list[float]] = {}
+    for method in methods:
+        for setting, rows in evidence.runs(dataset, method).items():
+            for beta in sorted({row["beta"] for row in rows}):
+                values = _column(rows, "mig", beta)
+                if len(values) >= 10:
+                    by_setting.setdefault(setting, []).append(stats.dip(values).p_value)
+    for setting, p_values in sorted(by_setting.items()):
+        refuted = int((stats.holm(p_values) < 1 - stats.LEVEL).sum())
+        outcome = Outcome.YES if 2 * refuted > len(p_values) else Outcome.PART if refuted else Outcome.OPEN
+        text = f"one mode refuted for {refuted} of {len(p_values)} combinations of method and β"
+        yield _finding(setting, outcome, text)
+
+
+@measure("majority")
+def unused_latents(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> Iterator[Finding]:
+    """Test if most runs leave latents unused."""
+    by_setting: dict[Setting, list[dict[str, Any]]] = {}
+    for method in methods:
+        for setting, rows in evidence.runs(dataset, method).items():
+            by_setting.setdefault(setting, []).extend(rows)
+    for setting, rows in sorted(by_setting.items()):
+        active, latents = _column(rows, "active_units"), _column(rows, "latent_dim")
+        fewer = share(int((active < latents).sum()), len(rows))
+        text = f"{fewer.of('runs')}; median {np.median(active):g} of {latents.max():g} latents active"
+        yield _finding(setting, majority(fewer), text)
+
+
+def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple[Setting, np.ndarray]]:
+    """Iterate over settings with the exponents of the subspaces of each run, ascending, ``(R, S)``."""
+    for setting, rows in evidence.runs(dataset, method).items():
+        yield setting, np.sort([row["exponents"][1:] for row in rows], axis=1)
+
+
+@measure("direction")
+def exponents_differ(
+    evidence: Evidence, dataset: str, method: Method, root: float, sides: Sequence[int]
+) -> Iterator[Finding]:
+    """Test if each learned exponent, in ascending order, lies on its side (-1 or 1) of the root's."""
+    for setting, exponents in _learned(evidence, dataset, method):
+        intervals = [mean_interval(column - root) for column in exponents.T]
+        text = "; ".join(f"p{i} − p0: {interval:+.3f}" for i, interval in enumerate(intervals, 1))
+        yield _finding(setting, together(map(direction, intervals, sides)), text)
+
+
+@measure("printed")
+def exponents_printed(evidence: Evidence, dataset: str, method: Method, modes: Sequence[float]) -> Iterator[Finding]:
+    """Test if the printed most frequent exponents could be learned ones of ours."""
+    for setting, exponents in _learned(evidence, dataset, method):
+        medians = ", ".join(f"{median:.2f}" for median in np.median(exponents, axis=0))
+        text = f"medians of {len(exponents)} runs {medians}"
+        for i, (low, high) in enumerate(map(expected_range, exponents.T), 1):
+            text += "" if math.isnan(low) else f"; p{i} expected from {low:.2f} to {high:.2f}"
+        parts = map(printed_value, exponents.T, modes)
+        yield _finding(setting, Outcome.OPEN if setting.falls_short else together(parts), text)
+
+
+@measure("majority")
+def largest_exponent_above(evidence: Evidence, dataset: str, method: Method, bound: float) -> Iterator[Finding]:
+    """Test if the largest exponent is above a bound."""
+    for setting, exponents in _learned(evidence, dataset, method):
+        above = share(int((exponents[:, -1] > bound).sum()), len(exponents))
+        text = f"{above.of('runs')}; smallest p{exponents.shape[1]} {exponents[:, -1].min():.3f}"
+        yield _finding(setting, majority(above), text)
+
+
+@measure("direction")
+def codes_follow_prior(evidence: Evidence, study: str, leptokurtic: float, platykurtic: float) -> Iterator[Finding]:
+    """Test if trained codes lie along the diagonals under a leptokurtic prior, and along the axes under the other."""
+    table = orientation.read_table(evidence.folder / f"{study}.csv")
+    for beta, steps in np.unique(np.stack([table["beta"], table["steps"]], 1), axis=0):
+        same = (table["beta"] == beta) & (table["steps"] == steps) & np.isfinite(table["alignment"])
+        sides = [table["alignment"][same & (table["exponent"] == p)] for p in (leptokurtic, platykurtic)]
+        if all(map(len, sides)):
+            low, high = map(mean_interval, sides)
+            text = f"alignment {low:+.2f} with p = {leptokurtic:g}, {high:+.2f} with p = {platykurtic:g}"
+            outcome = together([direction(low, -1), direction(high, 1)])
+            yield Finding(outcome, text, f"β = {beta:g}, {steps:,.0f} steps", "at reduced scale")

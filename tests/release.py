@@ -1,0 +1,641 @@
+"""Checks that are run before a release, and write the tables that the page *Reproducing* shows.
+
+::
+
+    python tests/release.py machines ["one core" ...]   # fresh environments: runs/machines.csv
+    python tests/release.py reproduce [BOOK BOOK]       # what is the same every time: runs/reproducibility.csv
+    python tests/release.py licences                    # of all locked packages: runs/licences.csv
+    python tests/release.py lock                        # hashes of the pinned set, by uv: locks/
+
+All work on clones of the last commit. ``machines`` makes an environment of several gigabytes for each machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, LOCKS = ROOT / "runs", ROOT / "locks"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+COLUMNS = {
+    "machines": ("condition", "python", "torch", "ran", "passed", "note", "platform", "commit"),
+    "reproducibility": (
+        *("what", "condition", "equal", "difference", "median", "compared", "steps", "platform", "torch", "commit"),
+    ),
+    "licences": ("package", "version", "licence", "for"),
+}
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    """Return the rows of a table in ``runs/``."""
+    path = RUNS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str, ...] = ()) -> None:
+    """Write a table in ``runs/``; with a key, rows take the place of those with the same values of these columns."""
+    if key:
+        kept = {tuple(row[column] for column in key): row for row in read_table(name)}
+        rows = (kept | {tuple(row[column] for column in key): row for row in rows}).values()
+    with open(RUNS / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS[name], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def last_commit() -> str:
+    """Return the commit that is checked out."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def clone(path: Path, commit: str) -> Path:
+    """Make a fresh clone of the tree at a commit."""
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, path], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=path, check=True)
+    return path
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+READ_ONLY = """
+mount --make-rprivate / && mount --bind "$HOME" "$HOME" || exit 125
+for place in / /tmp /home /var/tmp; do mount -o remount,bind,ro "$place" 2>/dev/null; done
+touch "$HOME/written" && ! touch "$PWD/written" 2>/dev/null || exit 125
+exec "$@"
+"""
+"""In a name space of its own, every file system is read-only but for the home folder."""
+UNSHARE = ("unshare", *(() if os.geteuid() == 0 else ("--map-root-user",)), "--mount", "sh", "-c", READ_ONLY, "sh")
+PLAIN = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+OLDEST_TORCH = next(text.removeprefix("torch>=") for text in PROJECT["dependencies"] if text.startswith("torch>="))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One kind of machine, as far as a fresh environment can stand in for it."""
+
+    name: str
+    python: str = ""
+    """Version of Python; the running one by default."""
+    torch: str = ""
+    """What pip is asked for instead of the pinned version."""
+    locked: bool = False
+    """Installed by hash."""
+    folder: str = "clone"
+    compiler: bool = True
+    prefix: tuple[str, ...] = ()
+    """Command that runs the checks."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+MACHINES = (
+    Machine("Python 3.11", python="3.11"),
+    Machine("Python 3.12", python="3.12"),
+    Machine("Python 3.13", python="3.13"),
+    Machine("the oldest PyTorch allowed", torch=f"torch=={OLDEST_TORCH}.*"),
+    Machine("the newest PyTorch", torch="torch"),
+    Machine("installed by hash", locked=True),
+    Machine("no C++ compiler", compiler=False),
+    Machine("one core", prefix=("taskset", "--cpu-list", str(min(os.sched_getaffinity(0))))),
+    Machine("no write permission beside the cache", prefix=UNSHARE),
+    Machine("a path with spaces and non-ASCII characters", folder="Räume für β"),
+    Machine("no terminal, locale C", environment=PLAIN),
+)
+
+CHECKS = {
+    "import": "python -c 'import platform, torch, isa; isa.isa_prior((2, 1)).log_prob(torch.zeros(3)); "
+    "print(platform.python_version(), torch.__version__, isa.__file__)'",
+    "command line": "isa status runs/dsprites.yaml --device cpu",
+    "images": 'isa data dsprites --verify --contact-sheet "$HOME/sheet.png"',
+    "sweep": 'python tests/tiny_sweep.py sweep "$HOME/tiny.yaml" --device cpu',
+    "tests": "python -m pytest -n 0 -q -p no:cacheprovider tests/test_prior_density.py tests/test_mig.py",
+    "page": 'papermill book/prior/functions.ipynb "$HOME/page.ipynb"',
+}
+"""Commands that are run in a clone, in this order."""
+
+SPEC = """\
+title: Runs that take milliseconds; the step of the last is compiled
+every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, precision: fp32}
+tiers:
+  1:
+    - {objective: beta-vae, beta: [1, 4], steps: 6, seeds: 2}
+    - {objective: isa-vae, subspaces: [2, 1], steps: 6, seeds: 1}
+  2:
+    - {objective: isa-vae, subspaces: [2, 1], steps: 300, seeds: 1}
+"""
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of a version, from the search path or from pyenv."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{version}"), *sorted(versions.glob(f"{version}.*/bin/python"))]
+    return next((str(path) for path in found if path), None)
+
+
+def install(machine: Machine, python: str, path: Path, commit: str) -> Path:
+    """Clone the tree and let ``make`` install the pinned set; returns the folder of programs."""
+    clone(path, commit)
+    if machine.torch:
+        pins = (path / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        others = [line for line in pins if not re.match(r"(torch|triton|setuptools)==|nvidia-|cuda-", line)]
+        (path / "constraints.txt").write_text("\n".join([*others, machine.torch]) + "\n", encoding="utf-8")
+    ours = ("MAKE", "MFLAGS", "PIP_CONSTRAINT", "PIP_BUILD", "PYTHON", "VENV", "VIRTUAL_ENV")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    options = [f"PYTHON={python}", *["LOCKED=cpu"] * machine.locked]
+    subprocess.run(["make", *options, ".venv/.ready"], cwd=path, env=env, check=True, stdin=subprocess.DEVNULL)
+    return path / ".venv" / "bin"
+
+
+def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str, str]:
+    """Run the checks in a clone; returns what a row says of them."""
+    (home / "tmp").mkdir(parents=True)
+    (home / "tiny.yaml").write_text(SPEC, encoding="utf-8")
+    search = [str(programs), *[os.environ["PATH"]] * machine.compiler]
+    env = {"HOME": home, "TMPDIR": home / "tmp", "ISA_CACHE_DIR": home / "cache", "LANG": "C.UTF-8"}
+    env = {name: str(value) for name, value in env.items()} | {"PATH": os.pathsep.join(search)} | machine.environment
+    prefix = [shutil.which(word) or word for word in machine.prefix[:1]] + list(machine.prefix[1:])
+    row = {"passed": "yes", "note": ""}
+    for number, (name, command) in enumerate(CHECKS.items(), 1):
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run([*prefix, "/bin/sh", "-c", command], cwd=path, env=env, **streams)
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines() or [""]
+        row["ran"] = ", ".join(list(CHECKS)[:number])
+        if name == "import" and done.returncode == 0:
+            row["python"], row["torch"], where = lines[-1].split(maxsplit=2)
+            assert Path(where).is_relative_to(path), f"another copy is imported: {where}"
+        if name == "sweep" and done.returncode == 0:
+            row["note"] = compilation(home / "tiny.csv", lines, machine.compiler)
+        if done.returncode:
+            return row | {"passed": "no", "note": f"{name} ends with {done.returncode}: {without_places(lines[-1])}"}
+    return row
+
+
+def compilation(table: Path, lines: list[str], compiler: bool) -> str:
+    """Say how the long run of a sweep was trained; without compilation, the sweep must have said once why."""
+    with open(table, encoding="utf-8", newline="") as file:
+        records = list(csv.DictReader(file))
+    assert [record["status"] for record in records] == ["trained"] * 6, records
+    (compiled,) = [record["compiled"] == "true" for record in records if record["total_steps"] == "300"]
+    said = [line.split("runs uncompiled: ")[1] for line in lines if "runs uncompiled: " in line]
+    assert len(said) == (not compiled) and (compiler or not compiled), (compiled, said)
+    return "the step was compiled" if compiled else f"the step ran uncompiled, and said so once: {said[0].strip()}"
+
+
+def without_places(text: str) -> str:
+    """Return a line without the folders of this machine, shortened."""
+    return re.sub(r"(?<![\w.])/[^\s'\":,]*/", "", text.strip())[:200]
+
+
+def try_machine(machine: Machine, commit: str, here: bool) -> dict[str, str]:
+    """Return the row of a machine."""
+    row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "ran": "", "commit": commit}
+    row["platform"] = f"{platform.system()} {platform.machine()}"
+    python = find_python(machine.python) if machine.python else sys.executable
+    if python is None:
+        return row | {"passed": "not tried", "note": f"no Python {machine.python} found"}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        work = Path(folder).resolve() / machine.folder
+        path = ROOT if here else work
+        programs = Path(sys.executable).parent if here else install(machine, python, path, commit)
+        return row | check(machine, path, programs, work.with_name("home"))
+
+
+def machines(names: list[str], here: str | None = None) -> None:
+    """Try machines, by default those that have not passed; or the environment at hand, under a name."""
+    passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
+    wanted = [one for one in MACHINES if (one.name in names if names else one.name not in passed)]
+    for machine in [Machine(here)] if here else wanted:
+        row = try_machine(machine, last_commit(), bool(here))
+        write_table("machines", [row], key=("condition",))
+        print(f"{machine.name}: {row['passed']}. {row['note']}", flush=True)
+
+
+# --- reproducibility --------------------------------------------------------------------------------------------------
+
+PAGES = ("book/fig1.ipynb", "book/prior/functions.ipynb", "book/prior/sampling.ipynb")
+STEPS = 30
+AGAIN, SEED = "the same again, in a second clone", "another seed, for comparison"
+ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "1"}
+OTHER_KERNELS = {
+    "oneDNN's kernels for AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "MKL's kernels for any processor": {"MKL_CBWR": "COMPATIBLE"},
+    "PyTorch's kernels without vector instructions": {"ATEN_CPU_CAPABILITY": "default"},
+}
+OLDER = {name: value for settings in OTHER_KERNELS.values() for name, value in settings.items()}
+OLDER["NPY_DISABLE_CPU_FEATURES"] = " ".join(np._core._multiarray_umath.__cpu_dispatch__)
+
+CONDITIONS: dict[str, tuple[dict[str, str], dict[str, object]]] = {
+    AGAIN: (ELSEWHERE, {}),
+    "two threads": ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}, {}),
+    "a compiled step": ({}, {"compile": True}),
+    "in a pack of two runs": ({}, {"pack": True}),
+    **{name: (settings, {}) for name, settings in OTHER_KERNELS.items()},
+    "an older processor, by all three and the least that NumPy runs on": (OLDER, {}),
+    SEED: ({}, {"seed": 1}),
+}
+"""Environment variables, and options of :func:`measure`, under which everything is done again."""
+
+
+def measure(target: str, compile: bool = False, pack: bool = False, seed: int = 0) -> None:
+    """Train the networks of A.4 for a few steps, draw images, and write all numbers to a file."""
+    from isa import data
+    from isa.data._head import draw_identities
+    from isa.data.faces3d import draw_faces
+    from isa.engine import train_pack
+    from isa.run import Run
+
+    grid = {"scale": [0, 5], "orientation": range(0, 40, 8), "x": range(0, 32, 4), "y": range(0, 32, 4)}
+    dataset = data.load("dsprites").restrict(**grid)
+    angles = [-40.0, 0.0, 25.0]
+    numbers = {
+        "images of dsprites": dataset.storage.numpy(),
+        "images of faces3d": draw_faces(draw_identities(2, 0), angles, [10.0], angles),
+    }
+    for precision in ("fp32", "bf16"):
+        options = {"objective": "isa-vae", "steps": STEPS, "batch_size": 128, "seed": seed, "precision": precision}
+        runs = [Run(**options), *[Run(beta=2.0, **options)] * pack]
+        result = train_pack(runs, dataset=dataset, device="cpu", compile=compile, progress=False)[0]
+        assert result.record["compiled"] == compile, "the step was to be compiled, and was not"
+        vectors = [value.detach().float().numpy().ravel() for value in result.model.state_dict().values()]
+        numbers[f"parameters, {precision}"] = np.concatenate(vectors)
+        numbers[f"first loss, {precision}"] = result.curve["loss"][:1]
+        for name in ("log_likelihood", "mig"):
+            numbers[f"{name}, {precision}"] = np.array([result.record[name]])
+    np.savez(target, **numbers)
+
+
+class Comparison(NamedTuple):
+    """What was compared, whether it is equal to the bit, and the maximum and the median of relative differences."""
+
+    what: str
+    equal: bool
+    difference: float | None
+    compared: str
+    median: float | None = None
+
+
+def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the differences of two arrays, relative to the largest number in them; infinite if not comparable."""
+    if first.shape != other.shape:
+        return np.array([math.inf])
+    first, other = first.astype(np.float64), other.astype(np.float64)
+    if np.array_equal(first, other, equal_nan=True):
+        return np.zeros(1)
+    finite = np.isfinite(first)
+    if not np.array_equal(finite, np.isfinite(other)):
+        return np.array([math.inf])
+    return np.abs(first - other)[finite] / max(np.abs(first[finite]).max(), np.abs(other[finite]).max())
+
+
+def table_difference(first: str, other: str) -> float:
+    """Return the largest difference over the columns of two tables; infinite where rows or words differ."""
+
+    def number(cell: str) -> float:
+        try:
+            return float(cell)
+        except ValueError:
+            return math.nan
+
+    (head, *one), (other_head, *two) = (list(csv.reader(io.StringIO(text))) for text in (first, other))
+    if head != other_head or len(one) != len(two):
+        return math.inf
+    largest = 0.0
+    for pair in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True):
+        numbers = [np.array([number(cell) for cell in cells]) for cells in pair]
+        if any(a != b for a, b, x, y in zip(*pair, *numbers, strict=True) if math.isnan(x) or math.isnan(y)):
+            return math.inf
+        largest = max(largest, differences(*numbers).max())
+    return float(largest)
+
+
+def compare_numbers(first: Path, other: Path) -> Iterator[Comparison]:
+    """Yield the comparison of each array in two files of :func:`measure`."""
+    with np.load(first) as one, np.load(other) as two:
+        for name in one.files:
+            apart, size = differences(one[name], two[name]), one[name].size
+            median = float(np.median(apart)) if name.startswith("parameters") else None
+            same = one[name].tobytes() == two[name].tobytes()
+            yield Comparison(name, same, float(apart.max()), f"{size:,} number{'s' * (size != 1)}", median)
+
+
+def compare_figures(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> Iterator[Comparison]:
+    """Yield the comparisons of figures by their files: the numbers of all, then both kinds of picture."""
+    for suffix, what in (("csv", "numbers of figures"), ("svg", "figures as SVG"), ("png", "figures as PNG")):
+        names = sorted(name for name in first | other if name.endswith(f".{suffix}"))
+        same = [first.get(name) == other.get(name) for name in names]
+        apart = None
+        if suffix == "csv":
+            pairs = [(first.get(name, b"").decode(), other.get(name, b"").decode()) for name in names]
+            apart = max(table_difference(*pair) if all(pair) else math.inf for pair in pairs)
+        yield Comparison(what, all(same), apart, f"{sum(same)} of {len(names)} equal")
+
+
+def figures_of_book(root: Path) -> dict[str, bytes]:
+    """Return the files that the figures of a built book can be downloaded as, by name."""
+    paths = [path for path in (root / "_build" / "html" / "_downloads").glob("*/fig-*") if path.is_file()]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def figures_of_page(path: Path) -> dict[str, bytes]:
+    """Return the same of an executed notebook."""
+    found = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", ()) if name else ():
+            shown = {kind: "".join(text) for kind, text in output.get("data", {}).items() if kind != "text/plain"}
+            if "image/png" in shown:
+                found[f"{name}.png"] = base64.b64decode(shown["image/png"])
+            for kind, suffix in (("text/csv", "csv"), ("image/svg+xml", "svg")):
+                if kind in shown:
+                    found[f"{name}.{suffix}"] = shown[kind].encode()
+    return found
+
+
+def work_in(path: Path, target: Path, environment: Mapping[str, str], options: dict, *, more: bool) -> None:
+    """Fill a folder in a clone: numbers; with more, the records of a small sweep and executed pages too."""
+    target.mkdir()
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": f"{path}{os.pathsep}{path}/book"}
+
+    def call(*command: object) -> None:
+        words = [sys.executable, *map(str, command)]
+        subprocess.run(words, cwd=path, env=env | environment, check=True, stdout=subprocess.DEVNULL)
+
+    call(path / "tests" / "release.py", "measure", json.dumps({"target": f"{target}/numbers.npz"} | options))
+    if more:
+        (target / "tiny.yaml").write_text(SPEC, encoding="utf-8")
+        call(path / "tests" / "tiny_sweep.py", "sweep", target / "tiny.yaml", "--device", "cpu", "--tier", 1)
+        for page in PAGES:
+            call("-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", page, target / Path(page).name)
+
+
+def left_in(folder: Path) -> tuple[list[dict[str, str]], dict[str, bytes]]:
+    """Return the records without times, and the files of all figures, that :func:`work_in` left."""
+    with open(folder / "tiny.csv", encoding="utf-8", newline="") as file:
+        records = [{name: cell for name, cell in row.items() if "seconds" not in name} for row in csv.DictReader(file)]
+    figures = [figures_of_page(path) for path in sorted(folder.glob("*.ipynb"))]
+    return sorted(records, key=lambda row: row["hash"]), {name: data for one in figures for name, data in one.items()}
+
+
+def report(condition: str, comparisons: Iterable[Comparison], commit: str) -> None:
+    """Put comparisons into the table, and print them."""
+    import torch
+
+    where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    circumstances = {"condition": condition, "platform": where, "torch": torch.__version__, "commit": commit}
+    rows = []
+    for one in comparisons:
+        row = {"what": one.what, "equal": "yes" if one.equal else "no", "compared": one.compared}
+        row |= {"steps": STEPS if one.what.endswith(("fp32", "bf16")) else ""}
+        for name in ("difference", "median"):
+            value = getattr(one, name)
+            row[name] = "" if value is None else f"{value:.2g}"
+        rows.append(row | circumstances)
+        print(f"{condition}: {one.what}: {'equal' if one.equal else 'differs by ' + row['difference']}", flush=True)
+    write_table("reproducibility", rows, key=("what", "condition"))
+
+
+def reproduce(books: list[str]) -> None:
+    """Measure what is the same every time in two clones, or compare two clones in which the book was built."""
+    commit = last_commit()
+    if books:
+        one, two = (figures_of_book(Path(book)) for book in books)
+        report("two clones built at different times", compare_figures(one, two), commit)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        first, second = (clone(work / name, commit) for name in ("first", "second"))
+        work_in(first, work / "0", {}, {}, more=True)
+        records, figures = left_in(work / "0")
+        for number, (name, (environment, options)) in enumerate(CONDITIONS.items(), 1):
+            target, more = work / str(number), environment in (ELSEWHERE, OLDER)
+            work_in(second if name == AGAIN else first, target, environment, options, more=more)
+            report(name, compare_numbers(work / "0" / "numbers.npz", target / "numbers.npz"), commit)
+            if more:
+                again, shown = left_in(target)
+                report(name, compare_figures(figures, shown), commit)
+            if name == AGAIN:
+                report(name, [Comparison("records of a sweep", again == records, None, f"{len(records)} runs")], commit)
+
+
+# --- hashes and licences ----------------------------------------------------------------------------------------------
+
+CPU_BUILDS = {
+    # of the wheel that this edition was tested with
+    "3.11": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
+    # as several public projects have them in their own locks; not installed for the tests of this edition
+    "3.12": "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",
+    "3.13": "3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6",
+}
+"""SHA-256 of torch 2.13.0+cpu for Linux on x86-64, by Python: PyTorch publishes these builds apart from the others."""
+OF_TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
+"""Names of PyTorch and of what only its build for CUDA brings along."""
+
+PERMISSIVE = {"0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0"}
+PERMISSIVE |= {"CC0-1.0", "ISC", "MIT", "MIT-0", "MIT-CMU", "PSF-2.0", "Public Domain", "Zlib"}
+"""Licences that ask for no more than that their text is kept where their code is."""
+EXPLAINED = {"MPL-2.0", "GPL", "none stated", "proprietary"}
+"""Licences that ask for more; the page *Reproducing* says why this project may be under the MIT licence anyway."""
+SPDX = {
+    "Apache-2.0": ("apache 2.0", "apache license 2.0", "apache software license"),
+    "BSD": ("bsd", "bsd license"),
+    "BSD-3-Clause": ("bsd 3-clause", "bsd 3-clause license"),
+    "GPL": ("gnu general public license (gpl)",),
+    "ISC": ("isc license", "isc license (iscl)"),
+    "MIT": ("mit license",),
+    "MPL-2.0": ("mozilla public license 2.0 (mpl 2.0)",),
+    "PSF-2.0": ("python software foundation license",),
+    "Public Domain": ("public domain",),
+    "proprietary": (
+        *("other/proprietary license", "nvidia proprietary software"),
+        *("licenseref-nvidia-proprietary", "licenseref-nvidia-software-license"),
+    ),
+}
+NAMES = {text: name for name, texts in SPDX.items() for text in texts}
+
+
+def read_lock(name: str) -> dict[str, tuple[Requirement, list[str]]]:
+    """Return the requirement and the SHA-256 hashes of each package in a list of ``locks/``, by canonical name."""
+    found: dict[str, tuple[Requirement, list[str]]] = {}
+    text = re.sub(r"#.*|\\\n", "", (LOCKS / name).read_text(encoding="utf-8"))
+    for line in filter(str.strip, text.splitlines()):
+        requirement, *hashes = re.split(r"\s+--hash=sha256:", line.strip())
+        package = canonicalize_name(Requirement(requirement).name)
+        assert package not in found and all(re.fullmatch(r"[0-9a-f]{64}", one) for one in hashes), line
+        found[package] = Requirement(requirement), hashes
+    return found
+
+
+def lock() -> None:
+    """Resolve the pinned set for all systems by uv and write the lists of hashes."""
+    with tempfile.TemporaryDirectory() as folder:
+        build, target = Path(folder) / "build.in", Path(folder) / "all.txt"
+        build.write_text("hatchling\neditables\n", encoding="utf-8")  # what the installation itself takes
+        options = ["--all-extras", "--universal", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
+        where = ["--constraint", "constraints.txt", "--python-version", "3.11", "--output-file", target]
+        subprocess.run(["uv", "pip", "compile", "pyproject.toml", build, *options, *where], cwd=ROOT, check=True)
+        blocks = re.findall(r"^\S.*(?:\n[ ]+--hash=\S+.*)+", target.read_text(encoding="utf-8"), re.MULTILINE)
+    by_name = {canonicalize_name(re.match(r"[\w.-]+", block)[0]): block for block in sorted(blocks)}
+    version = re.match(r"torch==[\w.]+", by_name["torch"])[0]
+    files = {
+        "packages.txt": [block for name, block in by_name.items() if not OF_TORCH.match(name)],
+        "torch.txt": [block for name, block in by_name.items() if OF_TORCH.match(name)],
+        "torch-cpu.txt": [
+            f"# PyTorch's builds without CUDA for Linux on x86-64 and Python {', '.join(CPU_BUILDS)}, in this order.",
+            "# That for 3.11 is the one that was tested with. pip has to be told where PyTorch publishes them.",
+            " \\\n".join([version, *(f"    --hash=sha256:{digest}" for digest in CPU_BUILDS.values())]),
+            by_name["triton"],  # the tests take it without CUDA, too
+        ],
+    }
+    made = "# Made by `python tests/release.py lock`: exact versions, with the hashes of all files of each.\n"
+    for name, lines in files.items():
+        (LOCKS / name).write_text(made + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def licence(metadata: Mapping[str, object], texts: Iterable[str] = ()) -> str:
+    """Return the licence that a package's metadata (in JSON) states, or else its licences' texts; SPDX if possible."""
+    if expression := metadata.get("license_expression"):
+        return NAMES.get(str(expression).lower(), str(expression))
+    marks = [str(mark).split(" :: ") for mark in metadata.get("classifier") or ()]
+    kinds = [mark[-1] for mark in marks if mark[0] == "License" and mark[-1] != "OSI Approved"]
+    kinds = sorted({NAMES.get(kind.lower(), kind) for kind in kinds})
+    stated = str(metadata.get("license") or "").strip()
+    stated = NAMES.get(stated.lower(), stated)
+    if "proprietary" in (stated, *kinds):  # the stricter of the two, where they differ
+        return "proprietary"
+    if stated and set(parts(stated)) <= PERMISSIVE | EXPLAINED:
+        return stated
+    if kinds:
+        return " AND ".join(kinds)
+    granted = any(re.search(r"Permission\s+is\s+hereby\s+granted,\s+free\s+of\s+charge", text) for text in texts)
+    return "MIT" if granted else "none stated"
+
+
+def parts(expression: str) -> list[str]:
+    """Return the licences that an expression names; of alternatives, the first that is permissive where one is."""
+    found = []
+    for term in re.split(r"\s+AND\s+", re.sub(r"[()]", " ", expression).strip()):
+        choices = [choice.strip() for choice in re.split(r"\s+OR\s+", term)]
+        found.append(next((choice for choice in choices if choice in PERMISSIVE), choices[0]))
+    return found
+
+
+def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
+    """Return the metadata and the licences' texts of a package that is installed here."""
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    files = [path for path in distribution.files or () if re.search(r"licen[cs]e|copying", path.name, re.IGNORECASE)]
+    texts = [path.locate().read_text(encoding="utf-8", errors="replace") for path in files if path.locate().is_file()]
+    return distribution.metadata.json, texts
+
+
+def reported(requirements: Iterable[Requirement]) -> dict[str, dict[str, object]]:
+    """Return the metadata of packages that are not installed here, as pip (26 or newer) reports them."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        options = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", report]
+        wanted = [f"{one.name}{one.specifier}" for one in requirements]
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, *wanted], check=True)
+        found = json.loads(report.read_text(encoding="utf-8"))["install"]
+    return {canonicalize_name(one["metadata"]["name"]): one["metadata"] for one in found}
+
+
+def applies(requirement: Requirement, extras: set[str]) -> bool:
+    """Return True if a requirement is one of these extras, or of none; what no system needs is in no lock."""
+    named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(requirement.marker)))
+    return not named or not named.isdisjoint(extras)
+
+
+def needed_for(metadata: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """Return what each package is installed for: the module, an extra of it, or the installation itself."""
+    own = importlib.metadata.distribution("isa").metadata.json["requires_dist"]
+    found: dict[str, str] = {}
+    for extra, what in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
+        todo = [one for one in map(Requirement, own) if applies(one, {"", extra})]
+        while todo:
+            one = todo.pop()
+            name = canonicalize_name(one.name)
+            if name in found or name not in metadata:
+                continue
+            found[name] = what
+            further = metadata[name].get("requires_dist") or ()
+            todo += [other for other in map(Requirement, further) if applies(other, {"", *one.extras})]
+    return {name: found.get(name, "installing") for name in metadata}
+
+
+def licences() -> None:
+    """Write the licences of everything that is locked."""
+    locked = read_lock("packages.txt") | read_lock("torch.txt")
+    here = {name: installed(name) for name in locked}
+    metadata = {name: found[0] for name, found in here.items() if found}
+    metadata |= reported(locked[name][0] for name, found in here.items() if found is None)
+    purpose = needed_for(metadata)
+    purpose |= {name: "PyTorch's build for CUDA" for name in locked if OF_TORCH.match(name) and name != "torch"}
+    rows = []
+    for name, (requirement, _) in sorted(locked.items()):
+        version, texts = str(requirement.specifier).removeprefix("=="), here[name][1] if here[name] else ()
+        cells = (name, version, licence(metadata[name], texts), purpose[name])
+        rows.append(dict(zip(COLUMNS["licences"], cells, strict=True)))
+    write_table("licences", rows)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Checks that are run before a release.")
+    commands = parser.add_subparsers(dest="command")
+    names = [machine.name for machine in MACHINES]
+    command = commands.add_parser("machines", help="try fresh environments", epilog=f"machines: {'; '.join(names)}")
+    command.add_argument("names", nargs="*", metavar="MACHINE", choices=[*names, []], help="those that have not passed")
+    command.add_argument("--here", metavar="NAME", help="try the environment at hand instead, under this name")
+    command = commands.add_parser("reproduce", help="measure what is the same every time")
+    command.add_argument("books", nargs="*", metavar="BOOK", help="two clones with built books, to be compared instead")
+    commands.add_parser("licences", help="write the licences of all locked packages")
+    commands.add_parser("lock", help="write the hashes of the pinned set")
+    commands.add_parser("measure").add_argument("options", type=json.loads)
+    given = parser.parse_args()
+    match given.command:
+        case "machines":
+            machines(given.names, given.here)
+        case "reproduce":
+            reproduce(given.books)
+        case "licences":
+            licences()
+        case "lock":
+            lock()
+        case "measure":
+            measure(**given.options)
+        case None:
+            machines(names)
+            reproduce([])
+            licences()
+
+
+if __name__ == "__main__":
+    main()
