@@ -1,33 +1,32 @@
-"""A sweep in one process: packs trained one after the other, within a time, recorded as they are done.
+"""Training of packs in this process, and the parts of it that the worker of a cluster needs.
 
 On a GPU, the models of one pack are measured in a second thread while the next pack trains.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import tarfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isa import data, engine, latents, packs, results, sweep
+from isa import data, engine, latents, packs, results
 from isa._files import write_atomically
-from isa.engine import CheckpointError, Trained
+from isa._records import RecordsWarning, merge_records, recorded
 from isa.packs import Job, OutOfTime, Speed, Watch
 from isa.profile import profile_steps
 from isa.run import Run
 
-__all__ = ["GPU_PACK", "Local", "fit", "images", "keep", "recover", "source_path"]
+__all__ = ["GPU_PACK", "Local", "Recorder", "fit", "images", "measure", "missing", "source_path"]
 
 GPU_PACK = 18
 """Runs that train at once on a GPU, unless another number is asked for."""
@@ -36,122 +35,85 @@ _CHECKPOINT_SECONDS = 120.0
 _POLL_SECONDS = 2.0
 _MARGIN = 1.05
 """Factor of the time that a pack is expected to take."""
-_MOST_OUT_BYTES = 15_000_000
 
 
 def source_path(run: Run) -> str | None:
-    """Return the path of a run's published data, with environment variables replaced.
-
-    Raises
-    ------
-    ValueError
-        If a variable is not set, or nothing is at the path.
-    """
-    if run.source is None:
-        return None
-    path = os.path.expanduser(os.path.expandvars(run.source))
-    unset = re.search(r"\$\{?(\w+)", path)
-    if unset:
-        raise ValueError(
-            f"{run.dataset} is to be read from {run.source}: set {unset[1]} to where the published data lie"
-        )
-    if not os.path.exists(path):
-        raise ValueError(f"source must be where the published data of {run.dataset} lie, got {path}")
+    """Return the path of a run's published data, with environment variables replaced."""
+    path = run.source and os.path.expanduser(os.path.expandvars(run.source))
+    if path and not os.path.exists(path):
+        unset = "; set this variable to where the published data lie" if "$" in path else ""
+        raise ValueError(f"source must be where the published data of {run.dataset} lie, got {path}{unset}")
     return path
 
 
 @lru_cache(maxsize=1)
-def _dataset(name: str, source: str | None, cache_dir: str | None) -> data.FactorDataset:
-    return data.load(name, source, cache_dir=cache_dir)
-
-
-@lru_cache(maxsize=1)
-def _on_device(dataset: data.FactorDataset, device: torch.device) -> data.FactorDataset:
-    return dataset.to(device)
-
-
-def images(run: Run, cache_dir: str | None, device: torch.device) -> data.FactorDataset:
-    """Return the images of a run on a device; the latest ones are kept there."""
-    return _on_device(_dataset(run.dataset, source_path(run), cache_dir), device)
+def images(dataset: str, source: str | None, cache_dir: str | None, device: torch.device) -> data.FactorDataset:
+    """Return a data set on a device; the latest one is kept there."""
+    return data.load(dataset, source, cache_dir=cache_dir).to(device)
 
 
 def fit(
-    runs: Iterable[Run],
-    dataset: data.FactorDataset,
-    checkpoints: Path | None,
-    watch: Watch,
-    progress: bool | None,
-) -> Iterator[Trained]:
-    """Train a pack with the checkpoints of a sweep."""
-    options = {"checkpoints": checkpoints, "checkpoint_seconds": _CHECKPOINT_SECONDS, "progress": progress}
-    return engine.fit(list({run.hash: run for run in runs}.values()), dataset, **options, callback=watch)
-
-
-def keep(result: results.Result, dataset: data.FactorDataset, models: Path | None, portraits: Path) -> Path | None:
-    """Save a result's model in a folder, if there is one, and its portrait; returns the portrait's path."""
-    if models is not None:
-        result.save(models / result.run.key)
-    if result.evaluation is None:
-        return None
-    return latents.portrait(result, dataset).save(portraits / f"{result.run.key}.npz")
-
-
-def recover(error: Exception, runs: Sequence[Run], checkpoints: Path | None) -> int:
-    """Return the number of runs to train at once after an error, or raise it.
-
-    If memory did not suffice, that is half as many as ``runs``. Checkpoints that cannot be read are moved away.
-    """
-    if isinstance(error, torch.OutOfMemoryError) and len(runs) > 1:
-        half = len(runs) // 2
-        warnings.warn(f"{len(runs)} runs at once do not fit; {half} are tried", sweep.RecordsWarning, stacklevel=2)
-        torch.cuda.empty_cache()
-        return half
-    moved = 0
-    for run in runs if isinstance(error, CheckpointError) else ():
-        path = engine.checkpoint_path(checkpoints, run)
+    runs: Iterable[Run], dataset: data.FactorDataset, folder: Path | None, watch: Watch, progress: bool | None
+) -> Iterator[engine.Trained]:
+    """Train a pack with checkpoints in a folder. One that cannot be read is deleted, and its run starts again."""
+    different = list({run.hash: run for run in runs}.values())
+    for run in different:
         try:
-            engine.checkpoint_step(checkpoints, run)
-        except CheckpointError:
-            path.replace(path.with_name(f"{path.name}.unreadable"))
-            moved += 1
-    if not moved:
-        raise error
-    warnings.warn(f"{error}; it is moved away, and the run starts anew", sweep.RecordsWarning, stacklevel=2)
-    return len(runs)
+            engine.checkpoint_step(folder, run)
+        except engine.CheckpointError as error:
+            warnings.warn(f"{error}; it is deleted, and the run starts again", RecordsWarning, stacklevel=2)
+            engine.checkpoint_path(folder, run).unlink()
+    options = {"checkpoints": folder, "checkpoint_seconds": _CHECKPOINT_SECONDS, "progress": progress}
+    return engine.fit(different, dataset, **options, callback=watch)
 
 
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
-    """Run the kernels of this thread concurrently with those of the training, after what is queued already."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.default_stream(device))
-    with torch.cuda.stream(stream):
-        yield
+def measure(
+    trained: engine.Trained, dataset: data.FactorDataset, portraits: Path, models: Mapping[str, Path], **options: Any
+) -> list[dict[str, Any]]:
+    """Measure runs and return their records; save portraits, and models in the folders given by hash."""
+    found = results.measure(trained, dataset, **options)
+    for result in found:
+        if result.run.hash in models:
+            result.save(models[result.run.hash] / result.run.key)
+        if result.evaluation is not None:
+            latents.portrait(result, dataset).save(portraits / f"{result.run.key}.npz")
+    return [result.record for result in found]
 
 
-class _Out:
-    """Copies of new records and portraits in a folder, in files of at most 15 MB."""
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs that no sweep has recorded yet."""
+    known = {path: recorded(path) for path in {job.spec.record for job in jobs}}
+    return [job for job in jobs if job.hash not in known[job.spec.record]]
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        numbers = [re.fullmatch(r"portraits-(\d+)\.tar", path.name) for path in folder.glob("portraits-*.tar")]
-        self.number = max((int(match[1]) for match in numbers if match), default=0)
-        self.members: list[Path] = []
-        self.size = _MOST_OUT_BYTES  # of the latest bundle, which is another sweep's and left as it is
 
-    def add(self, name: str, records: Iterable[Mapping[str, Any]], portraits: Iterable[Path]) -> None:
-        """Add records to the copy of a specification's table, and portraits to the latest bundle."""
-        sweep.merge_records(self.folder / f"records-{name}.csv", records)
-        changed: dict[int, list[Path]] = {}
-        for path in portraits:
-            size = path.stat().st_size + 2 * tarfile.BLOCKSIZE  # a header, and padding
-            if self.size + size > _MOST_OUT_BYTES:
-                self.number, self.members, self.size = self.number + 1, [], 2 * tarfile.RECORDSIZE
-            self.members.append(path)
-            self.size += size
-            changed[self.number] = self.members
-        for number, members in changed.items():
-            write_atomically(self.folder / f"portraits-{number}.tar", lambda path, members=members: _tar(path, members))
+@dataclass
+class Recorder:
+    """Adds records to the tables of the jobs' specifications, and copies them to the folder ``out`` if there is one."""
+
+    jobs: Sequence[Job]
+    out: Path | None
+    say: Callable[[str], object]
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Record what is trained, copy it, and remove checkpoints that no longer run continues from."""
+        by_hash = {record["hash"]: record for record in records}
+        jobs = [job for job in self.jobs if job.hash in by_hash]
+        for spec in {job.spec.record: job.spec for job in jobs}.values():
+            added = [by_hash[job.hash] for job in jobs if job.spec is spec]
+            merge_records(spec.record, added)
+            if self.out is not None:
+                merge_records(self.out / f"records-{spec.name}.csv", added)
+        if self.out is not None:
+            portraits = {job.spec.path.parent / "portraits" / f"{job.run.key}.npz" for job in jobs}
+            bundle = self.out / f"portraits-{1 + len(list(self.out.glob('portraits-*.tar')))}.tar"
+            write_atomically(bundle, lambda path: _tar(path, filter(Path.exists, portraits)))
+        for job in jobs:
+            folder = job.spec.work / "checkpoints"
+            longer = any(other.course == job.course and other.steps > job.steps for other in self.jobs)
+            if not longer and engine.checkpoint_step(folder, job.run) <= job.steps:
+                engine.checkpoint_path(folder, job.run).unlink(missing_ok=True)
+        for record in records:
+            self.say(_line(record))
 
 
 def _tar(path: str, members: Iterable[Path]) -> None:
@@ -160,55 +122,35 @@ def _tar(path: str, members: Iterable[Path]) -> None:
             bundle.add(member, member.name)
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    if record["status"] == "diverged":
+        return f"{record['key']}  diverged at step {record['diverged_at']:,}"
+    fit = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
+    return f"{record['key']}  {fit}  {record['train_seconds']:.0f} s"
+
+
+@dataclass
 class Local:
-    """Trains jobs in this process, pack by pack, in the order of their plan.
+    """Trains jobs in this process, pack by pack, in the order of their plan; fields as for :func:`isa.sweep.sweep`."""
 
-    Parameters
-    ----------
-    jobs
-        Runs that are not recorded, tier by tier.
-    records
-        What is recorded. It tells the speed of a CPU until that is measured; a card may have been shared.
-    device, size
-        Where to train, and the maximum number of runs at once.
-    deadline
-        Time of ``time.monotonic`` by which everything that is started has to be done.
-    cache_dir, keep_models, progress, out, say
-        As :func:`isa.sweep.sweep` has them; ``say`` is its ``report``.
-    """
-
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        records: Iterable[Mapping[str, Any]],
-        device: torch.device,
-        size: int,
-        *,
-        deadline: float = math.inf,
-        cache_dir: str | None = None,
-        keep_models: bool = False,
-        progress: bool | None = None,
-        out: Path | None = None,
-        say: Callable[[str], object] = bool,
-    ) -> None:
-        self.jobs, self.device, self.size, self.deadline = jobs, device, size, deadline
-        self.cache_dir, self.keep_models, self.progress, self.say = cache_dir, keep_models, progress, say
-        self.out = None if out is None else _Out(out)
-        self.specs = {job.spec.record: job.spec for job in jobs}
-        cuda = device.type == "cuda"
-        self.speed = Speed() if cuda else Speed(records, device)
-        self.startup, self.compiled = 0.0, set()  # seconds in which a pack is compiled, and shapes that are
-        self.passed: set[Job] = set()  # would not be done in time
-        self.pool = ThreadPoolExecutor(1) if cuda else None
-        self.pending: Future | None = None  # the measurement of runs that are trained
-        self.measured: set[Job] = set()  # these runs
-        self.claims = ExitStack()  # on these runs
+    jobs: Sequence[Job]
+    record: Recorder
+    speed: Speed
+    device: torch.device
+    size: int
+    deadline: float
+    cache_dir: str | None
+    keep_models: bool
+    progress: bool | None
+    late: set[Job] = field(default_factory=set)  # would not be done in time
+    pending: list[Future] = field(default_factory=list)  # in the second thread
 
     def train(self) -> None:
         """Train what is missing, leaving alone what other sweeps have claimed until they are done or gone."""
+        self.pool = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
         try:
-            while (missing := self._missing()) and time.monotonic() <= self.deadline:
-                if not self._train_next(missing):
+            while (left := self._left()) and time.monotonic() <= self.deadline:
+                if not self._train_next(left):
                     time.sleep(_POLL_SECONDS)
         finally:
             self._wait()
@@ -218,109 +160,86 @@ class Local:
     def profile(self, path: Path) -> None:
         """Write a report on 30 steps of each kind of run that is missing, in packs as they would be trained."""
         sections: dict[tuple, str] = {}
-        for pack in packs.divide(self._missing(), self.size):
-            ends = list(packs.longest(pack).values())
-            if ends[0].kind not in sections:
-                dataset = images(ends[0].run, self.cache_dir, self.device)
-                sections[ends[0].kind] = profile_steps([end.run for end in ends], dataset)
-                text = "\n".join(sections.values())
-                write_atomically(path, lambda temporary, text=text: Path(temporary).write_text(text, encoding="utf-8"))
+        for pack in packs.divide(self.jobs, self.size):
+            if pack[0].kind not in sections:
+                runs = [end.run for end in packs.longest(pack).values()]
+                sections[pack[0].kind] = profile_steps(runs, self._images(runs[0]))
+        write_atomically(path, lambda temporary: Path(temporary).write_text("\n".join(sections.values()), "utf-8"))
 
-    def _missing(self) -> list[Job]:
-        recorded = {path: sweep.recorded(path) for path in self.specs}
-        out = self.passed | self.measured
-        return [job for job in self.jobs if job not in out and job.hash not in recorded[job.spec.record]]
+    def _left(self) -> list[Job]:
+        return missing([job for job in self.jobs if job not in self.late])
 
-    def _train_next(self, missing: Sequence[Job]) -> bool:
-        """Train the next pack; returns False if all that is missing is claimed by others."""
-        passed = len(self.passed)
-        for pack in packs.divide(missing, self.size):
+    def _images(self, run: Run) -> data.FactorDataset:
+        return images(run.dataset, source_path(run), self.cache_dir, self.device)
+
+    def _train_next(self, left: Sequence[Job]) -> bool:
+        """Train the next pack; return False if other sweeps, or the second thread, have all that is left."""
+        late = len(self.late)
+        for pack in packs.divide(left, self.size):
             with ExitStack() as claims:
-                mine = packs.claim(self._in_time(pack), claims)
-                if mine and set(mine) <= set(self._missing()):  # others may have recorded some before the claim
-                    self._train(mine, claims)
-                if mine:
+                # others may have recorded some before the claim
+                if mine := missing(packs.claim(self._in_time(pack), claims)):
+                    self._train(mine)
+                    self._later(claims.pop_all().close)
                     return True
-        return len(self.passed) > passed
+        return len(self.late) > late
 
     def _in_time(self, pack: list[Job]) -> list[Job]:
         """Return the jobs of a pack that would be done in time, fewer courses if necessary.
 
         If not even one would, the longest run of each course is passed over. Runs of unknown speed are tried.
         """
-        if self.deadline == math.inf:
-            return pack
-        courses = list(dict.fromkeys(job.course for job in pack))
-        for number in range(len(courses), 0, -1):
-            fewer = [job for job in pack if job.course in courses[:number]]
-            startup = 0.0 if (fewer[0].shape, number) in self.compiled else self.startup
-            if time.monotonic() + startup + _MARGIN * (self.speed(fewer) or 0.0) <= self.deadline:
+        ends = packs.longest(pack)
+        for number in range(len(ends), 0, -1):
+            fewer = [job for job in pack if job.course in list(ends)[:number]]
+            if time.monotonic() + _MARGIN * (self.speed(fewer) or 0.0) <= self.deadline:
                 return fewer
-        self.passed |= set(packs.longest(pack).values())
+        self.late.update(ends.values())
         return []
 
-    def _train(self, jobs: list[Job], claims: ExitStack) -> None:
-        """Train and record the jobs of a pack."""
+    def _train(self, jobs: list[Job]) -> None:
+        """Train a pack, and have its models measured."""
         ends = list(packs.longest(jobs).values())
-        kind, folder = ends[0].kind, ends[0].spec.work / "checkpoints"
-        dataset = images(ends[0].run, self.cache_dir, self.device)
-        watch = Watch(ends[0].steps, self.deadline, self.speed.measuring(jobs), self._look)
-        known = kind in self.speed.step
+        kind, dataset, folder = ends[0].kind, self._images(ends[0].run), ends[0].spec.work / "checkpoints"
+        watch = Watch(ends[0].steps, self.deadline - self.speed.measuring(jobs))
         try:
             for trained in fit((job.run for job in jobs), dataset, folder, watch, self.progress):
-                hashes = {run.hash for run in trained.runs}
-                self._measure(trained, dataset, [job for job in jobs if job.hash in hashes])
-                watch.pause()
+                self._wait()  # for the pack before, so that memory suffices
+                self._later(self._measure, trained, dataset, jobs)
         except OutOfTime:
-            names = ", ".join(end.run.key for end in ends)
-            self.say(f"not in time, to go on from the last checkpoint another time: {names}")
-            self.passed |= set(ends) if known else set()  # otherwise fewer at once may be in time
-        except (CheckpointError, torch.OutOfMemoryError) as error:
-            self.size = recover(error, [end.run for end in ends], folder)
+            self.record.say(f"not in time, to continue another time: {', '.join(end.run.key for end in ends)}")
+            self.late.update(ends if kind in self.speed.step else ())  # otherwise fewer at once may be in time
+        except torch.OutOfMemoryError:
+            self.size = len(ends) // 2
+            if self.size == 0:
+                raise
+            warnings.warn(f"{len(ends)} runs at once do not fit; {self.size} are tried", RecordsWarning, stacklevel=2)
+            torch.cuda.empty_cache()
         if watch.pace is not None:
             self.speed.step[kind] = watch.pace / len(ends)
-            self.startup = max(self.startup, watch.startup)
-            self.compiled.add((ends[0].shape, len(ends)))
-        if self.pending is not None:
-            self.claims.push(claims.pop_all())
 
-    def _look(self) -> None:
-        """Raise what a measurement that has ended raised."""
-        if self.pending is not None and self.pending.done():
-            self._wait()
+    def _measure(self, trained: engine.Trained, dataset: data.FactorDataset, jobs: list[Job]) -> None:
+        """Measure and record trained runs."""
+        began, hashes = time.monotonic(), {run.hash for run in trained.runs}
+        models = {job.hash: job.spec.work / "models" for job in jobs if self.keep_models and job.hash in hashes}
+        stream = None
+        if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
+            stream = torch.cuda.Stream(dataset.device)
+            stream.wait_stream(torch.cuda.default_stream(dataset.device))
+        with torch.cuda.stream(stream):
+            portraits = jobs[0].spec.path.parent / "portraits"
+            progress = False if self.pool else self.progress
+            self.record(measure(trained, dataset, portraits, models, progress=progress))
+        self.speed.evaluation[jobs[0].kind] = (time.monotonic() - began) / len(hashes)
+
+    def _later(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function: on a GPU in the second thread, after earlier ones."""
+        if self.pool is None:
+            function(*arguments)
+        else:
+            self.pending.append(self.pool.submit(function, *arguments))
 
     def _wait(self) -> None:
-        """Wait for the measurement that is pending."""
-        pending, self.pending = self.pending, None
-        try:
-            if pending is not None:
-                pending.result()
-        finally:
-            self.measured.clear()
-            self.claims.close()
-
-    def _measure(self, trained: Trained, dataset: data.FactorDataset, jobs: list[Job]) -> None:
-        """Measure and record trained runs: on a GPU in the other thread, once that has done so with those before."""
-        self._wait()
-        if self.pool is None:
-            self._record(trained, dataset, jobs)
-        else:
-            self.measured.update(jobs)
-            self.pending = self.pool.submit(self._record, trained, dataset, jobs)
-
-    def _record(self, trained: Trained, dataset: data.FactorDataset, jobs: list[Job]) -> None:
-        began = time.monotonic()
-        with nullcontext() if self.pool is None else _own_stream(self.device):
-            progress = self.progress if self.pool is None else False
-            found = {result.run.hash: result for result in results.measure(trained, dataset, progress=progress)}
-            portraits: dict[Job, Path | None] = {}
-            for job in jobs:
-                models = job.spec.work / "models" if self.keep_models else None
-                portraits[job] = keep(found[job.hash], dataset, models, job.spec.path.parent / "portraits")
-        for path, spec in self.specs.items():
-            if its := [job for job in jobs if job.spec.record == path]:
-                added = [found[job.hash].record for job in its]
-                sweep.record_results(spec, [job.run for job in self.jobs if job.spec.record == path], added, self.say)
-                if self.out is not None:
-                    self.out.add(spec.name, added, [portraits[job] for job in its if portraits[job] is not None])
-        self.speed.evaluation[jobs[0].kind] = (time.monotonic() - began) / len(jobs)
+        """Wait for the second thread, and raise what it raised."""
+        while self.pending:
+            self.pending.pop(0).result()

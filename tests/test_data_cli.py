@@ -1,6 +1,6 @@
-"""``isa data``: what it prints, draws and compares, and one clear line for each mistake."""
+"""The command line: what ``isa data`` prints and draws, options of ``isa train``, one clear line for each mistake."""
 
-import hashlib
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,27 +8,15 @@ import pytest
 from drawn_dsprites import drawn
 from PIL import Image
 
-from isa import cli
+from isa import cli, engine
 from isa.data import dsprites, faces3d
+from isa.run import Run
 
 
 @pytest.fixture(autouse=True)
 def draw_once(monkeypatch):
     packed = drawn().storage.numpy()
     monkeypatch.setattr(dsprites, "draw_packed", lambda progress=False: packed)
-
-
-@pytest.fixture
-def small_file(tmp_path):
-    """Three images in the published format, one of them with two pixels changed."""
-    classes = np.array([[0, 0, 5, 3, 4, 5], [0, 2, 1, 39, 31, 0], [0, 1, 2, 3, 4, 5]])
-    index = np.ravel_multi_index(tuple(classes.T), (1, *drawn().factor_sizes))
-    images = drawn().images(index)[:, 0].numpy().astype(np.uint8)
-    images[1, 9, 11] ^= 1
-    images[1, 60, 2] ^= 1
-    path = tmp_path / "small.npz"
-    np.savez_compressed(path, imgs=images, latents_classes=classes, metadata=np.array({"a": 1}, dtype=object))
-    return path
 
 
 def test_description(capsys):
@@ -58,14 +46,6 @@ def test_contact_sheet(tmp_path, capsys, suffix):
             assert min(image.size) > 300 and np.asarray(image.convert("L")).std() > 20
 
 
-def test_compare_says_how_many_pixels_differ_and_where(small_file, capsys):
-    assert cli.main(["data", "dsprites", "--compare", str(small_file)]) == 0
-    out = capsys.readouterr().out
-    assert hashlib.md5(small_file.read_bytes()).hexdigest() in out and "not the published" in out
-    assert "2 pixels in 1 images" in out
-    assert "shape 2, scale 1, orientation 39, x 31, y 0: (row, column) (9, 11) (60, 2)" in out
-
-
 def test_verify_passes_and_fails(capsys, monkeypatch):
     assert cli.main(["data", "dsprites", "--verify"]) == 0
     assert capsys.readouterr().out.count("holds") == 3
@@ -81,16 +61,13 @@ def test_verify_passes_and_fails(capsys, monkeypatch):
         (["data", "dsprites", "--source", __file__], "test_data_cli.py is not the published file"),
         (["data", "cars3d", "--source", "absent"], "absent does not exist"),
         (["data", "cars3d"], "cars3d needs the folder of its 183 published files"),
-        (["data", "dsprites", "--compare", "absent.npz"], "--compare must name a file, and absent.npz is none"),
-        (["data", "cars3d", "--compare", "x.npz"], "--compare compares a file with dSprites"),
-        (["data", "dsprites", "--source", "a", "--compare", "b"], "no --source"),
-        (["data", "dsprites", "--contact-sheet", "x.gif"], "--contact-sheet must name a .png, .svg or .pdf file"),
-        (["data", "dsprites", "--contact-sheet", "nowhere/x.png"], "which is no directory"),
+        (["data", "dsprites", "--contact-sheet", "x.gif"], "--contact-sheet must be a .png, .svg or .pdf file"),
+        (["data", "dsprites", "--contact-sheet", "nowhere/x.png"], "in a folder that exists, got nowhere/x.png"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, text, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) in (1, 2)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("isa: error: ") and captured.err.count("\n") == 1 and text in captured.err
@@ -103,15 +80,36 @@ def test_usage_mistakes_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
-    assert "error" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert printed.startswith("isa: error: ") and printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"]])
-def test_help(arguments, capsys):
+@pytest.mark.parametrize("command", ["", "data", "train", "sweep", "status"])
+def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        cli.main([*command.split(), "--help"])
     assert caught.value.code == 0
-    assert "data" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert command in printed and ("example" in printed or not command)
+    if command == "train":  # every field, and its description in the docstring
+        assert all(f"--{name.replace('_', '-')}" in printed for name in Run.model_fields)
+        assert "Seed of the initial parameters" in printed and "default: 2048" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("--subspaces 4 --learn-exponents", {"subspaces": (4,), "learn_exponents": True}),
+        ("--subspaces 4,3 --p1 1.9,2.2 --batch-size 64", {"subspaces": (4, 3), "p1": (1.9, 2.2), "batch_size": 64}),
+        ("--prior 2.1[5*2.2[4]] --scale unit --beta 1e-1", {"prior": "2.1[5*2.2[4]]", "scale": "unit", "beta": 0.1}),
+    ],
+)
+def test_options_of_train_are_fields_of_a_run(text, fields, monkeypatch):
+    runs = []
+    monkeypatch.setattr(engine, "train", lambda run, **options: runs.append(run) or sys.exit())
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--objective", "isa-vae", *text.split()])
+    assert runs == [Run(objective="isa-vae", **fields)]
 
 
 def test_a_cache_that_cannot_be_used_is_one_line(tmp_path, monkeypatch, capsys):

@@ -161,10 +161,8 @@ def _isa(*arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--beta", "-1"], "beta must be greater than or equal to 0, got -1.0"),
+        (["--beta", "-1"], "beta must be greater than or equal to 0, got -1"),
         (["--objective", "isa-vae", "--prior", "2.1[4"], "expected ',' or ']' at position 5"),
-        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1, got 0"),
-        (["--mig-samples", "1"], "--mig-samples must be at least 2, got 1"),
         (["--source", "/no/such/folder"], "--source must exist, got /no/such/folder"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
     ],
@@ -189,7 +187,6 @@ def test_command_trains_and_saves_once(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(data, "load", load)
     arguments = ["--objective", "isa-vae", "--subspaces", "2,1", "--p1", "1.9,2.3", "--model", "small"]
     arguments += ["--batch-size", "16", "--steps", "5", "--learn-exponents", "--output", str(tmp_path / "out")]
-    arguments += ["--checkpoint-every", "2"]
     assert _isa(*arguments) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.startswith("REDUCED SCALE: 5 steps of 16 images")

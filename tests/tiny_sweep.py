@@ -77,7 +77,7 @@ def watch_starts(monkeypatch, field: str) -> list[tuple]:
     return starts
 
 
-def _slow_dataset(name: str, source: str | None, cache_dir: str | None) -> FactorDataset:
+def _images(dataset: str, source: str | None, cache_dir: str | None, device: torch.device) -> FactorDataset:
     # gives a test the time to kill the process in the midst of its runs
     time.sleep(float(os.environ.get("TINY_SWEEP_SECONDS", 0)))
     return DATASET
@@ -85,7 +85,7 @@ def _slow_dataset(name: str, source: str | None, cache_dir: str | None) -> Facto
 
 DATASET = squares()
 models.MODELS["small"] = small
-local._dataset = _slow_dataset
+local.images = _images
 
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))

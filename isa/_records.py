@@ -1,0 +1,206 @@
+"""Records of runs: one table a specification, a row a run, replaced as a whole under a lock."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
+
+import filelock
+import numpy as np
+
+from isa._files import write_atomically
+from isa.run import Run
+
+__all__ = ["RECORD", "Records", "RecordsWarning", "merge_records", "read_records", "recorded"]
+
+RECORD: dict[str, type | UnionType] = (
+    {"hash": str, "key": str, "status": str, "diverged_at": int, "dataset": str, "source": str, "objective": str}
+    | {"beta": float, "seed": int, "prior": str, "subspaces": list, "p0": float, "p1": float | list}
+    | {"scale": float | str, "learn_exponents": bool, "model": str, "latent_dim": int, "epochs": float, "steps": int}
+    | {"batch_size": int, "learning_rate": float, "exponent_learning_rate": float, "likelihood": str, "kl": str}
+    | {"sampling": str, "precision": str, "mig": float, "gaps": list}
+    | dict.fromkeys(("mig_standard_error", "mig_error_bound", "log_likelihood", "log_likelihood_first_10000"), float)
+    | {"divergence": float, "elbo": float, "active_units": int, "exponents": list, "factors": list}
+    | dict.fromkeys(("mutual_information", "entropy", "conditional_entropy"), list)
+    | {"total_steps": int, "reduced": bool, "train_seconds": float, "evaluation_seconds": float, "pack_size": int}
+    | {"compiled": bool, "device": str, "versions": dict, "commit": str, "images": int, "images_title": str}
+    | {"images_checksum": str, "procedural": bool}
+    | dict.fromkeys(("unscored", "log_likelihood_by_value", "unscored_mutual_information"), list)
+    | {"mig_binned": float, "mig_10000_samples": float}
+    | dict.fromkeys(("subspaces_compared", "subspace_factors", "subspace_mutual_information"), list)
+    | dict.fromkeys(("subspace_standard_error", "random_subspace_mean", "random_subspace_deviation"), list)
+    | {"subspace_draws": int, "random_groupings": int}
+)
+"""Columns of a table of records, in order, and what their cells hold; an empty cell is None. Append new columns.
+
+Text stands as it is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record, in the order of its factors.
+"""
+
+_NEEDED = ("mig", "factors", "log_likelihood", "total_steps", "train_seconds", "evaluation_seconds", "pack_size")
+"""What the record of a trained run must contain."""
+_DIGITS = 9
+"""Significant digits of a measured number in a table. Fields of the run keep all, since they are part of its hash."""
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "JSON"}
+
+
+class RecordsWarning(UserWarning):
+    """A sweep continues, but not as it was asked to: with fewer runs at once, or without a checkpoint."""
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if RECORD[column] is str:
+        return " ".join(str(value).split())
+    exact = value if column in Run.model_fields else _rounded(value)
+    return json.dumps(exact, separators=(",", ":"), allow_nan=False)
+
+
+def _value(column: str, cell: str) -> Any:
+    kinds = get_args(RECORD[column]) or (RECORD[column],)
+    if cell == "" or kinds == (str,):
+        return cell or None
+    try:  # a spreadsheet writes TRUE; int refuses the constants NaN and Infinity
+        value = json.loads(cell.lower() if kinds == (bool,) else cell, parse_constant=int)
+    except ValueError:
+        value = None
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        raise ValueError(f"{column} must be {' or '.join(_NAMES[kind] for kind in kinds)}, got {cell[:60]!r}")
+    return value
+
+
+def _record(cells: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record in a row, if it is that of the run which its hash names."""
+    record = {column: _value(column, cell) for column, cell in cells.items() if column in RECORD}
+    run = Run(**{name: record[name] for name in Run.model_fields if record.get(name) is not None})
+    if run.hash != record["hash"]:
+        raise ValueError(f"its fields are those of the run {run.hash}, and its hash is {record['hash']}")
+    needed = {"trained": _NEEDED, "diverged": ("diverged_at",)}.get(record["status"])
+    if needed is None:
+        raise ValueError(f"status must be trained or diverged, got {record['status']!r}")
+    for column in needed:
+        if record.get(column) is None:
+            raise ValueError(f"{column} must not be empty for a run that is {record['status']}")
+    gaps = zip(record.get("factors") or (), record.pop("gaps", None) or (), strict=True)
+    return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a table of records: every record once, in the order of the file, as :func:`isa.results.measure` returns it.
+
+    If there is no file, there are no records. A ``ValueError`` names the line that is not a record, and says why.
+    """
+    if not Path(path).exists():
+        return []
+    records: dict[str, dict[str, Any]] = {}
+    number = 1
+    try:
+        lines = csv.reader(Path(path).read_text(encoding="utf-8-sig").splitlines(), strict=True)
+        header = next(lines, [])
+        if not {"hash", "status", "dataset", "objective", *_NEEDED} <= set(header):
+            raise ValueError("its columns, separated by commas, must be those of records")
+        for cells in lines:
+            number += 1
+            if len(cells) != len(header):
+                raise ValueError(f"it has {len(cells)} cells, and the table has {len(header)} columns")
+            record = _record(dict(zip(header, cells, strict=True)))
+            records.setdefault(record["hash"], record)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}, line {number} is not a record: {error}") from None
+    return list(records.values())
+
+
+def recorded(path: Path) -> set[str]:
+    """Return the hashes of the runs in a table, without reading anything else of it."""
+    if not path.exists():
+        return set()
+    return {row["hash"] for row in csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())}
+
+
+def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any]]) -> None:
+    """Add records to a table under its lock. Runs that are recorded there already keep their records."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        records = {record["hash"]: record for record in read_records(path)}
+        for record in added:
+            records.setdefault(record["hash"], record)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(RECORD)
+        for record in records.values():
+            gaps = [record.get(f"mig_{name}") for name in record.get("factors") or ()]
+            writer.writerow(_cell(column, {**record, "gaps": gaps or None}.get(column)) for column in RECORD)
+        write_atomically(path, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8", newline=""))
+
+
+class Records(Sequence[dict]):
+    """Recorded runs of a specification, in its order, and those that are missing.
+
+    Attributes
+    ----------
+    rows : list of dict
+        The records.
+    missing : tuple of Run
+        Runs that are named and not recorded.
+    command : str
+        The command that trains them.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], missing: Iterable[Run], command: str) -> None:
+        self.rows, self.missing, self.command = list(rows), tuple(missing), command
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} of {self.wanted} runs recorded>"
+
+    @property
+    def wanted(self) -> int:
+        """Number of runs, recorded or not."""
+        return len(self.rows) + len(self.missing)
+
+    def select(self, **values: object) -> Records:
+        """Return those whose fields equal the values, a list of values meaning any of them; also of the missing runs.
+
+        A column that only records have, such as ``status``, selects no missing run.
+        """
+        if unknown := set(values) - set(RECORD):
+            raise KeyError(f"{', '.join(sorted(unknown))}: not a column of records, which are {', '.join(RECORD)}")
+
+        def plain(value: object) -> object:
+            return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+        allowed = {name: plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
+
+        def chosen(of: Callable[[str], object]) -> bool:
+            return all(plain(of(name)) in some for name, some in allowed.items())
+
+        missing = [run for run in self.missing if all(hasattr(run, name) for name in values)]
+        missing = [run for run in missing if chosen(lambda name, run=run: getattr(run, name))]
+        return Records([row for row in self.rows if chosen(row.get)], missing, self.command)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one field of every record. Measured numbers are NaN if a run diverged."""
+        if self.rows and not any(name in row for row in self.rows):
+            raise KeyError(f"no record has {name!r}")
+        values = [row.get(name) for row in self.rows]
+        if all(value is None or type(value) in (int, float) for value in values):
+            return np.array(values, float)
+        return np.array(values, dtype=object if any(isinstance(value, list | dict) for value in values) else None)
