@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
 
-from isa.prior.lpnested import LpNested
 from isa.prior.tree import Node, log_magnitude
+
+if TYPE_CHECKING:
+    from isa.prior.lpnested import LpNested
 
 __all__ = ["BOUNDS", "Fit", "fit"]
 
@@ -38,8 +41,8 @@ class Fit:
     """False if the optimiser stopped before the gradient vanished."""
 
 
-def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
-    """Return the maximum-likelihood exponents and scale for finite samples z ``(N, n)``.
+def fit(family: type[LpNested], tree: Node, z: Tensor | np.ndarray) -> Fit:
+    """Return the member of a family of distributions with the largest likelihood of finite samples z ``(N, n)``.
 
     The tree's exponents, which are numbers, are the start. L-BFGS finds their logarithms in float64; the scale has a
     closed form given them. The unit of z affects the scale only. Below the root, a node with one child has no influence
@@ -94,7 +97,7 @@ def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
     errors[~bound] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt()
     errors *= x.exp()
     return Fit(
-        distribution=LpNested(tree.with_exponents(p.tolist()), float(log_scale.exp())),
+        distribution=family(tree.with_exponents(p.tolist()), float(log_scale.exp())),
         log_likelihood=-float(loss(x)),
         n_samples=count,
         exponent_errors=tuple(torch.zeros_like(p).index_copy(0, free, errors[:-1]).tolist()),

@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent, Normal, constraints, register_kl
 
+from isa.prior.fit import Fit, fit
 from isa.prior.tree import Node, log_magnitude, positive
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from isa.prior.fit import Fit
 
 __all__ = ["LpNested", "kl_monte_carlo"]
 
@@ -266,9 +265,7 @@ class LpNested(Distribution):
     @staticmethod
     def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
         """Return the maximum-likelihood exponents and scale for samples z ``(N, n)``; see :func:`isa.prior.fit.fit`."""
-        from isa.prior.fit import fit
-
-        return fit(tree, z)
+        return fit(LpNested, tree, z)
 
 
 def _descend(node: Node, value: Tensor, steps: Iterator[Tensor]) -> Tensor:
