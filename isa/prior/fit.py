@@ -69,13 +69,13 @@ def fit(family: type[LpNested], tree: Node, z: Tensor | np.ndarray) -> Fit:
         x = torch.tensor(values, requires_grad=True)
         p = exponents(x)
         scale = best_log_scale(p).exp()
-        value = LpNested(tree.with_exponents(p.unbind()), scale, validate_args=False).entropy()
+        value = family(tree.with_exponents(p.unbind()), scale, validate_args=False).entropy()
         return value.item(), torch.autograd.grad(value, x)[0].numpy()
 
     def loss(x: Tensor) -> Tensor:
         """Return the total of -log p for logarithms of the free exponents and of the scale, in the unit of z."""
         p = exponents(x[:-1])
-        return -LpNested(tree.with_exponents(p.unbind()), x[-1].exp(), validate_args=False).log_prob(z).sum()
+        return -family(tree.with_exponents(p.unbind()), x[-1].exp(), validate_args=False).log_prob(z).sum()
 
     low, high = map(math.log, BOUNDS)
     found = scipy.optimize.minimize(
