@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from isa._files import write_table
 from isa.results import device_name
 
 FOLDER = Path(__file__).resolve().parent
@@ -68,7 +67,10 @@ def main() -> None:
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
             taken = [row for row in csv.DictReader(file) if row["device"] != device] + taken
-    write_table(table, COLUMNS, taken)
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(taken)
     print(f"\n{table}: {len(taken)} figures")
 
 

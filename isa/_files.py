@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import re
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,27 +65,3 @@ def read_tensors(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if found != expected:
                 raise ValueError(f"{name} must be {expected}, got {found}")
     return tensors
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write a table of comma-separated values, atomically."""
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
-
-
-def is_special(path: Path) -> bool:
-    """Return True for a path that is neither a file nor a folder."""
-    return path.exists() and not (path.is_file() or path.is_dir())
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that are more than a day old."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and time.time() - path.stat().st_mtime > 86_400:
-            path.unlink(missing_ok=True)
