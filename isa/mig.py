@@ -55,7 +55,6 @@ _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared wit
 _BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
 _TILE, _GPU_TILE = 2**16, 2**25  # Gaussians evaluated at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-_OWN_SEED = 0x5EED  # random choices that must not disturb the caller's generator
 
 
 @dataclass(frozen=True)
@@ -144,14 +143,16 @@ def mutual_information_gap(
         raise ValueError("mean must be finite and log_var must lie between -500 and 500")
 
     scored, labels = factor_labels(n, factor_sizes, factor_values, factors, tuple(unscored))
-    mixtures, kept, m = _Mixtures(labels, device), 1 + len(scored), n_samples or n
+    mixtures, kept, m = _Mixtures(labels, device), 1 + len(scored), n if n_samples is None else n_samples
+    if not 1 <= m <= n:
+        raise ValueError(f"n_samples must be from 1 to N = {n}, got {m}")
     source = device if generator is None else generator.device
     noise = torch.empty(len(used), n, dtype=torch.float32 if source.type == "mps" else torch.float64, device=source)
     latents: Iterable[int] = _fill_normal(noise, generator)
     draws = sampler = fewer = None
     if m < n or subsample is not None:
         latents = list(latents)  # first the noise, then the choice of draws
-        own = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ _OWN_SEED)
+        own = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)  # leaves the other alone
         members = [mixtures.members(r) for r in range(len(labels))]
         draws = [[_some(x, m, generator) for x in values] for values in members[:kept]]
         if subsample is not None:
@@ -451,10 +452,9 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     octave = row // per_octave
     density = torch.exp2(-octave.double()) / spacing
     variance = per_sigma**2 * torch.exp2(((row % per_octave).double() + 0.5) * (2.0 / per_octave))
-    width = cells >> octave
     sizes = [per_octave * (cells >> i) for i in range(octaves)]
     size = sum(sizes)
-    first = width.cumsum(0) - width - 1 - size
+    first = (cells >> octave).cumsum(0) - (cells >> octave) - 1 - size
 
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
     values = mixtures.rows[-1] - 1

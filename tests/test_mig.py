@@ -442,7 +442,7 @@ def test_active_units():
         ({"factor_sizes": (3, 5)}, r"the product of factor_sizes must be N = 12, got \(3, 5\)"),
         ({"factor_values": torch.zeros(12, 1).long()}, "give either factor_sizes or factor_values"),
         ({"factors": (0, 0)}, "factors must be different factors of more than one value"),
-        ({"unscored": (2,)}, "factors must be different"),
+        ({"n_samples": 13}, "n_samples must be from 1 to N = 12, got 13"),
     ],
 )
 def test_bad_input_is_refused(change, message):
