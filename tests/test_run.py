@@ -151,7 +151,7 @@ BAD = [
     ({"p0": -2.0, **ISA}, r"p0 must be greater than 0, got -2\.0"),
     ({"p1": (2.0, 2.0), **ISA}, "p1 must be one number or 5, one for each subspace, got"),
     ({"scale": "unit", "learn_exponents": True, **ISA}, "scale must be a number .*, got 'unit'"),
-    ({"scale": "unit", "subspaces": (1, 4), **ISA}, "scale = 'unit'; coordinates of this tree differ"),
+    ({"scale": "unit", "subspaces": (1, 4), **ISA}, "scale = 'unit'; coordinates of .* differ in variance"),
     ({"latent_dim": 10, **ISA}, "latent_dim must be 20, the number of leaves of .*, got 10"),
     ({"source": 3}, "source must be a valid string, got 3"),
     ({"betas": 1}, "'betas' is not a field of Run: the fields are dataset, source"),
