@@ -64,30 +64,16 @@ def _absolute_moment(p: float, angle: ArrayLike) -> np.ndarray:
 
 
 def best_gain(p: float, angle: ArrayLike, scale: float = 1.0) -> np.ndarray:
-    r"""Half the side of the turned square that fits a p-generalised normal of scale s best.
+    r"""Return half the side of the turned square that fits a p-generalised normal of scale s best.
 
     It is the :math:`a` that minimises :math:`-2 \log a + E\,f(a R_\theta u)^p / s`, so that
-    :math:`a^p = s / (p\, E|x \cos\theta - y \sin\theta|^p)`.
-
-    Parameters
-    ----------
-    p
-        Exponent.
-    angle
-        Angles in radians, any shape.
-    scale
-        Scale s of Eq. 11.
-
-    Returns
-    -------
-    ndarray
-        Of the shape of ``angle``.
+    :math:`a^p = s / (p\, E|x \cos\theta - y \sin\theta|^p)`. Angles are in radians, of any shape.
     """
     return (scale / (p * _absolute_moment(p, angle))) ** (1 / p)
 
 
 def straight_cost(p: float, angle: ArrayLike) -> np.ndarray:
-    r"""Divergence of a turned square of codes from the p-generalised normal of Eq. 5, at the size that fits best.
+    r"""Return the divergence of a turned square of codes from the p-generalised normal of Eq. 5 at the best size.
 
     With :math:`u` uniform on :math:`[-1, 1]^2` and :math:`M = E\,|u_1 \cos\theta - u_2 \sin\theta|^p`,
 
@@ -97,21 +83,12 @@ def straight_cost(p: float, angle: ArrayLike) -> np.ndarray:
     Where the posteriors are narrow, this is the part of the ELBO's divergence that the orientation decides: the gain a
     is then free, since posteriors widen with the code and the reconstruction stays the same.
 
-    Parameters
-    ----------
-    p
-        Exponent; below 2 the prior is leptokurtic, above platykurtic.
-    angle
-        Angles in radians, any shape.
-
-    Returns
-    -------
-    ndarray
-        Nats an image, of the shape of ``angle``.
+    It is in nats an image, of the shape of ``angle``, in radians. The prior is leptokurtic for exponents p below 2,
+    platykurtic above.
 
     Examples
     --------
-    A Laplace prior gains by the diagonal, a normal one does not mind:
+    A Laplace prior prefers the diagonals, a normal one has no preference:
 
     >>> [round(float(straight_cost(p, 0) - straight_cost(p, math.pi / 4)), 4) + 0.0 for p in (1.0, 2.0, 4.0)]
     [0.1178, 0.0, -0.1438]
@@ -121,23 +98,9 @@ def straight_cost(p: float, angle: ArrayLike) -> np.ndarray:
 
 
 def contours(p: float, masses: ArrayLike, scale: float = 1.0, points: int = 400) -> np.ndarray:
-    r"""Contours of the two-dimensional p-generalised normal that hold given shares of its mass.
+    r"""Return closed contours ``(M, points, 2)`` of the two-dimensional p-generalised normal of scale s.
 
-    Parameters
-    ----------
-    p
-        Exponent.
-    masses
-        Shares within, ``(M,)``, between 0 and 1: :math:`f(z)^p / s` is Gamma distributed with shape 2 / p (Eq. 11).
-    scale
-        Scale s of Eq. 11.
-    points
-        Points of a contour.
-
-    Returns
-    -------
-    ndarray
-        ``(M, points, 2)``, closed.
+    ``masses`` ``(M,)`` are the probabilities within: :math:`f(z)^p / s` is Gamma distributed with shape 2 / p (Eq. 11).
     """
     angle = np.linspace(0, 2 * np.pi, points)
     unit = np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -147,21 +110,11 @@ def contours(p: float, masses: ArrayLike, scale: float = 1.0, points: int = 400)
 
 
 def bent_cost(angle: ArrayLike) -> np.ndarray:
-    r"""Divergence of a turned square whose latents may each be bent, from any factorised prior, at the best bends.
+    r"""Return the divergence of a turned square with bent latents from any factorised prior, at the best bends.
 
     Bending each latent by itself can give it the prior's marginal distribution. What is left is the mutual information
     of the two, which no such bend changes: with :math:`c \ge s` the absolute cosine and sine of the angle,
-    :math:`2 \log c + s / c`.
-
-    Parameters
-    ----------
-    angle
-        Angles in radians, any shape.
-
-    Returns
-    -------
-    ndarray
-        Nats an image, of the shape of ``angle``; nil along the axes.
+    :math:`2 \log c + s / c` nats an image. It is of the shape of ``angle``, in radians, and zero along the axes.
     """
     angle = np.asarray(angle, float)
     c, s = np.abs(np.cos(angle)), np.abs(np.sin(angle))
@@ -187,15 +140,8 @@ class Code:
 def measure(mean: ArrayLike) -> Code:
     """Measure how latents lie on a grid of positions.
 
-    Parameters
-    ----------
-    mean
-        ``(X, Y, D)`` posterior means, on a grid of equal steps in x and y; two of each at least.
-
-    Returns
-    -------
-    Code
-        Gradients are central differences, one-sided at the border. Latents that are not active do not count.
+    ``mean`` ``(X, Y, D)`` are posterior means, on a grid of equal steps in x and y. Gradients are central differences,
+    one-sided at the border. Latents that are not active do not count.
 
     Examples
     --------

@@ -27,6 +27,7 @@ ELEVATION, AZIMUTH = 22, 38  # of the eye, in degrees
 EYE = np.array([np.cos(np.radians(AZIMUTH)), np.sin(np.radians(AZIMUTH)), np.tan(np.radians(ELEVATION))])
 REACH = 1.35  # of the axes drawn through a surface
 LIGHT = np.array([0.72, 0.05, 0.69])
+SURFACE = {"rstride": 1, "cstride": 1, "linewidth": 0, "antialiased": False, "shade": False, "rasterized": True}
 
 
 def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarray]]) -> Figure:
@@ -37,13 +38,8 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
     rows = sorted({p0 for p0, _ in meshes})
     columns = sorted({p1 for _, p1 in meshes})
     with styled():
-        figure, axes = subplots(
-            len(rows),
-            len(columns),
-            height=1.1 * WIDTH * len(rows) / len(columns),
-            subplot_kw={"projection": "3d", "computed_zorder": False},
-            squeeze=False,
-        )
+        height, space = 1.1 * WIDTH * len(rows) / len(columns), {"projection": "3d", "computed_zorder": False}
+        figure, axes = subplots(len(rows), len(columns), height=height, subplot_kw=space, squeeze=False)
         figure.get_layout_engine().set(w_pad=0, h_pad=0, wspace=0, hspace=0)
         for (p0, p1), (points, normals) in meshes.items():
             ax = axes[rows.index(p0), columns.index(p1)]
@@ -54,17 +50,8 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
             facing = normals[:-1, :-1] + normals[1:, :-1] + normals[:-1, 1:] + normals[1:, 1:]
             facing /= np.linalg.norm(facing, axis=-1, keepdims=True)
             shade = np.clip(facing @ LIGHT, -1, 1)
-            ax.plot_surface(
-                *np.moveaxis(points, -1, 0),
-                facecolors=colormaps["Blues_r"](0.5 + 0.4 * shade),
-                rstride=1,
-                cstride=1,
-                linewidth=0,
-                antialiased=False,
-                shade=False,
-                rasterized=True,
-                zorder=1,
-            )
+            colours = colormaps["Blues_r"](0.5 + 0.4 * shade)
+            ax.plot_surface(*np.moveaxis(points, -1, 0), facecolors=colours, zorder=1, **SURFACE)
             for k, end in enumerate(REACH * np.eye(3)):  # the ends that point towards the eye
                 tip = points.reshape(-1, 3)[(points.reshape(-1, 3) @ end).argmax()][k]
                 if end @ EYE > 0:
@@ -120,13 +107,8 @@ def _draw_tree(ax: Axes, root: Node) -> None:
                 else:
                     x, counters["leaf"] = counters["leaf"], counters["leaf"] + 1
                     spots.append((x, depth))
-                    ax.text(
-                        x,
-                        -depth,
-                        f"$z_{{{x + 1}}}$",
-                        bbox={"boxstyle": "square,pad=0.3", "fc": "white", "ec": BLACK},
-                        **style,
-                    )
+                    box = {"boxstyle": "square,pad=0.3", "fc": "white", "ec": BLACK}
+                    ax.text(x, -depth, f"$z_{{{x + 1}}}$", bbox=box, **style)
         x = sum(spot for spot, _ in spots) / len(spots)
         for spot, at in spots:
             ax.plot([x, spot], [-level, -at], color=GREY, linewidth=1.2, zorder=1)
@@ -152,15 +134,8 @@ def rank_histograms(histograms: Mapping[str, np.ndarray], limit: float) -> Figur
         rows = (len(histograms) + 1) // 2
         figure, axes = subplots(rows, 2, height=2.9 * rows, squeeze=False, sharex=True, sharey=True)
         for ax, (title, ratio) in zip(axes.flat, histograms.items(), strict=True):
-            image = ax.imshow(
-                *(ratio,),
-                origin="lower",
-                extent=(0, 1, 0, 1),
-                cmap=DIVERGING,
-                vmin=1 - limit,
-                vmax=1 + limit,
-                interpolation="nearest",
-            )
+            options = {"origin": "lower", "extent": (0, 1, 0, 1), "interpolation": "nearest"}
+            image = ax.imshow(ratio, cmap=DIVERGING, vmin=1 - limit, vmax=1 + limit, **options)
             ax.set(title=title, xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         for ax in axes[-1]:
             ax.set_xlabel("rank of the one $|z|$")

@@ -29,7 +29,7 @@ FIT = r"$\mathbb{E}_{q(z|x)}\,\log p(x|z)$ [nats]"
 
 
 class Method(NamedTuple):
-    """How a method is called and drawn, in every figure."""
+    """Label and look of a method, in every figure."""
 
     label: str
     colour: str
@@ -48,12 +48,12 @@ METHODS: dict[str, Method] = {
 
 
 def scale(total_steps: int, batch_size: int, reduced: bool) -> str:
-    """How long runs were trained, as text: ``7,200 steps of 2,048``, followed by the word reduced where they were."""
+    """Return the length of training as text: ``7,200 steps of 2,048``, followed by the word reduced if it was."""
     return f"{total_steps:,} steps of {batch_size:,}{', reduced' if reduced else ''}"
 
 
 def prior(row: Mapping[str, Any]) -> str:
-    """What a run's prior is, in a few words, from the fields of the run in its record."""
+    """Describe a run's prior in a few words, from the fields of the run in its record."""
     if row["prior"] == "normal":
         return "N(0, I)"
     if row["prior"] == "isa":
@@ -69,7 +69,12 @@ def prior(row: Mapping[str, Any]) -> str:
     return text if row["scale"] == 1 else f"{text}, s = {row['scale']:.3g}"
 
 
-# --- marks ------------------------------------------------------------------------------------------------------------
+_MEAN = {"marker": "D", "markersize": 6, "capsize": 4, "markeredgecolor": "white", "linewidth": 2, "zorder": 4}
+_BOX = {f"{part}props": {"color": style.GREY} for part in ("box", "whisker", "cap")}
+_BOX |= {"medianprops": {"color": style.BLACK, "linewidth": 1.6}, "showfliers": False, "manage_ticks": False}
+_RUN = {"s": 9, "alpha": 0.22, "linewidth": 0, "zorder": 1}
+_POINT = {"markersize": 6, "elinewidth": 0.9, "capsize": 1.5, "zorder": 3}
+_COURSE = {"marker": "o", "markersize": 4, "linewidth": 0.8, "alpha": 0.5}
 
 
 def _swarm(values: np.ndarray, span: float, width: float) -> np.ndarray:
@@ -109,27 +114,12 @@ def _mean(axes: Axes, place: float, interval: Interval, across: bool, label: str
     arms = None if np.isnan(arms).any() else np.maximum(arms, 0)
     x, y = (interval.estimate, place) if across else (place, interval.estimate)
     spread = {"xerr" if across else "yerr": arms}
-    axes.errorbar(
-        x,
-        y,
-        **spread,
-        color=colour,
-        marker="D",
-        markersize=6,
-        capsize=4,
-        markeredgecolor="white",
-        linewidth=2,
-        zorder=4,
-        label=f"{label}, mean",
-    )
+    axes.errorbar(x, y, **spread, **_MEAN, color=colour, label=f"{label}, mean")
 
 
 def _used(panels: Sequence[Mapping[str, Any]]) -> list[str]:
     """The methods that occur, in the order of :data:`METHODS`."""
     return [name for name in METHODS if any(name in panel for panel in panels)]
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def mig_distributions(
@@ -152,36 +142,16 @@ def mig_distributions(
                 if name not in panel:
                     continue
                 values, interval = panel[name]
-                axes.boxplot(
-                    values,
-                    positions=[place],
-                    widths=0.62,
-                    showfliers=False,
-                    manage_ticks=False,
-                    boxprops={"color": style.GREY},
-                    whiskerprops={"color": style.GREY},
-                    capprops={"color": style.GREY},
-                    medianprops={"color": style.BLACK, "linewidth": 1.6},
-                    zorder=1,
-                )
+                axes.boxplot(values, positions=[place], widths=0.62, zorder=1, **_BOX)
                 _dots(axes, place, np.asarray(values), span, 0.26, False, *METHODS[name][:2])
                 _mean(axes, place + 0.42, interval, False, *METHODS[name][:2])
                 if name in paper.get(title, {}):
-                    axes.plot(
-                        place - 0.42,
-                        paper[title][name],
-                        marker=">",
-                        color=style.BLACK,
-                        markersize=7,
-                        zorder=5,
-                        label=f"{METHODS[name].label}, the paper's",
-                    )
+                    mark = {"marker": ">", "color": style.BLACK, "markersize": 7, "zorder": 5}
+                    axes.plot(place - 0.42, paper[title][name], **mark, label=f"{METHODS[name].label}, the paper's")
             counts = [len(panel[name][0]) if name in panel else 0 for name in methods]
             names = [METHODS[name].label.replace(", ", "\n") for name in methods]
-            axes.set_xticks(
-                range(len(methods)),
-                [f"{name}\n{count} run{'s' * (count != 1)}" for name, count in zip(names, counts, strict=True)],
-            )
+            ticks = [f"{name}\n{count} run{'s' * (count != 1)}" for name, count in zip(names, counts, strict=True)]
+            axes.set_xticks(range(len(methods)), ticks)
             axes.set(xlim=(-0.65, len(methods) - 0.35), title=fill(title, 54 // len(panels)))
             axes.grid(axis="y", color=style.GREY, alpha=0.2)
         low, high = grid[0, 0].get_ylim()
@@ -244,29 +214,11 @@ def trade_off(
 
 
 def _curve(axes: Axes, curve: Curve, method: Method) -> None:
-    axes.scatter(
-        curve.runs[:, 1],
-        curve.runs[:, 2],
-        s=9,
-        color=method.colour,
-        alpha=0.22,
-        linewidth=0,
-        zorder=1,
-        label=f"{method.label}, runs",
-    )
-    axes.errorbar(
-        curve.log_likelihood,
-        curve.mig,
-        xerr=np.nan_to_num(curve.log_likelihood_error),
-        yerr=np.nan_to_num(curve.mig_error),
-        color=method.colour,
-        marker=method.marker,
-        markersize=6,
-        elinewidth=0.9,
-        capsize=1.5,
-        zorder=3,
-        label=f"{method.label}, mean and standard error",
-    )
+    axes.scatter(*curve.runs[:, 1:].T, color=method.colour, label=f"{method.label}, runs", **_RUN)
+    errors = {"xerr": np.nan_to_num(curve.log_likelihood_error), "yerr": np.nan_to_num(curve.mig_error)}
+    label = f"{method.label}, mean and standard error"
+    point = {"color": method.colour, "marker": method.marker, "label": label}
+    axes.errorbar(curve.log_likelihood, curve.mig, **errors, **point, **_POINT)
 
 
 _SIDES = ((1, 1), (-1, -1), (1, -1), (-1, 1), (0, 1), (0, -1), (1, 0), (-1, 0))  # corners are free of error bars
@@ -372,7 +324,7 @@ def lengths(
     panels: Mapping[str, Mapping[str, Mapping[int, tuple[Mapping[int, float], Interval]]]],
     paper: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """What longer training gives: each run as a dot, the same seed joined, with the mean and its interval.
+    """Effect of longer training: each run as a dot, the same seed joined, with the mean and its interval.
 
     ``panels``: title of each panel (one to three) to methods, to numbers of steps: the value of each run by its seed,
     and the mean; ``paper``: by title and method: the value that the paper prints, a line.
@@ -392,15 +344,8 @@ def lengths(
                         courses.setdefault(seed, []).append((place, value))
                     _mean(axes, place + 0.13, interval, False, *method[:2])
                 for seed, course in courses.items():
-                    axes.plot(
-                        *zip(*course, strict=True),
-                        color=method.colour,
-                        marker="o",
-                        markersize=4,
-                        linewidth=0.8,
-                        alpha=0.5,
-                        label=f"{method.label}, seed {seed}",
-                    )
+                    label = f"{method.label}, seed {seed}"
+                    axes.plot(*zip(*course, strict=True), color=method.colour, label=label, **_COURSE)
                 if name in paper.get(title, {}):
                     label = f"{method.label}, the paper's"
                     axes.axhline(paper[title][name], color=method.colour, linestyle="--", linewidth=1.2, label=label)
