@@ -114,23 +114,22 @@ def test_vmap_over_parameters(validate):
     def total(p, q, s):
         return LpNested(Node(p, [1, Node(q, 4)]), s, validate_args=validate).log_prob(Z).sum()
 
-    for function in (total, torch.func.grad(total, (0, 1, 2)), lambda p, q, s: isa_prior((2, 2), p, q, "unit").scale):
-        expected = [function(*x) for x in zip(*parameters, strict=True)]
-        if isinstance(expected[0], tuple):
-            expected = list(zip(*expected, strict=True))
-            stacked = tuple(map(torch.stack, expected))
-        else:
-            stacked = torch.stack(expected)
-        torch.testing.assert_close(torch.func.vmap(function)(*parameters), stacked)
+    def unit_scale(p, q, s):
+        return (isa_prior((2, 2), p, q, "unit").scale,)
+
+    for function in (lambda *x: (total(*x),), torch.func.grad(total, (0, 1, 2)), unit_scale):
+        each = [function(*x) for x in zip(*parameters, strict=True)]
+        expected = tuple(torch.stack(values) for values in zip(*each, strict=True))
+        torch.testing.assert_close(torch.func.vmap(function)(*parameters), expected)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_over_sampling():
     torch.manual_seed(0)
     p1 = wide([0.8, 2.0, 5.0])
-    z = torch.func.vmap(lambda q: isa_prior((2, 2), p1=q).rsample((20_000,)), randomness="different")(p1)
+    squares = torch.func.vmap(lambda q: isa_prior((2, 2), p1=q).rsample((20_000,)), randomness="different")(p1).square()
     variance = torch.stack([isa_prior((2, 2), p1=q).variance for q in p1])
-    assert ((z.square().mean(1) - variance).abs() < 4.5 * z.square().std(1) / 20_000**0.5).all()
+    assert ((squares.mean(1) - variance).abs() < 4.5 * squares.std(1) / 20_000**0.5).all()
 
 
 def test_nothing_leaks_out_of_a_transform():
@@ -144,8 +143,7 @@ def test_nothing_leaks_out_of_a_transform():
         for prior in (isa_prior((3, 2), p1=p1), isa_prior((3, 2), p1=[2.4, 0.9])):
             first(prior)
             torch.testing.assert_close(torch.func.vmap(torch.func.grad(prior.log_prob))(Z), gradient(prior.log_prob, Z))
-        (learned,) = torch.autograd.grad(isa_prior((3, 2), p1=p1).log_prob(Z).sum(), p1)
-        assert learned.isfinite().all()
+        assert torch.autograd.grad(isa_prior((3, 2), p1=p1).log_prob(Z).sum(), p1)[0].isfinite().all()
 
 
 # ---- precision
@@ -290,12 +288,6 @@ def test_kl_divergence_of_normals(a, b):
 def test_kl_divergence_from_itself_is_zero(lp_nested):
     divergence = kl_divergence(lp_nested, lp_nested).double()
     torch.testing.assert_close(divergence, torch.zeros_like(divergence), atol=2e-5, rtol=0)
-
-
-def test_the_papers_prior_is_near_the_normal_of_its_variance():
-    prior = isa_prior(scale=wide(1.0))
-    divergence = kl_divergence(prior, normal(20, 0.0, prior.variance[0].sqrt().item()))
-    assert 0 < divergence < 0.1 and kl_divergence(prior, normal(20)) > divergence
 
 
 def test_kl_divergences_have_gradients():

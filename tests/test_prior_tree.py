@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import re
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -99,10 +100,12 @@ def test_surface_is_the_derivative_of_the_balls_volume():
         ("1e-3[2]", Node(1e-3, 2)),
         ("2E1[2[1[3]]]", Node(20.0, [Node(2.0, [Node(1.0, 3)])])),
         ("2\n[\t3]", Node(2.0, 3)),
+        ("2[" * 50 + "1" + "]" * 50, reduce(lambda below, _: Node(2.0, below), range(50), 1)),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_parse(text, tree):
-    assert Node.parse(text) == tree
+    assert Node.parse(text) == tree and LpNested(tree).log_prob(torch.ones(tree.n_leaves)).isfinite()
 
 
 @pytest.mark.parametrize(
@@ -142,11 +145,6 @@ def test_parse_returns_a_tree_or_raises_a_value_error(text):
     except ValueError:
         return
     assert Node.parse(str(tree)) == tree
-
-
-def test_deepest_tree_evaluates():
-    tree = Node.parse("2[" * 50 + "1" + "]" * 50)
-    assert LpNested(tree).log_prob(torch.ones(1)).isfinite() and Node.parse(str(tree)) == tree
 
 
 # ---- maximum-likelihood fits

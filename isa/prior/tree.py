@@ -54,18 +54,21 @@ class Node:
         if not children or not all(isinstance(c, Node) or (isinstance(c, Integral) and c > 0) for c in children):
             raise ValueError("children must be Nodes and numbers of leaves, and there must be at least one")
         merged: list[Node | int] = []
-        runs: list[tuple[Node | None, int]] = []  # neighbours of one structure, which are evaluated together
+        runs: list[tuple[Node | None, int, int, int]] = []  # neighbours of one structure: one, number, leaves, nodes
         for structure, group in groupby(children, key=lambda c: c.structure if isinstance(c, Node) else None):
             alike = list(group)
             if structure is None:  # [1, 1] and [2] are the same two leaves
                 alike = [int(sum(alike))]
+                runs.append((None, alike[0], alike[0], 0))
+            else:
+                one, count = alike[0], len(alike)
+                runs.append((one, count, count * one.n_leaves, count * len(one.exponents)))
             merged += alike
-            runs.append((alike[0], len(alike)) if structure else (None, alike[0]))
         nodes = [child for child in merged if isinstance(child, Node)]
         values = {
             "p": p,
             "children": tuple(merged),
-            "n_leaves": sum(count * (child.n_leaves if child else 1) for child, count in runs),
+            "n_leaves": sum(leaves for _, _, leaves, _ in runs),
             "height": 1 + max([0, *(child.height for child in nodes)]),
             "exponents": (p, *(q for child in nodes for q in child.exponents)),
             "structure": tuple(child.structure if isinstance(child, Node) else child for child in merged),
@@ -172,16 +175,11 @@ class Node:
         p : Tensor
             Exponents of all inner nodes ``(..., nodes)``, in place of the tree's.
         """
-        values, leaf, node = [], 0, 1
-        for child, count in self._runs:
-            if child is None:
-                values.append(log_z[..., leaf : leaf + count])
-                leaf += count
-            else:
-                leaves, nodes = leaf + count * child.n_leaves, node + count * len(child.exponents)
-                below, q = (x.unflatten(-1, (count, -1)) for x in (log_z[..., leaf:leaves], p[..., node:nodes]))
-                values.append(child.log_norm(below, q))
-                leaf, node = leaves, nodes
+        values = []
+        _, _, leaves, nodes = zip(*self._runs, strict=True)
+        for run, z, q in zip(self._runs, log_z.split(leaves, -1), p[..., 1:].split(nodes, -1), strict=True):
+            child, alike = run[0], (run[1], -1)
+            values.append(z if child is None else child.log_norm(z.unflatten(-1, alike), q.unflatten(-1, alike)))
         return values[0] if len(values) == 1 else torch.cat(values, -1)
 
     def log_norm(self, log_z: Tensor, p: Tensor) -> Tensor:
@@ -216,14 +214,12 @@ class Node:
 
     def _log_orthant(self, p: Tensor) -> Tensor:
         """Return the logarithm of the surface area in one orthant."""
-        p0, node = p[..., 0], 1
+        p0, below = p[..., 0], p[..., 1:].split([nodes for _, _, _, nodes in self._runs], -1)
         total = (1 - len(self.branches)) * p0.log() - torch.lgamma(self.n_leaves / p0)
-        for child, count in self._runs:
-            total = total + count * torch.lgamma((child.n_leaves if child else 1) / p0)
-            if child:
-                stop = node + count * len(child.exponents)
-                total = total + child._log_orthant(p[..., node:stop].unflatten(-1, (count, -1))).sum(-1)
-                node = stop
+        for (child, count, leaves, _), q in zip(self._runs, below, strict=True):
+            total = total + count * torch.lgamma(leaves // count / p0)
+            if child is not None:
+                total = total + child._log_orthant(q.unflatten(-1, (count, -1))).sum(-1)
         return total
 
 
