@@ -4,7 +4,12 @@ Reference: Stühmer, Turner and Nowozin (2019), "Independent Subspace Analysis f
 Representations", arXiv:1909.05063. Equation numbers in docstrings are the paper's.
 """
 
+from isa import mig
+from isa.data import load
+from isa.engine import train
+from isa.models import build
 from isa.prior import LearnableISAPrior, LpNested, Node, isa_prior
+from isa.run import Run
 
-__all__ = ["LearnableISAPrior", "LpNested", "Node", "isa_prior"]
+__all__ = ["LearnableISAPrior", "LpNested", "Node", "Run", "build", "isa_prior", "load", "mig", "train"]
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 r"""The total correlation of beta-TCVAE on a GPU: four Triton kernels, none of which stores the B x B x D densities.
 
-:func:`total_correlation` is the CUDA kernel of the operator in :mod:`isa.objectives`. Exponents are in bits: with
+:func:`total_correlation` is the CUDA kernel of the operator in :mod:`isa.aggregate`. Exponents are in bits: with
 :math:`s_{md}^2 = \log_2 e / (2 \sigma_{md}^2)` and :math:`t_{imd} = (z_{id} - \mu_{md}) s_{md}`, the log density of
 sample i under the posterior of image m in latent d is :math:`o_{md} - t_{imd}^2`, where :math:`o_{md} \le 0` is its
 maximum minus the largest maximum in the batch.

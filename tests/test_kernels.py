@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isa import kernels, objectives
+from isa import aggregate, kernels
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -159,4 +159,4 @@ def test_operator_on_a_gpu(monkeypatch, enabled, name):
     result = torch.ops.isa.total_correlation(*(tensor.cuda() for tensor in inputs), *WEIGHTS[name], True)
     for value, truth in zip(result, expected, strict=True):
         assert (value.cpu() - truth).abs().max() <= 1e-5 * truth.abs().max()
-    assert objectives.total_correlation(*(tensor.cuda() for tensor in inputs), 1000).shape == (2, 3)
+    assert aggregate.total_correlation(*(tensor.cuda() for tensor in inputs), 1000).shape == (2, 3)
