@@ -101,7 +101,8 @@ class LpNested(Distribution):
             same = log_variance.amax(-1) - log_variance.amin(-1) <= 1e-6
             if not (torch.compiler.is_compiling() or torch._is_all_true(same)):
                 low, high = log_variance.exp().aminmax()
-                raise ValueError(f"scale = 'unit'; coordinates of {tree} differ in variance, {low:.4f} to {high:.4f}")
+                spread = f"{low:.4f} to {high:.4f}"
+                raise ValueError(f"scale = 'unit'; coordinates of this tree differ in variance, {spread}")
         self._constants: tuple[float, float] | None = None  # log s and log Z of a distribution of numbers
         if not tensors and not torch.compiler.is_compiling():
             _, log_scale, log_z = self._wide(torch.device("cpu"))
