@@ -196,7 +196,7 @@ def test_command_trains_and_saves_once(monkeypatch, capsys, tmp_path):
     assert _isa(*arguments) == 0  # recorded: printed again, not trained again
     assert capsys.readouterr().out == out.partition("\n")[2]
     assert loads == ["cars3d"]
-    assert _isa(*arguments, "--seed", "1") == 1
+    assert _isa(*arguments, "--seed", "1") == 2
     assert "--output must be another folder" in capsys.readouterr().err
 
 
