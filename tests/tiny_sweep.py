@@ -78,7 +78,7 @@ def watch_starts(monkeypatch, field: str) -> list[tuple]:
 
 
 def _images(dataset: str, source: str | None, cache_dir: str | None, device: torch.device) -> FactorDataset:
-    # gives a test the time to kill the process in the midst of its runs
+    """Return the squares, after some time if a test wants to kill the process in the midst of its runs."""
     time.sleep(float(os.environ.get("TINY_SWEEP_SECONDS", 0)))
     return DATASET
 
