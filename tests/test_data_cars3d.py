@@ -68,7 +68,9 @@ def test_the_cache_knows_the_files(folder, tmp_path, monkeypatch):
 
 
 def test_without_a_source_it_says_what_is_needed_and_where_it_is():
-    with pytest.raises(SourceError, match=r"^cars3d needs the folder of its 183 published files, .* in http://\S+$"):
+    with pytest.raises(
+        SourceError, match=r"^cars3d needs the folder of its 183 published files, .* in \S+scottreed\.info/\S+$"
+    ):
         load("cars3d")
 
 

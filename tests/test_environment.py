@@ -163,21 +163,8 @@ def test_citation_names_this_version_and_prefers_the_paper():
 
 
 # Reference addresses that readers follow; everything else that looks like a host or a path of one machine stays out.
-ADDRESSES = (
-    "arxiv.org/",
-    "doi.org/",
-    "github.com/",
-    "proceedings.mlr.press/",
-    "openreview.net/",
-    "mybinder.org",
-    "www.scottreed.info/",
-)
-ADDRESSES += (
-    "scottreed.info/",
-    "creativecommons.org/",
-    "example.org/",
-    "w3.org/",
-)  # the last: names of what an SVG is written in
+ADDRESSES = ("arxiv.org/", "doi.org/", "github.com/", "proceedings.mlr.press/", "openreview.net/", "mybinder.org")
+ADDRESSES += ("creativecommons.org/", "example.org/", "scottreed.info/", "w3.org/")
 FORBIDDEN = re.compile(
     r"(?:https?|ftp|git|ssh)://(?P<address>[^\s)>\]\"'`}]+)"
     r"|(?P<number>\b(?:\d{1,3}\.){3}\d{1,3}\b)"

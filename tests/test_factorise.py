@@ -11,7 +11,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
-from torch.distributions import HalfNormal, TransformedDistribution
+from torch.distributions import TransformedDistribution
 
 from edition.factorise import NestedRadialFactorization, coordinate_pdf
 from isa import LpNested, Node, isa_prior
@@ -199,9 +199,3 @@ def test_coordinate_pdf_against_samples():
         mass = np.array([scipy.integrate.simpson(coordinate_pdf(prior, x, leaf), x=x) for x in fine])
         counts = np.histogram(z[:, leaf], edges)[0]
         assert (np.abs(counts - mass * len(z)) < 4.5 * np.sqrt(mass * len(z))).all()
-
-
-@pytest.mark.parametrize("prior", [isa_prior((2, 2)).expand((2,)), LpNested(Node(2.0, 2), radial=HalfNormal(1.0))])
-def test_coordinate_pdf_needs_one_prior_with_eq_11(prior):
-    with pytest.raises(ValueError, match=r"^prior must have Eq\."):
-        coordinate_pdf(prior, np.zeros(1))

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from isa.data.base import expand
 
@@ -23,7 +22,11 @@ class CacheWarning(UserWarning):
 
 def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return ``cache_dir``, else ``$ISA_CACHE_DIR``, else the platform's directory (``~/.cache/isa`` on Linux)."""
-    return expand(cache_dir or os.environ.get("ISA_CACHE_DIR") or platformdirs.user_cache_dir("isa", appauthor=False))
+    if named := cache_dir or os.environ.get("ISA_CACHE_DIR"):
+        return expand(named)
+    import platformdirs  # not needed on a compute node, where the directory is named
+
+    return Path(platformdirs.user_cache_dir("isa", appauthor=False))
 
 
 def cached_array(
