@@ -518,7 +518,7 @@ def train_pack(
         Different runs of one ``pack_key``, which may differ in seed, beta, and the prior's exponents and scale; and
         shorter runs of the same courses.
     dataset, cache_dir
-        The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.data.load`.
+        The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.load`.
     device
         By default a GPU if there is one, otherwise the CPU.
     evaluation, n_samples

@@ -144,7 +144,7 @@ class Portrait:
 def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, steps: int = 8) -> Portrait:
     """Make the portrait of a model that has just been trained and evaluated on ``dataset``.
 
-    ``result`` comes from :func:`isa.engine.train` and has an evaluation, as all but runs that diverged. ``view`` is by
+    ``result`` comes from :func:`isa.train` and has an evaluation, as all but runs that diverged. ``view`` is by
     default the data set's in :data:`VIEWS`; ``steps`` is the number of images of a traversal.
     """
     view = VIEWS.get(dataset.name, View()) if view is None else view

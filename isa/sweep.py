@@ -120,7 +120,7 @@ def sweep(
     keep_models
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4.
     cache_dir
-        Folder of drawn images; see :func:`isa.data.load`.
+        Folder of drawn images; see :func:`isa.load`.
     out
         Folder that receives copies of new records and portraits after every pack: ``records-NAME.csv`` for each
         specification, and ``portraits-1.tar`` and so on, 0.13 MB a run.

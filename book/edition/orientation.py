@@ -13,14 +13,16 @@ grows, at every position, so that a code may be bent and is still seen to follow
     learned = learn(model(exponent=4.0, beta=8.0, seed=0, steps=400), dataset)
     learned.code.alignment                                        # 1: along x and y; -1: along the diagonals
 
-Many seeds are a study, :class:`edition.studies.OrientationStudy`.
+The codes of a few models are kept in ``runs/orientation-codes.npz`` (:func:`record_codes`), so that a page shows them
+without training. Many seeds are a study, :class:`edition.studies.OrientationStudy`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,8 +45,10 @@ __all__ = [
     "contours",
     "images",
     "learn",
+    "learned_code",
     "measure",
     "model",
+    "record_codes",
     "straight_cost",
 ]
 
@@ -231,3 +235,20 @@ def learn(run: Run, dataset: FactorDataset) -> Learned:
     active = active_units(posterior.mean)
     noise = torch.exp(0.5 * posterior.log_var[:, active]).mean().item()
     return Learned(mean, measure(mean), divergence, noise)
+
+
+def record_codes(path: Path, runs: Iterable[Run], sprite: Mapping[str, int] = SPRITE) -> None:
+    """Train models, and keep their posterior means in a ``.npz`` file, from which :func:`learned_code` reads them."""
+    np.savez_compressed(path, **{_name(run, sprite): learn(run, images(sprite)).mean for run in runs})
+
+
+def learned_code(run: Run, recorded: Path, sprite: Mapping[str, int] = SPRITE) -> np.ndarray:
+    """Return the posterior means ``(X, Y, D)`` of a model: the recorded ones if there are, else those it learns now."""
+    with np.load(recorded, allow_pickle=False) as codes:
+        if (name := _name(run, sprite)) in codes:
+            return codes[name]
+    return learn(run, images(sprite)).mean
+
+
+def _name(run: Run, sprite: Mapping[str, int]) -> str:
+    return "-".join([run.hash, *map(str, sprite.values())])

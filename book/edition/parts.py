@@ -22,7 +22,7 @@ def part(name: str, source: str | os.PathLike[str] | None = None, **fixed: int |
     name : {"dsprites", "faces3d", "cars3d"}
         Which data set.
     source : path, optional
-        See :func:`isa.data.load`. With a source the whole set is read; without it only this part of the faces is drawn.
+        See :func:`isa.load`. With a source the whole set is read; without it only this part of the faces is drawn.
     **fixed
         Factor index, or a sequence of them, by factor name; the factors not named keep all of their values.
     """

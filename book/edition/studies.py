@@ -27,7 +27,16 @@ from edition import orientation
 from isa import LpNested, isa_prior
 from isa.toys import ica
 
-__all__ = ["OrientationStudy", "Study", "load_record", "lp_prior", "read_study", "record_weights", "run_study"]
+__all__ = [
+    "OrientationStudy",
+    "Specification",
+    "Study",
+    "load_record",
+    "lp_prior",
+    "read_study",
+    "record_weights",
+    "run_study",
+]
 
 Array = np.ndarray
 
@@ -73,7 +82,7 @@ def _sample_sources(sizes: tuple[int, ...], p0: float, p1: float, n: int, rng: n
     return np.concatenate(out, axis=1)
 
 
-class _Specification(BaseModel):
+class Specification(BaseModel):
     """Contents of a YAML file; an unknown or missing key, or a value out of range, is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,7 +93,7 @@ class _Specification(BaseModel):
         return cls(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
-class Study(_Specification):
+class Study(Specification):
     """Specification of a study of ICA: every combination of its lists is fitted once.
 
     The ``methods`` are those of :func:`isa.toys.ica.fit`, started at the true weights; ``exact``,
@@ -166,7 +175,7 @@ class Study(_Specification):
         return [str(steps), str(int(result.converged)), f"{objective:.4f}", likelihood, pruned_at, *weights]
 
 
-class _Group(_Specification):
+class _Group(Specification):
     exponents: tuple[PositiveFloat, ...] = Field(min_length=1)
     beta: float = Field(ge=0)
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -174,7 +183,7 @@ class _Group(_Specification):
     batch_size: PositiveInt
 
 
-class OrientationStudy(_Specification):
+class OrientationStudy(Specification):
     """Specification of a study of orientation: groups of runs, each every combination of its exponents and seeds."""
 
     keys: ClassVar = ("exponent", "beta", "seed", "steps", "batch_size")

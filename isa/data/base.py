@@ -124,7 +124,7 @@ class FactorDataset:
     Parameters
     ----------
     name, title : str
-        Name, as in :func:`isa.data.load`, and name for readers, which says if the set is a stand-in.
+        Name, as in :func:`isa.load`, and name for readers, which says if the set is a stand-in.
     factors : sequence of Factor
         The factors, slowest first.
     storage : Tensor

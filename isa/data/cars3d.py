@@ -66,7 +66,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> FactorDataset:
-    """Read cars3d from the folder of its published files; see :func:`isa.data.load`."""
+    """Read cars3d from the folder of its published files; see :func:`isa.load`."""
     if source is None:
         raise SourceMissingError(f"cars3d needs the folder of its {len(CARS)} published files, data/cars in {_PLACE}")
     folder = expand(source)

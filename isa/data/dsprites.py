@@ -155,7 +155,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> FactorDataset:
-    """Draw dSprites, or read the published file; see :func:`isa.data.load`.
+    """Draw dSprites, or read the published file; see :func:`isa.load`.
 
     The factor *color* of the file has one value and is left out. The set is drawn faster than it could be read from a
     cache, so ``cache_dir`` is not used.

@@ -224,7 +224,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> FactorDataset:
-    """Draw the stand-in, or read the published renders (see :func:`read_faces`); see :func:`isa.data.load`."""
+    """Draw the stand-in, or read the published renders (see :func:`read_faces`); see :func:`isa.load`."""
     if source is None:
 
         def draw() -> NDArray[np.uint8]:
