@@ -104,38 +104,35 @@ def fingerprint(root: Path, notebook: nbformat.NotebookNode) -> str:
 
 
 def _store(app) -> Path:
-    return Path(app.env.mystnb_config.execution_cache_path) / "fingerprints.json"
+    return Path(app.env.mystnb_config.execution_cache_path) / "page-fingerprints.json"
 
 
 def prepare(app, env, added, changed, removed):
     """Drop the cached executions whose dependencies changed, and execute what has none; return their pages."""
     store = _store(app)
-    known = json.loads(store.read_text()) if store.is_file() else {}
+    known = _known(store)
     executions = get_cache(store.parent)
     env.notebook_fingerprints = {}
-    stale, missing = [], {}
+    missing = {}
     for docname in env.found_docs:
         path = Path(env.doc2path(docname))
         if path.suffix != ".ipynb":
             continue
         notebook = nbformat.read(path, as_version=4)
         now = env.notebook_fingerprints[docname] = fingerprint(Path(app.srcdir), notebook)
-        cached = None
         try:
             cached = executions.match_cache_notebook(notebook).pk
         except KeyError:  # never executed, or its own cells have changed
-            pass
-        if known.get(docname) != now:
-            stale.append(docname)
-            if cached is not None:
-                executions.remove_cache(cached)
-                logger.info("[dependencies] %s: what it depends on has changed, it is executed again", docname)
-                cached = None
-        if cached is None:
             missing[path] = notebook
+            continue
+        if known["executed"].get(docname) != now:
+            executions.remove_cache(cached)
+            missing[path] = notebook
+            logger.info("[dependencies] %s: what it depends on has changed, it is executed again", docname)
     if env.mystnb_config.execution_mode == "cache":
         execute(missing, executions, env.mystnb_config, Path(app.srcdir))
-    return stale
+        _remember(store, known | {"executed": env.notebook_fingerprints})
+    return [docname for docname, now in env.notebook_fingerprints.items() if known["read"].get(docname) != now]
 
 
 def execute(notebooks: Mapping[Path, nbformat.NotebookNode], executions, config, root: Path) -> None:
@@ -168,13 +165,22 @@ def execute(notebooks: Mapping[Path, nbformat.NotebookNode], executions, config,
             del os.environ["OMP_NUM_THREADS"]
 
 
+def _known(store: Path) -> dict[str, dict[str, str]]:
+    """Return the fingerprints of the last executions, and those with which pages were last read."""
+    return json.loads(store.read_text()) if store.is_file() else {"executed": {}, "read": {}}
+
+
+def _remember(store: Path, known: dict[str, dict[str, str]]) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    temporary = store.with_suffix(".tmp")
+    temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
+    temporary.replace(store)
+
+
 def remember(app, exception):
     if exception is None and hasattr(app.env, "notebook_fingerprints"):
         store = _store(app)
-        store.parent.mkdir(parents=True, exist_ok=True)
-        temporary = store.with_suffix(".tmp")
-        temporary.write_text(json.dumps(app.env.notebook_fingerprints, indent=1, sort_keys=True))
-        temporary.replace(store)
+        _remember(store, _known(store) | {"read": app.env.notebook_fingerprints})
 
 
 def setup(app):
