@@ -80,6 +80,11 @@ def without_live_code(app, config):
                 app.disconnect(listener.id)
 
 
+def load_formulas_in_parts(app, config):
+    """Start MathJax without its menu: the parts that the configuration names, in place of one script of a megabyte."""
+    config.mathjax_path = "mathjax/startup.js"
+
+
 def check_pages(app, exception):
     """Fail the build when a page named in the table of contents has not been written."""
     if exception is not None or app.builder.format != "html":
@@ -91,6 +96,7 @@ def check_pages(app, exception):
 
 def setup(app):
     app.connect("config-inited", without_live_code)
+    app.connect("config-inited", load_formulas_in_parts)  # after the extension that brings MathJax
     app.connect("html-page-context", add_explorers)
     app.connect("html-page-context", mend_bibliography)
     app.connect("build-finished", check_pages)
