@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for numpy and PyTorch, before either is imported: tests share the cores
+
 from collections.abc import Iterator
 
 import pytest
