@@ -78,8 +78,8 @@ def expected_log1p(mean: Array, sd: Array, dof: float) -> Array:
     Frullani's integral turns the logarithm into exponentials, whose Gaussian expectations are closed,
 
     .. math::
-        \mathrm E \log(1 + z^2/v) = \int_0^\infty \bigl(1 - g(t)\bigr) \frac{e^{-t}}{t}\,\mathrm dt, \qquad
-        g(t) = \sqrt{\tfrac{v}{v + 2 t s^2}} \exp\Bigl(-\frac{t \mu^2}{v + 2 t s^2}\Bigr),
+        \mathrm E \log(1 + z^2/v) &= \int_0^\infty \bigl(1 - g(t)\bigr) \frac{e^{-t}}{t}\,\mathrm dt, \\
+        g(t) &= \sqrt{\tfrac{v}{v + 2 t s^2}} \exp\Bigl(-\frac{t \mu^2}{v + 2 t s^2}\Bigr),
 
     and in ``log t`` the integrand is analytic in a strip of half-width :math:`\pi/2`. The error of 46 fixed nodes is
     about ``3e-11`` for ``mean`` up to 100 and ``sd`` up to 30, where a Gauss-Hermite rule fails. Differentiable by
