@@ -15,7 +15,17 @@ import yaml
 from browser import Page
 from tiny_book import ROOT, environment, make
 
-SOURCES = ("Makefile", "_config.yml", "_toc.yml", "pyproject.toml", "constraints.txt", "book", "isa", "runs")
+SOURCES = (
+    "Makefile",
+    "_config.yml",
+    "_toc.yml",
+    "pyproject.toml",
+    "constraints.txt",
+    "book",
+    "isa",
+    "runs",
+    "tests/data",
+)
 PHONE = 390  # CSS pixels
 HEAVIEST = 3_000_000  # bytes that a page may load before the reader asks for more
 
