@@ -62,8 +62,7 @@ def subspaces(run: Run) -> list[list[int]] | None:
 
     A prior without subspaces is compared by the default layout of the data set, if the number of latents agrees.
     """
-    children = () if run.tree is None else run.tree.children  # an integer stands for leaves
-    sizes = [size for child in children for size in ([1] * child if isinstance(child, int) else [child.n_leaves])]
+    sizes = () if run.tree is None else run.tree.sizes
     if max(sizes, default=1) == 1:
         sizes = DEFAULTS[run.dataset].subspaces
     if len(sizes) < 2 or sum(sizes) != run.latent_dim:
