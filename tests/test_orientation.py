@@ -230,6 +230,31 @@ def trained(monkeypatch):
     return asked
 
 
+def test_recorded_code_is_read_and_another_is_trained(tmp_path, trained):
+    path, (one, other) = (
+        tmp_path / "codes.npz",
+        (orientation.model(exponent=p, beta=8, seed=1, steps=5) for p in (1, 4)),
+    )
+    orientation.record_codes(path, [one])
+    with np.load(path, allow_pickle=False) as codes:
+        (name,) = codes.files
+    np.savez(path, **{name: np.ones((1, 1, 2))})  # what is read is the file
+    np.testing.assert_array_equal(orientation.learned_code(one, path), np.ones((1, 1, 2)))
+    assert len(trained) == 1
+    np.testing.assert_array_equal(orientation.learned_code(other, path), np.zeros((1, 1, 2)))
+    turned = {**orientation.SPRITE, "orientation": 0}
+    np.testing.assert_array_equal(orientation.learned_code(one, path, turned), np.zeros((1, 1, 2)))
+    assert [p for p, *_ in trained] == [1, 4, 1], "a code of another model or sprite was taken for recorded"
+
+
+def test_committed_codes_are_those_of_the_page(trained):
+    path = ROOT / "runs" / "orientation-codes.npz"
+    for p in (1.0, 2.0, 4.0):
+        run = orientation.model(exponent=p, beta=8.0, seed=1, steps=400)
+        assert orientation.measure(orientation.learned_code(run, path)).active == 2
+    assert not trained
+
+
 def test_study_trains_every_combination_once(spec, trained):
     lines = []
     run_study(spec, report=lines.append)

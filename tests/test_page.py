@@ -50,11 +50,7 @@ def parameters_cell(path: Path) -> nbformat.NotebookNode:
 
 def check(declared: dict[str, Any], **given: Any) -> None:
     """Call ``parameters`` as a notebook would that holds these values."""
-    exec("check(**declared)", {"check": parameters, "declared": Opaque(declared)} | given)
-
-
-class Opaque(dict):
-    """A mapping that is no notebook parameter itself, since its type is not a plain one."""
+    exec("check(**declared)", {"check": parameters, "declared": declared} | given)
 
 
 def message(declared: dict[str, Any], **given: Any) -> str:
