@@ -148,8 +148,9 @@ class Spec:
             return cls(**document, path=path)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise ValueError(f"{path}: {first['loc'][0]}: {first['msg']}".replace("tiers: Value error, ", "")) from None
-        except (yaml.YAMLError, TypeError, ValueError) as error:
+            place = "".join(f"{name}: " for name in first["loc"][:1])  # no place if a name is not Unicode
+            raise ValueError(f"{path}: {place}{first['msg']}".replace("tiers: Value error, ", "")) from None
+        except (yaml.YAMLError, TypeError, ValueError, IndexError, AttributeError) as error:  # of YAML's own tags
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
     @property

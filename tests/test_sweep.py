@@ -149,6 +149,9 @@ BAD_SPECS = [
     ("title: Runs that take milliseconds", "title: 3", "title: Input should be a valid string"),
     ("tiers:", "tiers: [", "expected the node content|did not find expected|while parsing"),
     ("seeds: 2", "seeds: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ("seeds: 2", "seeds: !!int ''", "string index out of range"),
+    ("seeds: 2", "seeds: !!timestamp x", "groupdict"),
+    ("title:", '"\\ud800": 1\ntitle:', "valid string"),
     ("dataset: cars3d", "dataset: mnist", "dataset must be 'dsprites', .*, got 'mnist'"),
     (SPEC, "3", "must have title, every and tiers, got 3"),
 ]
