@@ -22,7 +22,6 @@
     event.preventDefault();
     dialog.close();
   });
-  dialog.addEventListener("close", () => room.replaceChildren());
 
   const enlarge = (image, name) => {
     const copy = new Image();
