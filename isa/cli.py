@@ -122,10 +122,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
     examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify
     """
-    sheet = arguments.contact_sheet
-    if sheet and (sheet.suffix.lower() not in (".png", ".svg", ".pdf") or not sheet.parent.is_dir()):
-        raise ValueError(f"--contact-sheet must be a .png, .svg or .pdf file in a folder that exists, got {sheet}")
-    progress = sys.stderr.isatty()
+    sheet, progress = arguments.contact_sheet, sys.stderr.isatty()
+    if sheet and sheet.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--contact-sheet must be a .png, .svg or .pdf file, got {sheet}")
     dataset = data.load(arguments.name, arguments.source, cache_dir=arguments.cache_dir, progress=progress)
     about = dataset.provenance
     lines = [("images", f"{len(dataset):,} of {' x '.join(map(str, dataset.image_shape))}")]
@@ -196,8 +195,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--source must exist, got {run.source}")
     _check_device(arguments.device)
     folder = arguments.output or Path("trained") / run.key
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output must be a folder, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
     if (folder / "record.json").exists():
         record = results.read_record(folder / "record.json")
         if record["hash"] != run.hash:
@@ -205,33 +203,32 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         if run.reduced:
             print(f"REDUCED SCALE: {run.total_steps:,} steps of {run.batch_size:,} images, fewer than the paper's")
-        options = {"device": arguments.device, "cache_dir": arguments.cache_dir, "checkpoints": folder}
-        result = engine.train(run, **options)
+        result = engine.train(run, device=arguments.device, cache_dir=arguments.cache_dir, checkpoints=folder)
         result.save(folder)
         engine.checkpoint_path(folder, run).unlink(missing_ok=True)
         record = result.record
-    print("\n".join(f"{name:15} {text}" for name, text in _describe(record)), f"saved in        {folder}", sep="\n")
+    _print(record)
+    print(f"saved in        {folder}")
     return 0 if record["status"] == "trained" else 1
 
 
-def _describe(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _print(record: dict[str, Any]) -> None:
     scale = f"{record['total_steps']:,} steps of {record['batch_size']:,} images"
     if record["reduced"]:
         scale += ", REDUCED: the paper takes more"
-    lines = [("run", record["key"]), ("images", record["images_title"]), ("scale", scale)]
+    lines = {"run": record["key"], "images": record["images_title"], "scale": scale}
     if record["status"] == "diverged":
-        lines += [("DIVERGED", f"at step {record['diverged_at']:,}; nothing is measured")]
+        lines["DIVERGED"] = f"at step {record['diverged_at']:,}; nothing is measured"
     else:
         each = ", ".join(f"{name} {record[f'mig_{name}']:.3f}" for name in record["factors"])
-        lines += [
-            ("MIG", f"{record['mig']:.4f} ({each})"),
-            ("log-likelihood", f"{record['log_likelihood']:.2f} nats an image"),
-            ("ELBO", f"{record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}"),
-            ("active latents", f"{record['active_units']} of {record['latent_dim']}"),
-        ]
+        lines["MIG"] = f"{record['mig']:.4f} ({each})"
+        lines["log-likelihood"] = f"{record['log_likelihood']:.2f} nats an image"
+        lines["ELBO"] = f"{record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}"
+        lines["active latents"] = f"{record['active_units']} of {record['latent_dim']}"
     if record["learn_exponents"]:
-        lines += [("exponents", ", ".join(f"{p:.3f}" for p in record["exponents"]))]
-    return [*lines, ("time", f"{record['train_seconds']:.0f} s of training on {record['device']}")]
+        lines["exponents"] = ", ".join(f"{p:.3f}" for p in record["exponents"])
+    lines["time"] = f"{record['train_seconds']:.0f} s of training on {record['device']}"
+    print("\n".join(f"{name:15} {text}" for name, text in lines.items()))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -80,8 +80,6 @@ def test_missing_and_additional_files_are_named(folder, tmp_path):
         load("cars3d", folder)
     with pytest.raises(SourceMissingError, match="absent does not exist"):
         load("cars3d", tmp_path / "absent")
-    with pytest.raises(FileNotFoundError):
-        load("cars3d", tmp_path / "absent")
     with pytest.raises(SourceError, match="must be the folder of the 3 files of cars3d, but lacks"):
         load("cars3d", folder / "car_001_mesh.mat")
 
@@ -89,22 +87,14 @@ def test_missing_and_additional_files_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (0, "is damaged, truncated or not a MATLAB file"),
-        (100, "is damaged"),
-        (50_000, "is damaged"),
         ({"image": np.zeros((2, 2))}, "not a MATLAB file with the array im"),
         ({"im": np.zeros((2, 2), np.uint8)}, r"must be uint8 \(128, 128, 3, 24, 4\), got uint8 \(2, 2\)"),
         ({"im": np.zeros((128, 128, 3, 24, 4), np.int8)}, "got int8"),
-        ({"im": {"a": 1}}, "im in .* must be uint8"),
         ({"im": np.array([["y", "x"]], dtype=object)}, "got object"),
     ],
 )
 def test_other_files_are_named(folder, tmp_path, content, message):
-    path = folder / "car_002_mesh.mat"
-    if isinstance(content, int):
-        path.write_bytes(path.read_bytes()[:content])
-    else:
-        savemat(path, content)
+    savemat(folder / "car_002_mesh.mat", content)
     with pytest.raises(SourceError, match=rf"^(?=.*car_002_mesh\.mat).*{message}[^\n]*$"):
         load("cars3d", folder, cache_dir=tmp_path)
 

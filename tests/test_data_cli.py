@@ -22,28 +22,17 @@ def draw_once(monkeypatch):
 def test_description(capsys):
     assert cli.main(["data", "dsprites"]) == 0
     out = capsys.readouterr().out
-    for text in (
-        "re-rendered",
-        "737,280",
-        "orientation",
-        "40 values",
-        "128,328,86",
-        "Apache",
-        "Matthey",
-        dsprites.CHECKSUM,
-    ):
+    for text in ("re-rendered", "737,280", "orientation", "40 values", "128,328,86", "Apache", "Matthey"):
         assert text in out
+    assert dsprites.CHECKSUM in out
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_contact_sheet(tmp_path, capsys, suffix):
-    path = tmp_path / f"sheet{suffix}"
+def test_contact_sheet(tmp_path, capsys):
+    path = tmp_path / "sheet.png"
     assert cli.main(["data", "dsprites", "--contact-sheet", str(path)]) == 0
-    assert path.stat().st_size > 1000 and list(tmp_path.iterdir()) == [path]
-    assert str(path) in capsys.readouterr().out
-    if suffix == ".png":
-        with Image.open(path) as image:
-            assert min(image.size) > 300 and np.asarray(image.convert("L")).std() > 20
+    assert list(tmp_path.iterdir()) == [path] and str(path) in capsys.readouterr().out
+    with Image.open(path) as image:
+        assert min(image.size) > 300 and np.asarray(image.convert("L")).std() > 20
 
 
 def test_verify_passes_and_fails(capsys, monkeypatch):
@@ -62,7 +51,6 @@ def test_verify_passes_and_fails(capsys, monkeypatch):
         (["data", "cars3d", "--source", "absent"], "absent does not exist"),
         (["data", "cars3d"], "cars3d needs the folder of its 183 published files"),
         (["data", "dsprites", "--contact-sheet", "x.gif"], "--contact-sheet must be a .png, .svg or .pdf file"),
-        (["data", "dsprites", "--contact-sheet", "nowhere/x.png"], "in a folder that exists, got nowhere/x.png"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, text, capsys, tmp_path, monkeypatch):

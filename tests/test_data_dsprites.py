@@ -13,7 +13,7 @@ from drawn_dsprites import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isa.data import SourceError, SourceMissingError, dsprites, load
+from isa.data import SourceError, dsprites, load
 
 FINGERPRINTS = Path(__file__).parent / "data" / "dsprites_fingerprints.csv"
 SMALL = (3, 2, 2, 3, 2)  # sizes of a corner of the grid
@@ -94,26 +94,12 @@ def small() -> dict[str, np.ndarray]:
     return {"imgs": unpack(drawn().storage.numpy()[index]), "latents_classes": classes}
 
 
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_the_published_format_is_read_and_its_pickle_is_not(small, tmp_path, monkeypatch):
-    path, flag = tmp_path / "small.npz", tmp_path / "exploded"
-    np.savez_compressed(path, **small, metadata=np.array({"a": Bomb(flag)}, dtype=object))
+def test_published_format_is_read(small, tmp_path, monkeypatch):
+    path = tmp_path / "small.npz"
+    np.savez_compressed(path, **small, metadata=np.array({"a": 1}, dtype=object))  # the published file holds a pickle
     monkeypatch.setattr(dsprites, "PUBLISHED_MD5", hashlib.md5(path.read_bytes()).hexdigest())
     assert np.array_equal(unpack(dsprites.read_packed(path)), small["imgs"])
     dsprites.compare(path, drawn().storage.numpy())
-    assert not flag.exists()
-    with np.load(path, allow_pickle=True) as archive:
-        archive["metadata"]
-    assert flag.exists()
 
 
 def test_only_the_published_file_is_loaded(small, tmp_path):
@@ -122,10 +108,6 @@ def test_only_the_published_file_is_loaded(small, tmp_path):
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(SourceError, match=rf"small\.npz is not the published file: its MD5 is {md5}"):
         load("dsprites", path)
-    with pytest.raises(SourceMissingError, match="does not exist"):
-        load("dsprites", tmp_path / "absent.npz")
-    with pytest.raises(SourceError, match="is a folder"):
-        load("dsprites", tmp_path)
 
 
 def test_comparison_counts_and_locates_differences(small, tmp_path):
@@ -151,10 +133,8 @@ def test_comparison_counts_and_locates_differences(small, tmp_path):
 OTHERS = {
     "fewer images": {"imgs": np.zeros((71, 64, 64), np.uint8)},
     "smaller images": {"imgs": np.zeros((72, 8, 64), np.uint8)},
-    "objects": {"imgs": np.array([{}] * 72, dtype=object)},
     "factors beyond the grid": {"latents_classes": np.full((72, 6), 40)},
     "no factors": {"latents_classes": None},
-    "truncated": {},
 }
 
 
@@ -162,7 +142,5 @@ OTHERS = {
 def test_comparison_refuses_other_files_in_one_sentence(small, tmp_path, name):
     path = tmp_path / "other.npz"
     np.savez(path, **{key: array for key, array in (small | OTHERS[name]).items() if array is not None})
-    if name == "truncated":
-        path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(SourceError, match=r"^\S+other\.npz is damaged, truncated or not an \.npz file[^\n]*$"):
         dsprites.compare(path, drawn().storage.numpy())
