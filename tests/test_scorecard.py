@@ -181,12 +181,12 @@ def advantages(at_low: float, at_high: float) -> list[dict]:
 
 
 def with_modes(*betas_with_two: float) -> list[dict]:
-    """Fifty runs at each of three betas, in two groups by MIG at some of them."""
+    """Thirty runs at each of three betas, in two groups by MIG at some of them."""
     rng = np.random.default_rng(0)
     return [
         row((0.4 * (seed % 2) if beta in betas_with_two else 0.2) + 0.02 * float(rng.standard_normal()),
             objective="isa-vae", beta=beta, seed=seed)
-        for beta in (1.0, 2.0, 3.0) for seed in range(50)
+        for beta in (1.0, 2.0, 3.0) for seed in range(30)
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from edition.stats import LEVEL, Comparison, CurveComparison, Interval
+from edition.stats import LEVEL, Comparison, Interval
 
 __all__ = [
     "Finding",
@@ -93,7 +93,7 @@ def within(error: float, tolerance: float, text: str) -> Judged:
     return holds(error <= tolerance), f"{text} ({tolerance:g} allowed)"
 
 
-def direction(difference: Comparison | CurveComparison | Interval, sign: int = 1) -> Outcome:
+def direction(difference: Comparison | Interval, sign: int = 1) -> Outcome:
     """Return the outcome of a difference that lies on the side of ``sign``, 1 or -1, as a claim has it.
 
     Its bounds are NaN if there are too few values for an interval.
