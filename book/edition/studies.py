@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -200,7 +199,7 @@ class OrientationStudy(Specification):
     def run(self, *case: float) -> list[str]:
         """Train one model, and return the columns of its row after the keys."""
         learned = orientation.learn(orientation.model(**dict(zip(self.keys, case, strict=True))), _positions())
-        return [f"{value:.4g}" for value in (*astuple(learned.code), learned.divergence, learned.noise)]
+        return [f"{value:.4g}" for value in (*learned.code, learned.divergence, learned.noise)]
 
 
 _positions = cache(lambda: orientation.images())
