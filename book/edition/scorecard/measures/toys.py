@@ -12,7 +12,7 @@ from edition.scorecard.evidence import Evidence
 from edition.scorecard.register import measure
 from edition.scorecard.rules import Finding, Judged, Outcome, checks, direction, holds, majority, share, within
 from edition.stats import mean_interval
-from edition.studies import Study, load_record, record_weights
+from edition.studies import load_record, read_study, record_weights
 from isa.toys import factor_analysis, ica
 
 Values = Callable[[str, float], np.ndarray]
@@ -33,7 +33,7 @@ def _readings(evidence: Evidence, study: str) -> Iterator[tuple[str, Values]]:
         "columns": np.array([ica.survivors(W).sum() for W in weights], dtype=float),
         "log_likelihood": record["log_likelihood"],
     }
-    stopped = f"after {Study.read(path.with_suffix('.yaml')).updates} steps"
+    stopped = f"after {read_study(path.with_suffix('.yaml')).updates} steps"
     for reading, fitted in ((stopped, "em"), ("at convergence", "newton")):
 
         def values(quantity: str, beta: float, fitted: str = fitted) -> np.ndarray:
