@@ -13,7 +13,6 @@ import torch
 import yaml
 from scipy import stats
 
-from edition.factorise import mixing_map, preserved
 from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, scorecard, text
 from edition.scorecard.evidence import Evidence, Missing, Setting
 from edition.scorecard.measures.records import change_of_difference
@@ -30,7 +29,7 @@ from edition.scorecard.rules import (
     verdict,
 )
 from edition.stats import Comparison, Interval, compare, representative
-from isa import LpNested, isa_prior
+from isa import LpNested
 from isa.run import Run
 from isa.sweep import Spec
 
@@ -558,23 +557,6 @@ def test_computed_measures(name, given, expected):
 
 def test_gaussian_is_invariant_under_rotation():
     assert outcome("not_rotation_invariant", size=2, p0=2.0, p1=2.0, batches=6) is not YES
-
-
-def test_mixing_map_keeps_the_prior():
-    """The samples that it moves keep their law, which a plain rotation of them does not."""
-    prior = isa_prior((2, 2), 1.0, 4.0)
-    generator = torch.Generator().manual_seed(0)
-    z = 0.2 + 0.5 * torch.rand(20, 4, dtype=torch.float64, generator=generator)
-    error, mixing = preserved(prior, z, 0.7)
-    assert error < 1e-5 and mixing > 0.1
-    moved = mixing_map(prior, z, 0.7)
-    assert torch.allclose(mixing_map(prior, moved, -0.7), z)
-    torch.manual_seed(0)
-    samples = mixing_map(prior, prior.sample((4000,)).double(), 0.7)
-    fresh = prior.sample((4000,)).double()
-    for column in range(2):
-        assert stats.ks_2samp(samples[:, column].numpy(), fresh[:, column].numpy()).pvalue > 0.001
-    assert stats.ks_2samp(prior.log_prob(samples).numpy(), prior.log_prob(fresh).numpy()).pvalue > 0.001
 
 
 # --- claims and the card ----------------------------------------------------------------------------------------------

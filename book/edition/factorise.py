@@ -100,13 +100,13 @@ def _scaled(node: Node, p: float, q: float, scale: float, z: Tensor) -> tuple[Te
     t = radius**p / scale
     lower, upper = gammainc(n / p, t), gammaincc(n / p, t)
     u = np.where(lower < 0.5, gammaincinv(n / q, lower), gammainccinv(n / q, upper))
-    factor = torch.from_numpy((scale * u) ** (1 / q) / radius)
+    factor = torch.as_tensor((scale * u) ** (1 / q) / radius)
 
     def log_density(t: np.ndarray, p: float) -> np.ndarray:
         """Return the log density of log r."""
         return math.log(p) + n / p * np.log(t) - t - gammaln(n / p)
 
-    return z * factor[..., None], n * factor.log() + torch.from_numpy(log_density(t, p) - log_density(u, q))
+    return z * factor[..., None], n * factor.log() + torch.as_tensor(log_density(t, p) - log_density(u, q))
 
 
 def turned(z: Tensor, i: int, j: int, angle: float) -> Tensor:
