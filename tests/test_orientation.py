@@ -225,14 +225,6 @@ def test_the_better_square_is_filled():
     assert [axes.get_title() for axes in figure.axes[1:]] == ["Laplace, $p = 1$", "platykurtic, $p = 4$"]
 
 
-def test_every_cost_is_a_line_of_its_own_colour():
-    angles = np.linspace(0, 1, 5)
-    figure = draw.costs(angles, {p: np.full(5, p) for p in (0.5, 1.0, 2.0, 3.0, 4.0)}, np.zeros(5))
-    lines = figure.axes[0].lines
-    assert len(lines) == 6 and len({line.get_color() for line in lines}) == 6
-    np.testing.assert_allclose(lines[0].get_xdata(), np.degrees(angles))
-
-
 def test_a_map_shows_x_across_and_y_down():
     mean = np.arange(12.0).reshape(3, 4)[..., None]
     figure = draw.codes({"model": mean}, {"model": ["said"]})
@@ -241,10 +233,6 @@ def test_a_map_shows_x_across_and_y_down():
     np.testing.assert_array_equal(image.get_array(), mean[..., 0].T)
     assert image.get_extent() == [0, 1, 1, 0] and image.get_clim() == (-11, 11)
     assert axes.get_title() == "model\nsaid"
-
-
-def test_latents_that_are_not_used_have_a_map():
-    draw.codes({"model": np.zeros((3, 4, 2))}, {"model": ["", ""]})
 
 
 def test_every_run_is_a_dot_and_the_pages_own_a_diamond():

@@ -17,17 +17,7 @@ from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, score
 from edition.scorecard.evidence import Evidence, Missing, Setting
 from edition.scorecard.measures.records import change_of_difference
 from edition.scorecard.register import MEASURES
-from edition.scorecard.rules import (
-    Finding,
-    Outcome,
-    direction,
-    expected_range,
-    majority,
-    printed_value,
-    share,
-    together,
-    verdict,
-)
+from edition.scorecard.rules import Finding, Outcome, direction, majority, printed_value, share, together, verdict
 from edition.stats import Comparison, Interval, compare, representative
 from isa import LpNested
 from isa.run import Run
@@ -57,28 +47,26 @@ def evidence(*groups: list[dict]) -> Evidence:
     return made_up
 
 
-def outcome(measure: str, *groups: list[dict], **given: object) -> Outcome:
-    (finding,) = MEASURES[measure](evidence(*groups), **given)
-    return finding.outcome
+def outcome(measure: str, *groups: list[dict], **given: object) -> Outcome | None:
+    findings = MEASURES[measure](evidence(*groups), **given)
+    assert len(findings) <= 1
+    return findings[0].outcome if findings else None
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "positive", "negative"),
-    [
+def test_direction():
+    for low, high, positive, negative in [
         (0.1, 0.3, YES, NO),
         (-0.3, -0.1, NO, YES),
         (-0.1, 0.3, OPEN, OPEN),
         (0.0, 0.3, OPEN, OPEN),
         (0.0, 0.0, NO, NO),
         (math.nan, math.nan, OPEN, OPEN),
-    ],
-)
-def test_direction(low, high, positive, negative):
-    interval = Interval((low + high) / 2, low, high, 10)
-    assert direction(interval) is positive and direction(interval, -1) is negative
+    ]:
+        interval = Interval((low + high) / 2, low, high, 10)
+        assert direction(interval) is positive and direction(interval, -1) is negative
 
 
 def test_majority():
@@ -93,7 +81,7 @@ def test_majority():
 def test_printed_value_is_met_as_often_as_stated():
     met = [printed_value(v[:-1], v[-1]) is YES for v in np.random.default_rng(0).standard_normal((1500, 6))]
     assert np.mean(met) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 1500))
-    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0) is OPEN and math.isnan(expected_range([1.0] * 4)[0])
+    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0) is OPEN
     assert printed_value([1.0, 1.1, 1.2, 1.1, 1.0], 9.0) is NO
 
 
@@ -236,7 +224,6 @@ EXPONENTS = learned(1.9, 2.0, 2.17)
         ("printed_model", [MODEL], PRINTED | {"mig": MEAN, "log_likelihood": -26.0}, YES),
         ("printed_model", [MODEL], PRINTED | {"mig": MEAN, "log_likelihood": -40.0}, PART),
         ("printed_model", [MODEL], PRINTED | {"mig": 0.9, "log_likelihood": -40.0}, NO),
-        ("printed_model", [MODEL[:8]], PRINTED | {"mig": MEAN, "log_likelihood": -26.0}, OPEN),
         ("printed_model", [changed(MODEL, reduced=True)], PRINTED | {"mig": MEAN, "log_likelihood": -26.0}, OPEN),
         ("differs", more_beta((0.1, -30.0), (0.2, -34.0)), MORE, YES),
         ("differs", more_beta((0.1, -30.0), (0.2, -26.0)), MORE, PART),
@@ -249,7 +236,6 @@ EXPONENTS = learned(1.9, 2.0, 2.17)
         ("unmatched_at_better_fit", [HIGH_CURVE, curve_of("beta-vae", 0.6)], CURVES, NO),
         ("unmatched_at_better_fit",
          [HIGH_CURVE, changed(curve_of("beta-vae", 0.6), log_likelihood=-60.0)], CURVES, OPEN),
-        ("unmatched_at_better_fit", [HIGH_CURVE, at_one(curve_of("beta-vae", 0.6))], CURVES, OPEN),
         ("best_of_all", [OWN, curve_of("beta-vae", 0.1, **FACES), curve_of("isa-vae", 0.1, **FACES)], BEST, YES),
         ("best_of_all", [OWN, curve_of("beta-vae", 0.9, **FACES), curve_of("isa-vae", 0.1, **FACES)], BEST, PART),
         ("best_of_all", [OWN, curve_of("beta-vae", 0.1, **FACES), at_one(curve_of("isa-vae", 0.1, **FACES))], BEST,
@@ -272,27 +258,17 @@ EXPONENTS = learned(1.9, 2.0, 2.17)
         ("exponents_printed", [EXPONENTS], LEARNED | {"modes": [1.9, 2.0, 3.0]}, PART),
         ("exponents_printed", [EXPONENTS], LEARNED | {"modes": [3.0, 3.1, 3.2]}, NO),
         ("exponents_printed", [EXPONENTS[:4]], LEARNED | {"modes": [1.9, 2.0, 2.17]}, OPEN),
-        ("exponents_printed", [changed(EXPONENTS, procedural=True)], LEARNED | {"modes": [1.9, 2.0, 2.17]}, OPEN),
         ("largest_exponent_above", [learned(1.9, 2.0, 2.3)], ABOVE, YES),
         ("largest_exponent_above", [learned(1.9, 2.0, 2.1)], ABOVE, NO),
         ("largest_exponent_above", [learned(1.9, 2.0, 2.17)], ABOVE, OPEN),
+        ("several_modes", [rows(LOW, objective="isa-vae", n=9)], ISA, None),  # and no evidence
+        ("better_trade_off", [HIGH_CURVE, changed(curve_of("beta-vae", 0.1), log_likelihood=-130.0)], CURVES, None),
+        ("unmatched_at_better_fit", [at_one(HIGH_CURVE), at_one(curve_of("beta-vae", 0.6))], CURVES, None),
+        ("differs", [], MIG, None),
     ],
 )  # fmt: skip
 def test_measures_of_runs(measure, groups, given, expected):
     assert outcome(measure, *groups, **given) is expected
-
-
-@pytest.mark.parametrize(
-    ("measure", "groups", "given"),
-    [
-        ("several_modes", [rows(LOW, objective="isa-vae", n=9)], ISA),
-        ("better_trade_off", [HIGH_CURVE, changed(curve_of("beta-vae", 0.1), log_likelihood=-130.0)], CURVES),
-        ("unmatched_at_better_fit", [at_one(HIGH_CURVE), at_one(curve_of("beta-vae", 0.6))], CURVES),
-        ("differs", [], MIG),
-    ],
-)
-def test_no_evidence(measure, groups, given):
-    assert MEASURES[measure](evidence(*groups), **given) == []
 
 
 def test_findings_of_two_lengths_hold_in_part():
@@ -370,13 +346,12 @@ def test_runs_are_grouped_by_setting():
     assert (tiny.text, tiny.falls_short) == ("10 steps of 64", "on stand-in images, at reduced scale")
 
 
-def claim(**fields: object) -> Claim:
-    return Claim(**{"key": "a", "section": "b", "where": "c", "says": "d", "measure": "differs"} | fields)
+def claim() -> Claim:
+    return Claim(key="a", section="b", where="c", says="d", measure="differs")
 
 
 def test_reduced_runs_do_not_reproduce():
     judged = Row(claim(), tuple(MEASURES["differs"](evidence(*sides(LOW, HIGH, steps=50)), **MIG)))
-    assert judged.verdict is Verdict.SAME_WAY
     assert judged.verdict_text == "at reduced scale: points the same way"
 
 
@@ -509,16 +484,13 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
     ("name", "given", "expected"),
     [
         ("rotation_costs_free_energy", FACTOR | {"tolerance": 1e-6}, YES),
-        ("rotation_costs_free_energy", FACTOR | {"tolerance": 1e-20}, PART),
         ("rotation_values", FACTOR | {"tolerance": 1e-6}, PART),
         ("rotation_values", FACTOR | {"tolerance": 1e-20}, NO),
         ("principal_directions", SPECTRUM | {"betas": [1, 2], "starts": 2, "tolerance": 0.1}, YES),
-        ("principal_directions", SPECTRUM | {"betas": [1], "starts": 1, "tolerance": 1e-15}, NO),
         ("same_fit_for_all_betas", SPECTRUM | {"betas": [1, 4], "tolerance": 0.1}, PART),
         ("same_fit_for_all_betas", SPECTRUM | {"betas": [1, 1], "tolerance": 0.1}, YES),
         ("amplitude_falls", FACTOR | {"betas": [1, 5, 50]}, PART),
         ("amplitude_falls", FACTOR | {"betas": [20, 50]}, YES),
-        ("amplitude_falls", FACTOR | {"betas": [0.5, 0.1]}, PART),
         ("posterior_widens", {"betas": [1, 2, 4], "models": 5}, YES),
         ("posterior_widens", {"betas": [4, 2, 1], "models": 5}, NO),
         ("bias_grows", {"betas": [1, 2, 4], "models": 5}, YES),
@@ -526,14 +498,12 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
         ("surface_formula", {"trees": ["2.1[1, 2.2[2]]"], "order": 100, "tolerance": 1e-4}, YES),
         ("surface_formula", {"trees": ["2.1[1, 2.2[2]]"], "order": 2, "tolerance": 1e-4}, NO),
         ("radial_is_chi", {"dimensions": [1, 5], "tolerance": 1e-9}, YES),
-        ("radial_is_chi", {"dimensions": [1, 5], "tolerance": 0.0}, NO),
         ("factorised_only_where_equal", {"size": 4, "p0": 2.1, "others": [1.9, 2.2], "tolerance": 1e-9}, YES),
         ("factorised_only_where_equal", {"size": 4, "p0": 2.1, "others": [2.1], "tolerance": 1e-9}, PART),
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 2.2, "leptokurtic": 1.9, "sizes": [4]}, YES),
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 2.2, "leptokurtic": 1.9, "sizes": [3, 4]}, PART),
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 1.0, "leptokurtic": 4.0, "sizes": [3]}, NO),
         ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e-10}, YES),
-        ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e10}, PART),
         ("prior_prefers", {"leptokurtic": 1.0, "platykurtic": 4.0}, YES),
         ("prior_prefers", {"leptokurtic": 3.0, "platykurtic": 4.0}, PART),
         ("prior_prefers", {"leptokurtic": 4.0, "platykurtic": 1.0}, NO),
@@ -542,9 +512,7 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
         ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 0.01}, YES),
         ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 1.1}, PART),
         ("subspaces_independent", INDEPENDENT | {"tolerance": 1e-9}, YES),
-        ("subspaces_independent", INDEPENDENT | {"tolerance": 0.0}, NO),
         ("extra_latent_is_pruned", PRUNING | {"tolerance": 1e-6}, YES),
-        ("extra_latent_is_pruned", PRUNING | {"tolerance": 1e-20}, PART),
         ("identifiable", IDENTIFIABLE | {"tolerance": 1e-5}, PART),
         ("identifiable", IDENTIFIABLE | {"tolerance": 0.0}, OPEN),  # then nothing is constructed
     ],
@@ -608,17 +576,11 @@ def write(folder: Path, *written: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"measure": "nothing"}, "a: 'nothing'"),
-        ({"wher": "x"}, "a: .* unexpected keyword argument 'wher'"),
-        ({"says": "MIG {mig}."}, "a: 'mig'"),
-    ],
-)
-def test_invalid_claims(tmp_path, change, message):
-    with pytest.raises(ValueError, match=rf"claims\.yaml: {message}"):
-        read_claims(write(tmp_path, CLAIM | change))
+def test_invalid_claims(tmp_path):
+    changes = {"nothing": {"measure": "nothing"}, "wher": {"wher": "x"}, "mig": {"says": "MIG {mig}."}}
+    for name, change in changes.items():
+        with pytest.raises(ValueError, match=rf"claims\.yaml: a: .*'{name}'"):
+            read_claims(write(tmp_path, CLAIM | change))
 
 
 def test_scorecard(folder):
@@ -642,19 +604,16 @@ def test_scorecard(folder):
     assert text.meanings().count("\n") == len(Verdict) - 1
 
 
-@pytest.mark.parametrize(
-    ("own", "short", "sentence"),
-    [
+def test_summary_sentence():
+    for own, short, sentence in [
         ([YES], [], "Of 1 claims, 1 is reproduced."),
         ([YES, YES, NO, None], [], "Of 4 claims, 2 are reproduced, 1 not reproduced and 1 not yet run."),
         ([], [YES, YES, NO], "Of 3 claims, 2 point the same way and 1 points the other way."),
         ([None], [YES, NO], "Of 3 claims, 1 points the same way, 1 points the other way and 1 is not yet run."),
-    ],
-)
-def test_summary_sentence(own, short, sentence):
-    judged = [Row(claim(), () if one is None else tuple(found(one))) for one in own]
-    judged += [Row(claim(), tuple(found(one, falls_short="at reduced scale"))) for one in short]
-    assert Scorecard(tuple(judged)).sentence() == sentence
+    ]:
+        judged = [Row(claim(), () if one is None else tuple(found(one))) for one in own]
+        judged += [Row(claim(), tuple(found(one, falls_short="at reduced scale"))) for one in short]
+        assert Scorecard(tuple(judged)).sentence() == sentence
 
 
 def test_titles_are_the_notebooks_own():
