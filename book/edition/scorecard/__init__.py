@@ -7,7 +7,7 @@
     card.sections["The prior"][0].verdict
 
 **A claim** is data: what the paper says and where, in this edition's words; the values that it prints; the page
-that treats it; and the name of the measure (:mod:`edition.scorecard.measures`), with its arguments.
+that treats it; and the name of a measure (:mod:`edition.scorecard.register`), with its arguments.
 
 **A verdict** follows from the findings by the rules of :mod:`edition.scorecard.rules`, and from nothing else. Evidence
 at reduced scale or on stand-in images never makes a claim *reproduced*.
