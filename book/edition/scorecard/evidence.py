@@ -152,7 +152,7 @@ class Evidence:
         return [(setting, [group[setting] for group in groups]) for setting in shared]
 
     def missing(self) -> Missing | None:
-        """Return what is missing of the runs in :attr:`asked`; None if that is empty."""
+        """Return what is missing of the runs in ``asked``; None if that is empty."""
         if not self.asked:
             return None
         wanted: dict[str, str] = {}

@@ -5,19 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 from edition.scorecard.rules import Finding
 
 __all__ = ["MEASURES", "measure"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 MEASURES: dict[str, Callable[..., list[Finding]]] = {}
 """Measures by name; each takes evidence and, by name, the arguments that a claim gives it, and returns findings."""
 
 
-def measure(function: Function) -> Function:
+def measure(function: Callable[..., Any]) -> Callable[..., Any]:
     """Enter a function into :data:`MEASURES`.
 
     With an argument ``evidence``, an :class:`~edition.scorecard.evidence.Evidence`, it yields a finding for every
