@@ -1,4 +1,4 @@
-"""What pages need: parameters that are checked, figures in three formats, numbers for the prose."""
+"""Pages: parameters that are checked, figures in three formats, numbers for the prose."""
 
 from __future__ import annotations
 

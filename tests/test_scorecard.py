@@ -424,13 +424,13 @@ def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence
 )
 def test_measures_of_ica(tmp_path, made, expected):
     made_up, given = study(tmp_path, **made), {"study": "made-up", "beta": 1}
-    at_five, strengthens = {"study": "made-up", "beta": 5, "alive": 2}, {"study": "made-up", "low": 1, "high": 5}
+    at_five, strengthens = {"study": "made-up", "beta": 5, "columns": 2}, {"study": "made-up", "low": 1, "high": 5}
     findings = [
         MEASURES["likelihood_given_up"](made_up, **given),
         MEASURES["more_orthogonal_than_likelihood"](made_up, **given),
-        MEASURES["columns_alive"](made_up, alive=3, **given),
-        MEASURES["columns_alive"](made_up, orthogonal_within=10, **at_five),
-        MEASURES["columns_alive"](made_up, orthogonal_within=2, **at_five),
+        MEASURES["columns_survive"](made_up, columns=3, **given),
+        MEASURES["columns_survive"](made_up, orthogonal_within=10, **at_five),
+        MEASURES["columns_survive"](made_up, orthogonal_within=2, **at_five),
         MEASURES["beta_strengthens"](made_up, what="angle", **strengthens),
         MEASURES["beta_strengthens"](made_up, what="columns", **strengthens),
     ]

@@ -1,10 +1,10 @@
-r"""Which orientation of the positions (x, y) a prior prefers, and which one training finds (Fig. 3, Sec. 3.1).
+r"""Orientation of codes of positions (x, y): that which a prior prefers, and that of trained models (Fig. 3).
 
 Positions are uniform on a square. A code that turns the square by an angle and leaves it straight gives two latents;
 the prior is the p-generalised normal of Eq. 5, factorised over them. How well the two fit has a closed form
 (:func:`straight_cost`), and so has the fit of codes that may bend as well (:func:`bent_cost`).
 
-What training finds is measured on a grid of positions: :func:`measure` looks at the direction in which each latent
+Codes of trained models are measured on a grid of positions: :func:`measure` looks at the direction in which each latent
 grows, at every position, so that a bent code along the axes is recognised, too.
 
 ::

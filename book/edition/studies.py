@@ -1,4 +1,4 @@
-"""Studies over many seeds: a specification ``NAME.yaml`` and its record, the ``.csv`` beside it.
+"""Studies over many seeds: a specification ``NAME.yaml`` and its record, ``NAME.csv``.
 
 ``python -m edition.studies SPEC`` runs or resumes a study: fits of the ICA toy to many data sets (:class:`Study`), or
 codes of positions under factorised priors (:class:`OrientationStudy`, Fig. 3).

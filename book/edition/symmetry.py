@@ -59,7 +59,7 @@ class FactorBound:
     information: float
     """``I(code; v)``."""
     by_first: np.ndarray
-    """The same within every value of the data set's first factor (dSprites: its shape); its mean is ``information``."""
+    """Information within every value of the first factor (dSprites: its shape); its mean is ``information``."""
 
     @property
     def share(self) -> float:

@@ -38,9 +38,9 @@ class Claim:
     key: str
     section: str
     where: str
-    """Where the paper says it."""
+    """Place in the paper."""
     says: str
-    """What it says, with the printed values."""
+    """The claim, with the printed values."""
     measure: str
     """A key of :data:`edition.scorecard.register.MEASURES`."""
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Claim:
     page: str | None = None
     """The page of the book that treats it, relative to ``book/``, without suffix."""
     understood: str | None = None
-    """How it is read here, where its words leave a choice."""
+    """Its interpretation here, where its words leave a choice."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _OF_THE_MODEL += ("exponent_learning_rate", "likelihood", "kl", "sampling")
 
 
 class Setting(NamedTuple):
-    """How runs were trained, apart from method, beta and seed; those on the paper's own terms come first."""
+    """Settings of training, apart from method, beta and seed; those on the paper's own terms come first."""
 
     reduced: bool
     procedural: bool

@@ -61,12 +61,12 @@ def more_orthogonal_than_likelihood(evidence: Evidence, study: str, beta: float)
 
 
 @measure
-def columns_alive(
-    evidence: Evidence, study: str, beta: float, alive: int, orthogonal_within: float = math.inf
+def columns_survive(
+    evidence: Evidence, study: str, beta: float, columns: int, orthogonal_within: float = math.inf
 ) -> Iterator[Finding]:
     """Test if this number of columns survives in most data sets, the two longest at right angles to within degrees."""
     for reading, values in _readings(evidence, study):
-        cases = share((values("columns", beta) == alive) & (90 - values("angle", beta) <= orthogonal_within))
+        cases = share((values("columns", beta) == columns) & (90 - values("angle", beta) <= orthogonal_within))
         yield Finding(majority(cases), cases.of("data sets"), reading)
 
 
@@ -146,8 +146,8 @@ def _misalignment(
     cov, missed = np.diag(spectrum), [0.0]
     for beta in betas:
         for weights in _ends(cov, latents, noise_var, n, beta, starts):
-            alive = weights[:, np.linalg.norm(weights, axis=0) > 0.01 * math.sqrt(noise_var)]
-            missed += factor_analysis.misalignment(alive, noise_var, cov).tolist() if alive.size else []
+            active = weights[:, np.linalg.norm(weights, axis=0) > 0.01 * math.sqrt(noise_var)]
+            missed += factor_analysis.misalignment(active, noise_var, cov).tolist() if active.size else []
     return max(missed)
 
 
