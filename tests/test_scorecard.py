@@ -17,7 +17,7 @@ from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, score
 from edition.scorecard.evidence import Evidence, Missing, Setting
 from edition.scorecard.measures.records import change_of_difference
 from edition.scorecard.register import MEASURES
-from edition.scorecard.rules import Finding, Outcome, direction, majority, printed_value, share, together, verdict
+from edition.scorecard.rules import Finding, Outcome, direction, majority, printed_value, together, verdict
 from edition.stats import Comparison, Interval, compare, representative
 from isa import LpNested
 from isa.run import Run
@@ -70,19 +70,19 @@ def test_direction():
 
 
 def test_majority():
-    cases = share([True] * 13 + [False] * 7)
-    assert [majority(share(found)) for found in ([True] * 20, [False] * 20, [])] == [YES, NO, OPEN]
-    assert majority(cases) is OPEN and cases.of("data sets").startswith("13 of 20 data sets (")
-    # the bounds are those at which 13 or more, and 13 or fewer, have a probability of a fortieth
-    assert stats.binom.sf(12, 20, cases.low) == pytest.approx(0.025)
-    assert stats.binom.cdf(13, 20, cases.high) == pytest.approx(0.025)
+    outcomes = [majority([True] * count + [False] * (20 - count), "data sets") for count in (20, 0, 13)]
+    assert [outcome for outcome, _ in outcomes] == [YES, NO, OPEN]
+    assert outcomes[2][1] == "13 of 20 data sets (41 to 85 %)"
+    # at the bounds, to half a per cent, 13 or more, and 13 or fewer, have a probability of a fortieth
+    assert stats.binom.sf(12, 20, 0.405) < 0.025 < stats.binom.sf(12, 20, 0.415)
+    assert stats.binom.cdf(13, 20, 0.855) < 0.025 < stats.binom.cdf(13, 20, 0.845)
 
 
 def test_printed_value_is_met_as_often_as_stated():
-    met = [printed_value(v[:-1], v[-1]) is YES for v in np.random.default_rng(0).standard_normal((1500, 6))]
+    met = [printed_value(v[:-1], v[-1], "")[0] is YES for v in np.random.default_rng(0).standard_normal((1500, 6))]
     assert np.mean(met) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 1500))
-    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0) is OPEN
-    assert printed_value([1.0, 1.1, 1.2, 1.1, 1.0], 9.0) is NO
+    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0, "") == (OPEN, "")
+    assert printed_value([1.0, 1.1, 1.2, 1.1, 1.0], 9.0, "MIG") == (NO, "; MIG expected from 0.83 to 1.33")
 
 
 def test_together():

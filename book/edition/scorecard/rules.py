@@ -16,15 +16,12 @@ __all__ = [
     "Finding",
     "Judged",
     "Outcome",
-    "Share",
     "Verdict",
     "checks",
     "direction",
-    "expected_range",
     "holds",
     "majority",
     "printed_value",
-    "share",
     "together",
     "verdict",
     "within",
@@ -103,52 +100,32 @@ def direction(difference: Comparison | Interval, sign: int = 1) -> Outcome:
     return Outcome.NO if difference.low == difference.high == 0 else Outcome.OPEN
 
 
-class Share(NamedTuple):
-    """A share of cases with its exact interval."""
+def majority(cases: Sequence[bool] | np.ndarray, name: str) -> Judged:
+    """Return the outcome of a claim about most cases, and a text such as ``13 of 20 data sets (41 to 85 %)``.
 
-    count: int
-    n: int
-    low: float
-    high: float
-
-    def of(self, cases: str) -> str:
-        """Return a text such as ``13 of 20 data sets (41 to 85 %)``."""
-        return f"{self.count} of {self.n} {cases} ({100 * self.low:.0f} to {100 * self.high:.0f} %)"
-
-
-def share(cases: Sequence[bool] | np.ndarray) -> Share:
-    """Return the share of cases that are true, with its Clopper-Pearson interval; from 0 to 1 if there is no case."""
+    The interval of the share is the exact one (Clopper and Pearson).
+    """
     count, n = int(np.sum(cases)), len(cases)
-    interval = stats.binomtest(count, n).proportion_ci(LEVEL) if n else (0.0, 1.0)
-    return Share(count, n, *map(float, interval))
+    low, high = stats.binomtest(count, n).proportion_ci(LEVEL)
+    outcome = Outcome.YES if low > 0.5 else Outcome.NO if high < 0.5 else Outcome.OPEN
+    return outcome, f"{count} of {n} {name} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def majority(cases: Share) -> Outcome:
-    """Return the outcome of a claim about most cases."""
-    if cases.low > 0.5:
-        return Outcome.YES
-    return Outcome.NO if cases.high < 0.5 else Outcome.OPEN
+def printed_value(values: Sequence[float] | np.ndarray, printed: float, name: str) -> Judged:
+    r"""Return the outcome of a printed value that could be one of these, and a text with the range that is expected.
 
-
-def expected_range(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    r"""Return the range that holds a further value with probability :data:`LEVEL`, if values are normal.
+    If values are normal, the range holds a further one with probability :data:`edition.stats.LEVEL`:
 
     .. math:: \bar y \pm t_{n-1}\, \hat\sigma \sqrt{1 + 1/n}
 
-    Bounds are NaN for fewer than five values, of which the range would be too wide to say anything.
+    For fewer than five values it would be too wide to say anything.
     """
     n = len(values)
     if n < 5:
-        return math.nan, math.nan
+        return Outcome.OPEN, ""
     mean = float(np.mean(values))
     reach = float(stats.t.isf((1 - LEVEL) / 2, n - 1) * np.std(values, ddof=1) * math.sqrt(1 + 1 / n))
-    return mean - reach, mean + reach
-
-
-def printed_value(values: Sequence[float] | np.ndarray, printed: float) -> Outcome:
-    """Return the outcome of a printed value that could be one of these."""
-    low, high = expected_range(values)
-    return Outcome.OPEN if math.isnan(low) else holds(low <= printed <= high)
+    return holds(abs(printed - mean) <= reach), f"; {name} expected from {mean - reach:.2f} to {mean + reach:.2f}"
 
 
 def together(outcomes: Iterable[Outcome]) -> Outcome:

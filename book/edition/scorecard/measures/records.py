@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import chain, product
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count, product
 
 import numpy as np
 
@@ -16,11 +16,9 @@ from edition.scorecard.rules import (
     Judged,
     Outcome,
     direction,
-    expected_range,
     holds,
     majority,
     printed_value,
-    share,
     together,
 )
 from edition.stats import compare, compare_curves, mean_interval
@@ -38,11 +36,6 @@ def _column(rows: Rows, name: str, beta: float | None = None) -> np.ndarray:
 
 def _finding(setting: Setting, outcome: Outcome, text: str) -> Finding:
     return Finding(outcome, text, setting.text, setting.falls_short)
-
-
-def _expected(name: str, values: np.ndarray) -> str:
-    low, high = expected_range(values)
-    return "" if math.isnan(low) else f"; {name} expected from {low:.2f} to {high:.2f}"
 
 
 @measure
@@ -63,6 +56,12 @@ def higher_distribution(
         yield _finding(setting, together(parts), text)
 
 
+def _printed(setting: Setting, judged: Iterable[Judged], text: str) -> Finding:
+    """Return the finding on several printed values, which are not judged by evidence that falls short."""
+    outcomes, texts = zip(*judged, strict=True)
+    return _finding(setting, Outcome.OPEN if setting.falls_short else together(outcomes), text + "".join(texts))
+
+
 @measure
 def printed_model(
     evidence: Evidence, dataset: str, method: Method, beta: float, mig: float, log_likelihood: float
@@ -72,9 +71,11 @@ def printed_model(
         ours, fit = _column(rows, "mig"), _column(rows, "log_likelihood")
         chosen, upper = stats.representative(ours, fit), ours >= np.median(ours)
         text = f"our representative of {len(rows)}: MIG {ours[chosen]:.2f}, log-likelihood {fit[chosen]:.2f}"
-        text += _expected("MIG", ours[upper]) + _expected("log-likelihood", fit[upper])
-        outcome = together([printed_value(ours[upper], mig), printed_value(fit[upper], log_likelihood)])
-        yield _finding(setting, Outcome.OPEN if setting.falls_short else outcome, text)
+        judged = [
+            printed_value(ours[upper], mig, "MIG"),
+            printed_value(fit[upper], log_likelihood, "log-likelihood"),
+        ]
+        yield _printed(setting, judged, text)
 
 
 @measure
@@ -210,9 +211,8 @@ def unused_latents(evidence: Evidence, dataset: str, methods: Sequence[Method]) 
     """Test if most runs leave latents unused."""
     for setting, groups in _pooled(evidence, dataset, methods):
         active, latents = (_column([*chain(*groups)], name) for name in ("active_units", "latent_dim"))
-        fewer = share(active < latents)
-        text = f"{fewer.of('runs')}; median {np.median(active):g} of {latents.max():g} latents active"
-        yield _finding(setting, majority(fewer), text)
+        outcome, text = majority(active < latents, "runs")
+        yield _finding(setting, outcome, f"{text}; median {np.median(active):g} of {latents.max():g} latents active")
 
 
 def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple[Setting, np.ndarray]]:
@@ -237,19 +237,16 @@ def exponents_printed(evidence: Evidence, dataset: str, method: Method, modes: S
     """Test if the printed most frequent exponents could be learned ones of ours."""
     for setting, exponents in _learned(evidence, dataset, method):
         medians = ", ".join(f"{median:.2f}" for median in np.median(exponents, axis=0))
-        text = f"medians of {len(exponents)} runs {medians}"
-        text += "".join(_expected(f"p{i}", column) for i, column in enumerate(exponents.T, 1))
-        outcome = Outcome.OPEN if setting.falls_short else together(map(printed_value, exponents.T, modes))
-        yield _finding(setting, outcome, text)
+        judged = map(printed_value, exponents.T, modes, (f"p{i}" for i in count(1)))
+        yield _printed(setting, judged, f"medians of {len(exponents)} runs {medians}")
 
 
 @measure
 def largest_exponent_above(evidence: Evidence, dataset: str, method: Method, bound: float) -> Iterator[Finding]:
     """Test if the largest exponent is above a bound."""
     for setting, exponents in _learned(evidence, dataset, method):
-        above = share(exponents[:, -1] > bound)
-        text = f"{above.of('runs')}; smallest p{exponents.shape[1]} {exponents[:, -1].min():.3f}"
-        yield _finding(setting, majority(above), text)
+        outcome, text = majority(exponents[:, -1] > bound, "runs")
+        yield _finding(setting, outcome, f"{text}; smallest p{exponents.shape[1]} {exponents[:, -1].min():.3f}")
 
 
 @measure

@@ -10,7 +10,7 @@ import numpy as np
 
 from edition.scorecard.evidence import Evidence
 from edition.scorecard.register import measure
-from edition.scorecard.rules import Finding, Judged, Outcome, checks, direction, holds, majority, share, within
+from edition.scorecard.rules import Finding, Judged, Outcome, checks, direction, holds, majority, within
 from edition.stats import mean_interval
 from edition.studies import load_record, read_study, record_weights
 from isa.toys import factor_analysis, ica
@@ -66,8 +66,8 @@ def columns_survive(
 ) -> Iterator[Finding]:
     """Test if this number of columns survives in most data sets, the two longest at right angles to within degrees."""
     for reading, values in _readings(evidence, study):
-        cases = share((values("columns", beta) == columns) & (90 - values("angle", beta) <= orthogonal_within))
-        yield Finding(majority(cases), cases.of("data sets"), reading)
+        cases = (values("columns", beta) == columns) & (90 - values("angle", beta) <= orthogonal_within)
+        yield Finding(*majority(cases, "data sets"), reading)
 
 
 @measure
