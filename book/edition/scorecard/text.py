@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from edition.scorecard import Row, Scorecard
 from edition.scorecard.evidence import Missing
 from edition.scorecard.rules import Finding, Verdict
 
-__all__ = ["cards", "counts", "meanings", "titles"]
-
-
-def titles(pages: Iterable[Path], book: Path) -> dict[str, str]:
-    """Return the titles of notebooks by their paths below ``book``, without suffix."""
-    found = {}
-    for path in pages:
-        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        found[path.relative_to(book).with_suffix("").as_posix()] = text.partition("\n")[0].removeprefix("# ")
-    return found
+__all__ = ["cards", "counts", "meanings"]
 
 
 def _finding(finding: Finding) -> str:
@@ -37,10 +27,10 @@ def _missing(missing: Missing) -> str:
     return text + "."
 
 
-def cards(rows: Iterable[Row], titles: Mapping[str, str], here: str) -> str:
+def cards(rows: Iterable[Row], here: str) -> str:
     """Return a card for each row: verdict and place, the claim, the findings, and a link to the page that treats it.
 
-    Titles are those of the pages that exist, from :func:`titles`; ``here`` is the page that the text is for.
+    ``here`` is the page that the text is for, relative to ``book/``.
     """
     texts = []
     for row in rows:
@@ -55,9 +45,9 @@ def cards(rows: Iterable[Row], titles: Mapping[str, str], here: str) -> str:
             lines += ["", "*Measured:*", "", *(f"- {_finding(finding)}" for finding in row.findings)]
         if missing and (missing.recorded < missing.wanted or missing.unnamed):
             lines += ["", f"*Missing:* {_missing(missing)}"]
-        if claim.page in titles:
+        if claim.page:
             link = os.path.relpath(claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"
-            lines += ["", ":::{card-footer}", f"[{titles[claim.page]}]({link})", ":::"]
+            lines += ["", ":::{card-footer}", f"[]({link})", ":::"]
         texts.append("\n".join([*lines, "::::"]))
     return "\n\n".join(texts)
 
