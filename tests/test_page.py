@@ -1,4 +1,4 @@
-"""What pages need: parameters that are checked, figures in three formats, numbers for the prose."""
+"""Pages: parameters that are checked, figures in three formats, numbers for the prose."""
 
 from __future__ import annotations
 
@@ -63,51 +63,33 @@ def message(declared: dict[str, Any], **given: Any) -> str:
 
 # --- parameters -------------------------------------------------------------------------------------------------------
 
-GOOD = [
-    (Exponent, 0.2),
-    (Exponent, 2),
-    (Exponent, 50.0),
-    (Positive, 1e-300),
-    (Probability, 0.5),
-    (Count, 1),
-    (Seed, 0),
-    (Seed, 2**63 - 1),
-    (str, ""),
-    (bool, True),
-    (list[int], []),
-    (Annotated[list[Exponent], Field(min_length=1)], [1.0, 2.0]),
-    (list, [1, "a"]),
-]
+LIST = Annotated[list[Exponent], Field(min_length=1)]
+GOOD = [(Exponent, 0.2), (Exponent, 2), (Exponent, 50.0), (Positive, 1e-300), (Probability, 0.5), (Count, 1), (Seed, 0)]
+GOOD += [(Seed, 2**63 - 1), (str, ""), (bool, True), (list[int], []), (LIST, [1.0, 2.0]), (list, [1, "a"])]
 BAD = [
     (Exponent, 0.19, "greater than or equal to 0.2"),
     (Exponent, 50.1, "less than or equal to 50"),
     (Exponent, math.nan, ""),
-    (Exponent, math.inf, "less than or equal to 50"),
     (Exponent, "2.1", "valid number"),
     (Exponent, True, "valid number"),
-    (Exponent, None, "valid number"),
     (Positive, 0.0, "greater than 0"),
-    (Positive, -1.0, "greater than 0"),
     (Positive, math.inf, "finite"),
-    (Positive, math.nan, ""),
-    (Positive, "1e-4", "valid number"),
-    (Probability, 0.0, "greater than 0"),
     (Probability, 1.0, "less than 1"),
     (Count, 0, "greater than or equal to 1"),
     (Count, 2.0, "valid integer"),
-    (Count, True, "valid integer"),
     (Seed, -1, "greater than or equal to 0"),
-    (Seed, 2**63, "less than"),
     (str, 3, "valid string"),
     (bool, 1, "valid boolean"),
     (list[int], (1, 2), "valid list"),
-    (Annotated[list[Exponent], Field(min_length=1)], [], "at least 1 item"),
+    (LIST, [], "at least 1 item"),
+    (LIST, [1.0, 2.0, 0.0], ": item [2]: "),
+    (LIST, "[1, 2]", "(papermill takes lists by -y, not by -p)"),
 ]
 
 
-@pytest.mark.parametrize("kind, value", GOOD)
-def test_right_values_pass(kind, value):
-    check({"x": kind}, x=value)
+def test_right_values_pass():
+    for number, (kind, value) in enumerate(GOOD):
+        check({f"x{number}": kind}, **{f"x{number}": value}, my_number=3, function=len)  # others are left alone
 
 
 @pytest.mark.parametrize("kind, value, allowed", BAD)
@@ -116,32 +98,10 @@ def test_wrong_values_end_in_a_sentence_that_names_them(kind, value, allowed):
     assert text.startswith(f"x = {value!r}: ") and allowed in text
 
 
-def test_the_item_of_a_list_is_named():
-    assert message({"p": list[Exponent]}, p=[1.0, 2.0, 0.0]).startswith("p = [1.0, 2.0, 0.0]: item [2]: ")
-
-
-def test_a_missing_parameter_is_named():
-    assert message({"p0": Exponent, "p1": Exponent}, p0=2.0) == "p1 is not set"
-
-
-def test_a_list_in_a_string_is_told_how_papermill_takes_lists():
-    assert message({"betas": list[float]}, betas="[1, 2]").endswith("(papermill takes lists by -y, not by -p)")
-
-
-def test_all_problems_are_told_at_once():
-    text = message({"p0": Exponent, "n": Count, "seed": Seed}, p0=0.0, n=1.5)
-    assert [part.split(" ")[0] for part in text.split(" | ")] == ["p0", "n", "seed"]
-
-
-def test_other_names_are_left_alone():
-    check({"x": Count}, x=1, my_number=3, text="", function=len, values=np.zeros(2))
-
-
-def test_the_message_is_all_that_ipython_prints():
-    with pytest.raises(ParameterError) as caught:
-        check({"x": Count}, x=0)
-    assert isinstance(caught.value, ValueError)
-    assert caught.value._render_traceback_() == [f"ParameterError: {caught.value}"]
+def test_all_problems_are_named_at_once():
+    text = message({"p0": Exponent, "p1": Exponent, "n": Count, "seed": Seed}, p0=0.0, n=1.5)
+    assert [part.split(" ")[0] for part in text.split(" | ")] == ["p0", "p1", "n", "seed"]
+    assert text.endswith("seed is not set")
 
 
 # --- figures, numbers, tables -----------------------------------------------------------------------------------------
@@ -188,15 +148,11 @@ def test_show_is_the_same_on_another_day(displayed):
     "value, expected",
     [
         (1.5, 1.5),
-        (3, 3),
         ("a", "a"),
         (np.float32(0.5), 0.5),
-        (np.float64(0.1), 0.1),
         (np.int64(7), 7),
         (np.bool_(True), True),
         (np.array(2.5), 2.5),
-        (torch.tensor(0.25), 0.25),
-        (torch.tensor(3), 3),
         (torch.tensor(0.25, requires_grad=True), 0.25),
     ],
     ids=lambda value: f"{type(value).__name__}-{value}",
@@ -209,13 +165,9 @@ def test_glue_gives_the_prose_plain_numbers(monkeypatch, value, expected):
     assert result == expected and type(result) is type(expected) and display is False
 
 
-def test_a_table_has_a_line_for_each_row():
-    text = table(("a", "b"), [(1, 2.5), ("x", "y")]).data
-    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2.5 |", "| x | y |"]
-
-
-def test_a_bar_in_a_table_stays_within_its_column():
-    assert table(("a", "b"), [("float | None", r"$\|x\|$")]).data.splitlines()[-1] == r"| float \| None | $\\|x\\|$ |"
+def test_table_has_a_line_for_each_row():
+    text = table(("a", "b"), [(1, 2.5), ("float | None", r"$\|x\|$")]).data
+    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2.5 |", r"| float \| None | $\\|x\\|$ |"]
 
 
 SPEC = """
@@ -227,13 +179,6 @@ tiers:
 """
 
 
-def recorded(spec: Spec, *states: str) -> Records:
-    """The spec's records with these states in order, the other runs missing."""
-    runs = spec.runs()
-    rows = [{**run.to_dict(), "status": state} for run, state in zip(runs, states, strict=False)]
-    return Records(rows, runs[len(states) :], sweep(spec, budget=0).command)
-
-
 @pytest.mark.parametrize("in_root", [True, False])
 def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, in_root):
     monkeypatch.setattr(edition.page, "ROOT", tmp_path)
@@ -242,44 +187,39 @@ def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, i
     monkeypatch.chdir(tmp_path if in_root else tmp_path / "page")
     (tmp_path / "runs" / "x.yaml").write_text(SPEC)
     spec = Spec.read(tmp_path / "runs" / "x.yaml")
+    nothing, first = sweep(spec, budget=0), sweep(spec, tier=1, budget=0)
+
+    def recorded(*states: str) -> Records:
+        rows = [{**run.to_dict(), "status": state} for run, state in zip(spec.runs(), states, strict=False)]
+        return Records(rows, spec.runs()[len(states) :], nothing.command)
+
+    some, whole = recorded("trained"), recorded("trained", "diverged", "trained", "trained")
     command = "`isa sweep runs/x.yaml`"
-    assert missing(sweep(spec, budget=0)).data == f"Not recorded yet: 4 runs. {command} trains them."
-    some, rest = recorded(spec, "trained"), f"{command} trains the rest."
-    assert missing(some).data == f"Recorded so far: 1 of 4 runs. {rest}"
-    assert missing(some, some).data == f"Recorded so far: 2 of 8 runs. {rest}"
-    assert missing(some.select(objective="beta-vae", seed=0)).data == f"Recorded in full: 1 run, by {command}."
-    nothing = some.select(objective="factor-vae")
-    assert missing(some, nothing).data == missing(some).data
-    assert missing(nothing).data == "No such run is named by the specifications."
-    whole = recorded(spec, "trained", "diverged", "trained", "trained")
-    text = missing(whole).data
-    assert text == f"Recorded in full: 4 runs, by {command}. Diverged, and so without measurements: 1."
-    first = sweep(spec, tier=1, budget=0)
-    assert missing(first, whole).data.splitlines() == [
-        "Not recorded yet: 2 runs. `isa sweep runs/x.yaml --tier 1` trains them.",
-        "",
-        text,
-    ]
+    in_full = f"Recorded in full: 4 runs, by {command}. Diverged, and so without measurements: 1."
+    for records, text in (
+        ([nothing], f"Not recorded yet: 4 runs. {command} trains them."),
+        ([some], f"Recorded so far: 1 of 4 runs. {command} trains the rest."),
+        ([some, some], f"Recorded so far: 2 of 8 runs. {command} trains the rest."),
+        ([some.select(objective="beta-vae", seed=0)], f"Recorded in full: 1 run, by {command}."),
+        ([some.select(objective="factor-vae")], "No such run is named by the specifications."),
+        ([first, whole], f"Not recorded yet: 2 runs. {command[:-1]} --tier 1` trains them.\n\n{in_full}"),
+    ):
+        assert missing(*records).data == text
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_parameter_table_holds_every_parameter_of_every_notebook():
+def test_parameter_table_has_every_parameter_of_every_notebook():
     text = parameter_table(NOTEBOOKS).data
     expected = []
     for path in NOTEBOOKS:
-        cell = parameters_cell(path)
+        source = parameters_cell(path).source
         expected.append(path.relative_to(ROOT).as_posix())
-        for statement in ast.parse(cell.source).body:
-            value = ast.get_source_segment(cell.source, statement.value)
+        for statement in ast.parse(source).body:
+            value = ast.get_source_segment(source, statement.value)
             one_line = re.sub(r"\n\s*", " ", re.sub(r",\n\s*(?=[\])}])|(?<=[\[({])\n\s*", "", value))
             expected.append((statement.target.id, one_line))
-    found = []
-    for line in text.splitlines():
-        if page := re.fullmatch(r"\*\*(book/\S+)\*\*", line):
-            found.append(page[1])
-        elif row := re.fullmatch(r"\| `(\w+)` \| (\w+) \| `(.+)` \| (\S.*) \|", line):
-            found.append((row[1], row[3]))
-    assert found == expected
+    rows = re.findall(r"^\*\*(book/\S+)\*\*$|^\| `(\w+)` \| \w+ \| `(.+)` \| \S.* \|$", text, re.MULTILINE)
+    assert [page or (name, default) for page, name, default in rows] == expected
 
 
 # --- the notebooks themselves -----------------------------------------------------------------------------------------
@@ -306,26 +246,14 @@ def outside(value: Any) -> Any:
     return {int: -(10**30), float: -math.inf, str: "?"}[type(value)]  # words stand in lists only
 
 
-EACH = [
-    pytest.param(path, name, value, id=f"{path.stem}-{name}")
-    for path in NOTEBOOKS
-    for name, value in defaults(path).items()
-]
-
-
-@pytest.mark.parametrize("path, name, value", EACH)
-def test_each_parameter_of_each_notebook_has_a_type(path, name, value):
-    wrong = 0 if isinstance(value, str) else "text"
-    with pytest.raises(ParameterError, match=rf"^{name} = {wrong!r}: "):
-        run_preamble(path, **{name: wrong})
-
-
-@pytest.mark.parametrize(
-    "path, name, value", [each for each in EACH if not isinstance(each.values[2], str | bool) and each.values[2] != []]
-)
-def test_each_number_of_each_notebook_has_a_range(path, name, value):
-    with pytest.raises(ParameterError, match=rf"^{name} = "):
-        run_preamble(path, **{name: outside(value)})
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_parameter_of_each_notebook_has_a_type_and_numbers_a_range(path):
+    for name, value in defaults(path).items():
+        wrong = [0 if isinstance(value, str) else "text"]
+        wrong += [] if isinstance(value, str | bool) or value == [] else [outside(value)]
+        for given in wrong:
+            with pytest.raises(ParameterError, match=rf"^{name} = "):
+                run_preamble(path, **{name: given})
 
 
 def papermill(path: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

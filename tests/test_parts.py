@@ -1,12 +1,11 @@
 """Parts of a grid: the images and values of the whole, and only those drawn."""
 
 import numpy as np
-import pytest
 import torch
 from drawn_dsprites import drawn
 
 from edition.parts import part
-from isa.data import DataError, SourceError, faces3d
+from isa.data import faces3d
 from isa.data.base import restrict_factors
 
 
@@ -27,14 +26,4 @@ def test_a_part_of_the_faces_is_drawn_as_the_whole_is(monkeypatch, tmp_path):
     monkeypatch.setattr(faces3d, "FACTORS", restrict_factors(faces3d.FACTORS, chosen))
     whole = faces3d.load(cache_dir=tmp_path)
     assert torch.equal(some.storage, whole.storage)
-    assert some.factor_names == whole.factor_names and some.title == whole.title
     assert all(np.array_equal(some.values[name], whole.values[name]) for name in whole.factor_names)
-
-
-def test_bad_input():
-    with pytest.raises(DataError, match="faces3d has no factor 'scale'"):
-        part("faces3d", scale=0)
-    with pytest.raises(SourceError, match="cars3d needs the folder of its 183 published files"):
-        part("cars3d", car=3)
-    with pytest.raises(ValueError, match="name must be one of"):
-        part("mnist")

@@ -1,9 +1,8 @@
-"""The scorecard: each rule and each measure yields each of its verdicts, from made-up records and computations."""
+"""The scorecard: each rule and each measure yields each of its outcomes, from made-up records and computations."""
 
 from __future__ import annotations
 
 import csv
-import inspect
 import math
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -14,28 +13,13 @@ import torch
 import yaml
 from scipy import stats
 
-from edition.scorecard import (
-    MEASURES,
-    RULES,
-    VERDICTS,
-    Claim,
-    Evidence,
-    Finding,
-    Outcome,
-    Row,
-    Scorecard,
-    Verdict,
-    read_claims,
-    scorecard,
-    text,
-    verdict,
-)
-from edition.scorecard.evidence import Missing, Setting, alike
-from edition.scorecard.measures import prior as prior_measures
+from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, scorecard, text
+from edition.scorecard.evidence import Evidence, Missing, Setting
 from edition.scorecard.measures.records import change_of_difference
-from edition.scorecard.rules import capped, direction, expected_range, majority, printed_value, share, together
-from edition.stats import Interval, compare, representative
-from isa import LpNested, isa_prior
+from edition.scorecard.register import MEASURES
+from edition.scorecard.rules import Finding, Outcome, direction, majority, printed_value, together, verdict
+from edition.stats import Comparison, Interval, compare, representative
+from isa import LpNested
 from isa.run import Run
 from isa.sweep import Spec
 
@@ -43,39 +27,18 @@ ROOT = Path(__file__).resolve().parent.parent
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
 
-# --- made-up records --------------------------------------------------------------------------------------------------
-
-
 def row(mig: float = 0.1, log_likelihood: float = -30.0, procedural: bool = False, **fields: object) -> dict:
     """A record with these measurements; everything else as a sweep would write it."""
     run = Run(**fields)
-    tree = run.tree
-    return {
-        "hash": run.hash,
-        "key": run.key,
-        **run.to_dict(),
-        "status": "trained",
-        "diverged_at": None,
-        "total_steps": run.total_steps,
-        "reduced": run.reduced,
-        "procedural": procedural,
-        "images_title": "made up",
-        "mig": mig,
-        "log_likelihood": log_likelihood,
-        "active_units": 6,
-        "exponents": None if tree is None else list(tree.exponents),
-        "factors": ["x"],
-        **{"pack_size": 1, "train_seconds": 60.0, "evaluation_seconds": 5.0, "device": "made up"},
-    }
+    measured = {"mig": mig, "log_likelihood": log_likelihood, "active_units": 6, "procedural": procedural}
+    measured |= {"status": "trained", "total_steps": run.total_steps, "reduced": run.reduced, "images_title": "made up"}
+    return {"hash": run.hash, **run.to_dict(), **measured, "exponents": run.tree and list(run.tree.exponents)}
 
 
-def rows(values, scatter: float = 0.01, seed: int = 0, **fields: object) -> list[dict]:
-    """Records of ten seeds with normal MIG and log-likelihood around ``(mig, log_likelihood)``."""
-    rng = np.random.default_rng(seed)
-    numbers = range(fields.pop("n", 10))
-    noise = scatter * rng.standard_normal((len(numbers), 2)) * [1, 10]
-    measured = (values + noise).tolist()
-    return [row(*pair, seed=number, **fields) for number, pair in zip(numbers, measured, strict=True)]
+def rows(values, scatter: float = 0.01, seed: int = 0, n: int = 10, **fields: object) -> list[dict]:
+    """Records of several seeds with normal MIG and log-likelihood around ``(mig, log_likelihood)``."""
+    measured = values + scatter * np.random.default_rng(seed).standard_normal((n, 2)) * [1, 10]
+    return [row(*pair, seed=number, **fields) for number, pair in enumerate(measured.tolist())]
 
 
 def evidence(*groups: list[dict]) -> Evidence:
@@ -84,55 +47,42 @@ def evidence(*groups: list[dict]) -> Evidence:
     return made_up
 
 
-def findings(measure: str, found: Evidence, **given: object) -> list[Finding]:
-    return MEASURES[measure][0](found, **given)
-
-
-def outcome(measure: str, *groups: list[dict], **given: object) -> Outcome:
-    (finding,) = findings(measure, evidence(*groups), **given)
-    return finding.outcome
+def outcome(measure: str, *groups: list[dict], **given: object) -> Outcome | None:
+    findings = MEASURES[measure](evidence(*groups), **given)
+    assert len(findings) <= 1
+    return findings[0].outcome if findings else None
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "sign", "expected"),
-    [
-        (0.1, 0.3, 1, YES),
-        (0.1, 0.3, -1, NO),
-        (-0.3, -0.1, 1, NO),
-        (-0.3, -0.1, -1, YES),
-        (-0.1, 0.3, 1, OPEN),
-        (0.0, 0.3, 1, OPEN),
-        (0.0, 0.0, 1, NO),
-        (0.0, 0.0, -1, NO),
-        (math.nan, math.nan, 1, OPEN),
-    ],
-)
-def test_direction(low, high, sign, expected):
-    assert direction(Interval((low + high) / 2, low, high, 10), sign) is expected
+def test_direction():
+    for low, high, positive, negative in [
+        (0.1, 0.3, YES, NO),
+        (-0.3, -0.1, NO, YES),
+        (-0.1, 0.3, OPEN, OPEN),
+        (0.0, 0.3, OPEN, OPEN),
+        (0.0, 0.0, NO, NO),
+        (math.nan, math.nan, OPEN, OPEN),
+    ]:
+        interval = Interval((low + high) / 2, low, high, 10)
+        assert direction(interval) is positive and direction(interval, -1) is negative
 
 
 def test_majority():
-    assert majority(share(20, 20)) is YES
-    assert majority(share(0, 20)) is NO
-    assert majority(share(13, 20)) is OPEN
-    assert majority(share(0, 0)) is OPEN
-    found = share(13, 20)
-    # the bounds are those at which 13 or more, and 13 or fewer, have a probability of a fortieth
-    assert stats.binom.sf(12, 20, found.low) == pytest.approx(0.025)
-    assert stats.binom.cdf(13, 20, found.high) == pytest.approx(0.025)
-    assert found.of("data sets").startswith("13 of 20 data sets (")
+    outcomes = [majority([True] * count + [False] * (20 - count), "data sets") for count in (20, 0, 13)]
+    assert [outcome for outcome, _ in outcomes] == [YES, NO, OPEN]
+    assert outcomes[2][1] == "13 of 20 data sets (41 to 85 %)"
+    # at the bounds, to half a per cent, 13 or more, and 13 or fewer, have a probability of a fortieth
+    assert stats.binom.sf(12, 20, 0.405) < 0.025 < stats.binom.sf(12, 20, 0.415)
+    assert stats.binom.cdf(13, 20, 0.855) < 0.025 < stats.binom.cdf(13, 20, 0.845)
 
 
 def test_printed_value_is_met_as_often_as_stated():
-    rng = np.random.default_rng(0)
-    met = [printed_value(values[:-1], values[-1]) is YES for values in rng.standard_normal((4000, 6))]
-    assert np.mean(met) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
-    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0) is OPEN
-    assert all(math.isnan(bound) for bound in expected_range([1.0, 1.1, 1.2, 1.1]))
-    assert printed_value([1.0, 1.1, 1.2, 1.1, 1.0], 9.0) is NO
+    met = [printed_value(v[:-1], v[-1], "")[0] is YES for v in np.random.default_rng(0).standard_normal((1500, 6))]
+    assert np.mean(met) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 1500))
+    assert printed_value([1.0, 1.1, 1.2, 1.1], 1.0, "") == (OPEN, "")
+    assert printed_value([1.0, 1.1, 1.2, 1.1, 1.0], 9.0, "MIG") == (NO, "; MIG expected from 0.83 to 1.33")
 
 
 def test_together():
@@ -142,16 +92,14 @@ def test_together():
         (YES, NO, OPEN): PART,
     }  # fmt: skip
     for parts, whole in expected.items():
-        assert together(parts) is whole
-        assert together(reversed(parts)) is whole
-        assert together(parts * 2) is whole
-    assert capped(YES) is PART and capped(NO) is NO
+        assert together(parts) is together(reversed(parts)) is together(parts * 2) is whole
+
+
+def found(*outcomes: Outcome, falls_short: str = "") -> list[Finding]:
+    return [Finding(one, "", falls_short=falls_short) for one in outcomes]
 
 
 def test_every_verdict_follows_from_some_findings():
-    def found(*outcomes, falls_short=""):
-        return [Finding(one, "", falls_short=falls_short) for one in outcomes]
-
     short = "at reduced scale"
     expected = [
         (found(YES), Verdict.REPRODUCED),
@@ -168,21 +116,19 @@ def test_every_verdict_follows_from_some_findings():
         (found(OPEN) + found(YES, falls_short=short), Verdict.UNDECIDED),
         (found(NO) + found(YES, falls_short=short), Verdict.NOT),
     ]
-    for evidence, judged in expected:
-        assert verdict(evidence) is judged
-    assert {judged for _, judged in expected} == set(Verdict) == set(VERDICTS)
-
-
-def test_evidence_that_falls_short_never_makes_a_claim_reproduced():
-    for outcomes in combinations_with_replacement(Outcome, 3):
-        for short in ("at reduced scale", "on stand-in images"):
-            found = verdict([Finding(one, "", falls_short=short) for one in outcomes])
-            assert found in (Verdict.SAME_WAY, Verdict.BOTH_WAYS, Verdict.OTHER_WAY, Verdict.NO_WAY)
+    for findings, judged in expected:
+        assert verdict(findings) is judged
+    assert {judged for _, judged in expected} == set(Verdict)
+    for outcomes in combinations_with_replacement(Outcome, 3):  # never "reproduced" by such evidence
+        judged = verdict(found(*outcomes, falls_short=short))
+        assert judged in (Verdict.SAME_WAY, Verdict.BOTH_WAYS, Verdict.OTHER_WAY, Verdict.NO_WAY)
 
 
 # --- measures of runs -------------------------------------------------------------------------------------------------
 
 PAIR = {"dataset": "dsprites", "first": "beta-vae", "second": "isa-vae", "beta": 1}
+MIG = PAIR | {"signs": {"mig": 1}}
+BOTH = PAIR | {"signs": {"mig": 1, "log_likelihood": 1}}
 LOW, HIGH = (0.10, -32.0), (0.20, -30.0)
 DSPRITES, FACES = {"dataset": "dsprites"}, {"dataset": "faces3d"}
 
@@ -200,43 +146,43 @@ def curve_of(objective: str, height: float, **more: object) -> list[dict]:
     """Runs over three betas, whose MIG rises as the log-likelihood falls."""
     more = {"n": 5, "scatter": 0.005, **more}
     means = [((height + 0.1 * i, -30.0 - 4 * i), beta, i) for i, beta in enumerate((1.0, 2.0, 4.0))]
-    return [one for mean, beta, i in means for one in rows(mean, objective=objective, beta=beta, seed=i, **more)]
+    return [r for mean, beta, i in means for r in rows(mean, objective=objective, beta=beta, seed=i, **more)]
 
 
-def at_one(held: list[dict]) -> list[dict]:
-    return [one for one in held if one["beta"] == 1]
+def at_one(records: list[dict]) -> list[dict]:
+    return [record for record in records if record["beta"] == 1]
 
 
-def changed(held: list[dict], **values: object) -> list[dict]:
-    return [one | values for one in held]
+def changed(records: list[dict], **values: object) -> list[dict]:
+    return [record | values for record in records]
 
 
 def advantages(at_low: float, at_high: float) -> list[dict]:
     """Runs of two methods on cars3d at two betas, of which the second has this much more MIG."""
-    held = []
+    records = []
     for beta, advantage in ((1.0, at_low), (4.0, at_high)):
-        held += rows((0.1, -30.0), objective="beta-vae", seed=1, beta=beta, dataset="cars3d")
-        more = {"beta": beta, "dataset": "cars3d", "learn_exponents": True}
-        held += rows((0.1 + advantage, -30.0), objective="isa-vae", seed=2, **more)
-    return held
+        more = {"beta": beta, "dataset": "cars3d"}
+        records += rows((0.1, -30.0), objective="beta-vae", seed=1, **more)
+        records += rows((0.1 + advantage, -30.0), objective="isa-vae", seed=2, learn_exponents=True, **more)
+    return records
 
 
 def with_modes(*betas_with_two: float) -> list[dict]:
-    """Fifty runs at each of three betas, in two groups by MIG at some of them."""
+    """Thirty runs at each of three betas, in two groups by MIG at some of them."""
     rng = np.random.default_rng(0)
     return [
         row((0.4 * (seed % 2) if beta in betas_with_two else 0.2) + 0.02 * float(rng.standard_normal()),
             objective="isa-vae", beta=beta, seed=seed)
-        for beta in (1.0, 2.0, 3.0) for seed in range(50)
+        for beta in (1.0, 2.0, 3.0) for seed in range(30)
     ]  # fmt: skip
 
 
 def learned(*exponents: float, n: int = 10) -> list[dict]:
     rng = np.random.default_rng(0)
-    held = rows(LOW, dataset="faces3d", objective="isa-vae", learn_exponents=True, n=n)
-    for one in held:  # as they come out of training, in no order
-        one["exponents"] = [2.1, *rng.permutation(np.array(exponents) + 0.01 * rng.standard_normal(3)).tolist()]
-    return held
+    records = rows(LOW, dataset="faces3d", objective="isa-vae", learn_exponents=True, n=n)
+    for record in records:  # as they come out of training, in no order
+        record["exponents"] = [2.1, *rng.permutation(np.array(exponents) + 0.01 * rng.standard_normal(3)).tolist()]
+    return records
 
 
 def one_maximum_above() -> tuple[list[dict], list[dict]]:
@@ -250,7 +196,8 @@ BEST = FACES | {"method": "isa-vae, learned", "beta": 1, "others": ["beta-vae", 
 CURVES = DSPRITES | {"method": "isa-vae", "baselines": ["beta-vae"], "betas": [1, 2, 4]}
 TWO = CURVES | {"baselines": ["beta-vae", "beta-tcvae"]}
 HIGH_CURVE = curve_of("isa-vae", 0.2)  # its best is at beta = 4, with a log-likelihood of -38
-MORE = DSPRITES | {"method": "beta-tcvae", "low": 1, "high": 3}
+MORE = DSPRITES | {"first": "beta-tcvae", "second": "beta-tcvae", "beta": [1, 3]}
+MORE |= {"signs": {"mig": 1, "log_likelihood": -1}}
 SHRINK = {"dataset": "cars3d", "first": "beta-vae", "second": "isa-vae, learned", "low": 1, "high": 4}
 ISA = DSPRITES | {"methods": ["isa-vae"]}
 LEARNED = FACES | {"method": "isa-vae, learned"}
@@ -269,20 +216,18 @@ EXPONENTS = learned(1.9, 2.0, 2.17)
         ("higher_distribution", sides(HIGH, LOW), PAIR, NO),
         ("higher_distribution", sides(LOW, HIGH, n=4), PAIR, OPEN),  # too few for medians and maxima
         ("higher_distribution", one_maximum_above(), PAIR, PART),
-        ("higher_mig", sides(LOW, HIGH), PAIR, YES),
-        ("higher_mig", sides(HIGH, LOW), PAIR, NO),
-        ("higher_mig", sides(LOW, HIGH, n=2), PAIR, OPEN),
-        ("better_in_both", sides(LOW, HIGH), PAIR, YES),
-        ("better_in_both", sides(HIGH, LOW), PAIR, NO),
-        ("better_in_both", sides((0.10, -30.0), (0.20, -32.0)), PAIR, PART),
+        ("differs", sides(LOW, HIGH), MIG, YES),
+        ("differs", sides(HIGH, LOW), MIG, NO),
+        ("differs", sides(LOW, HIGH, n=2), MIG, OPEN),
+        ("differs", sides(LOW, HIGH), BOTH, YES),
+        ("differs", sides((0.10, -30.0), (0.20, -32.0)), BOTH, PART),
         ("printed_model", [MODEL], PRINTED | {"mig": MEAN, "log_likelihood": -26.0}, YES),
         ("printed_model", [MODEL], PRINTED | {"mig": MEAN, "log_likelihood": -40.0}, PART),
         ("printed_model", [MODEL], PRINTED | {"mig": 0.9, "log_likelihood": -40.0}, NO),
-        ("printed_model", [MODEL[:8]], PRINTED | {"mig": MEAN, "log_likelihood": -26.0}, OPEN),
         ("printed_model", [changed(MODEL, reduced=True)], PRINTED | {"mig": MEAN, "log_likelihood": -26.0}, OPEN),
-        ("more_mig_for_less_fit", more_beta((0.1, -30.0), (0.2, -34.0)), MORE, YES),
-        ("more_mig_for_less_fit", more_beta((0.1, -30.0), (0.2, -26.0)), MORE, PART),
-        ("more_mig_for_less_fit", more_beta((0.2, -34.0), (0.1, -30.0)), MORE, NO),
+        ("differs", more_beta((0.1, -30.0), (0.2, -34.0)), MORE, YES),
+        ("differs", more_beta((0.1, -30.0), (0.2, -26.0)), MORE, PART),
+        ("differs", more_beta((0.2, -34.0), (0.1, -30.0)), MORE, NO),
         ("better_trade_off", [HIGH_CURVE, curve_of("beta-vae", 0.1)], CURVES, YES),
         ("better_trade_off", [HIGH_CURVE, curve_of("beta-vae", 0.3)], CURVES, NO),
         ("better_trade_off", [HIGH_CURVE, curve_of("beta-vae", 0.1, n=2)], CURVES, OPEN),
@@ -291,7 +236,6 @@ EXPONENTS = learned(1.9, 2.0, 2.17)
         ("unmatched_at_better_fit", [HIGH_CURVE, curve_of("beta-vae", 0.6)], CURVES, NO),
         ("unmatched_at_better_fit",
          [HIGH_CURVE, changed(curve_of("beta-vae", 0.6), log_likelihood=-60.0)], CURVES, OPEN),
-        ("unmatched_at_better_fit", [HIGH_CURVE, at_one(curve_of("beta-vae", 0.6))], CURVES, OPEN),
         ("best_of_all", [OWN, curve_of("beta-vae", 0.1, **FACES), curve_of("isa-vae", 0.1, **FACES)], BEST, YES),
         ("best_of_all", [OWN, curve_of("beta-vae", 0.9, **FACES), curve_of("isa-vae", 0.1, **FACES)], BEST, PART),
         ("best_of_all", [OWN, curve_of("beta-vae", 0.1, **FACES), at_one(curve_of("isa-vae", 0.1, **FACES))], BEST,
@@ -314,123 +258,101 @@ EXPONENTS = learned(1.9, 2.0, 2.17)
         ("exponents_printed", [EXPONENTS], LEARNED | {"modes": [1.9, 2.0, 3.0]}, PART),
         ("exponents_printed", [EXPONENTS], LEARNED | {"modes": [3.0, 3.1, 3.2]}, NO),
         ("exponents_printed", [EXPONENTS[:4]], LEARNED | {"modes": [1.9, 2.0, 2.17]}, OPEN),
-        ("exponents_printed", [changed(EXPONENTS, procedural=True)], LEARNED | {"modes": [1.9, 2.0, 2.17]}, OPEN),
         ("largest_exponent_above", [learned(1.9, 2.0, 2.3)], ABOVE, YES),
         ("largest_exponent_above", [learned(1.9, 2.0, 2.1)], ABOVE, NO),
         ("largest_exponent_above", [learned(1.9, 2.0, 2.17)], ABOVE, OPEN),
+        ("several_modes", [rows(LOW, objective="isa-vae", n=9)], ISA, None),  # and no evidence
+        ("better_trade_off", [HIGH_CURVE, changed(curve_of("beta-vae", 0.1), log_likelihood=-130.0)], CURVES, None),
+        ("unmatched_at_better_fit", [at_one(HIGH_CURVE), at_one(curve_of("beta-vae", 0.6))], CURVES, None),
+        ("differs", [], MIG, None),
     ],
 )  # fmt: skip
 def test_measures_of_runs(measure, groups, given, expected):
     assert outcome(measure, *groups, **given) is expected
 
 
-@pytest.mark.parametrize(
-    ("measure", "groups", "given"),
-    [
-        ("several_modes", [rows(LOW, objective="isa-vae", n=9)], ISA),
-        ("better_trade_off", [HIGH_CURVE, changed(curve_of("beta-vae", 0.1), log_likelihood=-130.0)], CURVES),
-        ("unmatched_at_better_fit", [at_one(HIGH_CURVE), at_one(curve_of("beta-vae", 0.6))], CURVES),
-        ("higher_mig", [], PAIR),
-    ],
-)
-def test_no_evidence(measure, groups, given):
-    assert findings(measure, evidence(*groups), **given) == []
-
-
-def test_finding_states_interval_and_reading():
+def test_findings_of_two_lengths_hold_in_part():
     first, second = sides(LOW, HIGH)
-    (finding,) = findings("higher_mig", evidence(first, second), **PAIR)
-    assert finding.text == f"MIG {compare(*([one['mig'] for one in side] for side in (first, second))):+.3f}"
-    assert finding.reading == "7,200 steps" and finding.falls_short == ""
+    findings = MEASURES["differs"](evidence(first, second, *sides(HIGH, LOW, epochs=50.0)), **MIG)
+    assert [(one.reading, one.outcome) for one in findings] == [("7,200 steps", YES), ("18,000 steps", NO)]
+    assert findings[0].text == f"MIG {compare(*([one['mig'] for one in side] for side in (first, second))):+.3f}"
+    assert findings[0].falls_short == "" and verdict(findings) is Verdict.PARTLY
 
 
 def test_printed_model_is_the_representative_of_the_upper_half():
     given = PRINTED | {"mig": MEAN, "log_likelihood": -26.0}
-    (finding,) = findings("printed_model", evidence(MODEL), **given)
+    (finding,) = MEASURES["printed_model"](evidence(MODEL), **given)
     chosen = MODEL[representative([one["mig"] for one in MODEL], [one["log_likelihood"] for one in MODEL])]
     assert f"our representative of 12: MIG {chosen['mig']:.2f}" in finding.text
-    lowest = min(MODEL, key=lambda one: one["mig"])  # a run below the median may lie anywhere
-    assert (
-        outcome("printed_model", [one for one in MODEL if one is not lowest] + [lowest | {"mig": -5.0}], **given) is YES
-    )
+    *upper, lowest = sorted(MODEL, key=lambda one: -one["mig"])  # a run below the median may lie anywhere
+    assert outcome("printed_model", [*upper, lowest | {"mig": -5.0}], **given) is YES
 
 
 def test_change_of_difference_covers():
-    rng = np.random.default_rng(0)
-    covered, widths = 0, []
-    for _ in range(300):
-        samples = [rng.standard_normal(5) for _ in range(4)]
-        change = change_of_difference(compare(*samples[:2]), compare(*samples[2:]))
-        covered += change.low <= 0 <= change.high
-        widths.append(change.high - change.low)
-    assert covered / 300 > 0.92
-    assert np.mean(widths) < 1.5 * 2 * 1.96 * math.sqrt(4 / 5)
-
-
-# --- runs of a method -------------------------------------------------------------------------------------------------
+    first, second = np.random.default_rng(0).standard_normal((2, 1500, 2, 5))
+    bounds = stats.ttest_ind(second, first, equal_var=False, axis=-1).confidence_interval()
+    differences = second.mean(-1) - first.mean(-1)
+    changes = [
+        change_of_difference(*(Comparison(*difference, math.nan, 5, 5) for difference in pair))
+        for pair in np.stack([differences, *bounds], -1)
+    ]
+    covered = np.mean([change.low <= 0 <= change.high for change in changes])
+    assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / 1500) < covered < 0.995
+    assert np.mean([change.high - change.low for change in changes]) < 1.5 * 2 * 1.96 * math.sqrt(4 / 5)
 
 
 def test_runs_of_a_method():
-    held = rows(LOW, objective="isa-vae", n=3)
+    own = rows(LOW, objective="isa-vae", n=3)
+    other = {"objective": "isa-vae"}
     others = [
-        row(0.9, objective="isa-vae", p0=2.0, p1=2.0),
-        row(0.9, objective="isa-vae", subspaces=(5, 5, 5, 5, 5)),
-        row(0.9, objective="isa-vae", scale="unit"),
-        row(0.9, objective="isa-vae", learning_rate=1e-4),
-        row(0.9, objective="isa-vae", learn_exponents=True),
-        row(0.9, objective="isa-vae", beta=2.0),
+        row(0.9, p0=2.0, p1=2.0, **other),
+        row(0.9, subspaces=(5, 5, 5, 5, 5), **other),
+        row(0.9, scale="unit", **other),
+        row(0.9, learning_rate=1e-4, **other),
+        row(0.9, learn_exponents=True, **other),
+        row(0.9, beta=2.0, **other),
         row(0.9, objective="isa-tcvae", beta=2.0),
         row(0.9, objective="beta-vae"),
-        row(0.9, dataset="faces3d", objective="isa-vae"),
-        row(0.9, objective="isa-vae", seed=99) | {"status": "diverged", "mig": None},
+        row(0.9, dataset="faces3d", **other),
+        row(0.9, seed=99, **other) | {"status": "diverged", "mig": None},
     ]
-    found = evidence(held, others)
-    ((setting, chosen),) = found.runs("dsprites", "isa-vae", 1.0).items()
-    assert chosen == held
-    assert (setting.text, setting.falls_short) == ("7,200 steps", "")
+    made_up = evidence(own, others)
+    ((setting, chosen),) = made_up.runs("dsprites", "isa-vae", 1.0).items()
+    assert chosen == own
     control = {"objective": "isa-vae", "p0": 2.0, "p1": 2.0}
-    assert [one["mig"] for one in found.runs("dsprites", control, 1.0)[setting]] == [0.9]
-    assert len(found.runs("dsprites", "isa-vae", [1.0, 2.0])[setting]) == 4
-    assert [one["objective"] for one in found.runs("dsprites", "isa-tcvae", 2.0)[setting]] == ["isa-tcvae"]
-    assert found.runs("dsprites", "isa-tcvae", 1.0)[setting] == held
-    with pytest.raises(ValueError, match="a method must be one of"):
-        found.runs("dsprites", "nonsense")
+    assert [one["mig"] for one in made_up.runs("dsprites", control, 1.0)[setting]] == [0.9]
+    assert len(made_up.runs("dsprites", "isa-vae", [1.0, 2.0])[setting]) == 4
+    assert [one["objective"] for one in made_up.runs("dsprites", "isa-tcvae", 2.0)[setting]] == ["isa-tcvae"]
+    assert made_up.runs("dsprites", "isa-tcvae", 1.0)[setting] == own  # at beta = 1 they are one objective
 
 
 def test_runs_are_grouped_by_setting():
-    full = rows(LOW, objective="beta-vae", n=3), rows(HIGH, objective="isa-vae", n=3)
-    long = rows(LOW, objective="beta-vae", n=3, epochs=50.0)
-    short = rows(LOW, objective="beta-vae", n=3, steps=100), rows(HIGH, objective="isa-vae", n=3, steps=100)
-    stand_in = rows(LOW, objective="beta-vae", n=3, procedural=True)
-    found = evidence(*full, long, *short, stand_in)
-    groups = [found.runs("dsprites", method, 1.0) for method in ("beta-vae", "isa-vae")]
-    texts = [(setting.text, setting.falls_short) for setting in groups[0]]
+    made_up = evidence(
+        *sides(LOW, HIGH, n=3),
+        rows(LOW, objective="beta-vae", n=3, epochs=50.0),
+        *sides(LOW, HIGH, n=3, steps=100),
+        rows(LOW, objective="beta-vae", n=3, procedural=True),
+    )
+    texts = [(setting.text, setting.falls_short) for setting in made_up.runs("dsprites", "beta-vae", 1.0)]
     assert texts == [
         ("7,200 steps", ""),
         ("18,000 steps", ""),
         ("7,200 steps", "on stand-in images"),
         ("100 steps", "at reduced scale"),
     ]
-    assert [setting.total_steps for setting, _ in alike(*groups)] == [7200, 100]
-    assert Setting(True, True, 10, 64, "", "fp32").falls_short == "on stand-in images, at reduced scale"
-    assert Setting(True, True, 10, 64, "", "fp32").text == "10 steps of 64"
+    compared = made_up.compared("dsprites", ("beta-vae", 1.0), ("isa-vae", 1.0))
+    assert [setting.total_steps for setting, _ in compared] == [7200, 100]
+    tiny = Setting(True, True, 10, 64, "", "fp32")
+    assert (tiny.text, tiny.falls_short) == ("10 steps of 64", "on stand-in images, at reduced scale")
 
 
-def test_findings_of_two_lengths_hold_in_part():
-    both = [*sides(LOW, HIGH), *sides(HIGH, LOW, epochs=50.0)]
-    found = findings("higher_mig", evidence(*both), **PAIR)
-    assert [(one.reading, one.outcome) for one in found] == [("7,200 steps", YES), ("18,000 steps", NO)]
-    assert verdict(found) is Verdict.PARTLY
-
-
-def claim(**fields: object) -> Claim:
-    return Claim(**{"key": "a", "section": "b", "where": "c", "says": "d", "measure": "higher_mig"} | fields)
+def claim() -> Claim:
+    return Claim(key="a", section="b", where="c", says="d", measure="differs")
 
 
 def test_reduced_runs_do_not_reproduce():
-    found = Row(claim(), tuple(findings("higher_mig", evidence(*sides(LOW, HIGH, steps=50)), **PAIR)))
-    assert found.verdict is Verdict.SAME_WAY
-    assert found.verdict_text == "at reduced scale: points the same way"
+    judged = Row(claim(), tuple(MEASURES["differs"](evidence(*sides(LOW, HIGH, steps=50)), **MIG)))
+    assert judged.verdict_text == "at reduced scale: points the same way"
 
 
 @pytest.fixture
@@ -440,51 +362,45 @@ def folder(tmp_path):
     spec = {"title": "Made up", "every": {"dataset": "dsprites"}, "tiers": {1: [grid]}}
     (tmp_path / "made-up.yaml").write_text(yaml.safe_dump(spec))
     (tmp_path / "other.yaml").write_text("p0: 1.5\n")
-    wanted = {
-        run.hash
-        for run in Spec.read(tmp_path / "made-up.yaml").runs()
-        if run.beta == 1 and (run.seed, run.objective) != (3, "isa-vae")
-    }
+    runs = [run for run in Spec.read(tmp_path / "made-up.yaml").runs() if run.beta == 1]
+    wanted = {run.hash for run in runs if (run.seed, run.objective) != (3, "isa-vae")}
     with open(ROOT / "runs/dsprites.csv", newline="") as file, open(tmp_path / "made-up.csv", "w", newline="") as copy:
         reader = csv.DictReader(file)
         writer = csv.DictWriter(copy, reader.fieldnames)
         writer.writeheader()
         writer.writerows(record for record in reader if record["hash"] in wanted)
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     return tmp_path
 
 
 def test_missing_runs(folder):
-    found = Evidence(folder)
-    assert [spec.name for spec in found.specs] == ["made-up"]
-    assert len(found.records) == 7
-    assert found.missing() is None
-    findings("higher_mig", found, **PAIR)
-    assert found.missing() == Missing(7, 8, ("isa sweep runs/made-up.yaml",), ())
-    findings("higher_mig", found, **PAIR | {"beta": 2})
-    assert found.missing()[:2] == (7, 16)
-    found.forget()
-    findings("higher_mig", found, **PAIR | {"first": {"objective": "isa-vae", "p1": 3.0}})
-    assert found.missing() == Missing(3, 4, ("isa sweep runs/made-up.yaml",), ("ISA-VAE (p1 3.0)",))
+    some = Evidence(folder)
+    assert [spec.name for spec in some.specs] == ["made-up"] and len(some.records) == 7
+    assert some.missing() is None
+    MEASURES["differs"](some, **MIG)
+    assert some.missing() == Missing(7, 8, ("isa sweep runs/made-up.yaml",), ())
+    MEASURES["differs"](some, **MIG | {"beta": 2})
+    assert some.missing()[:2] == (7, 16)
+    some.asked.clear()
+    MEASURES["differs"](some, **MIG | {"first": {"objective": "isa-vae", "p1": 3.0}})
+    assert some.missing() == Missing(3, 4, ("isa sweep runs/made-up.yaml",), ("ISA-VAE (p1 3.0)",))
 
 
 # --- measures of studies ----------------------------------------------------------------------------------------------
 
 
-def study(folder: Path, stopped, converged, exact, lost: float = 20.0) -> Evidence:
+def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence:
     """A made-up study of eight data sets: angles of the two longest columns and lengths of the third, by beta."""
     (folder / "made-up.yaml").write_text(
         "{seeds: 8, n: 10, directions: [30, 90, 150], noise_var: [0.05], dof: [3.5], beta: [1, 5], "
         "methods: [newton, em, exact]}"
     )
-    header = ["method", "seed", "dof", "noise_var", "beta", "steps", "converged", "objective", "log_likelihood"]
-    header += ["pruned_at", "w11", "w12", "w13", "w21", "w22", "w23"]
+    header = "method seed dof noise_var beta steps converged objective log_likelihood pruned_at w11 w12 w13 w21 w22 w23"
     rng = np.random.default_rng(0)
     with open(folder / "made-up.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
+        writer.writerow(header.split())
         for seed in range(8):
-            for method, by_beta in (("em", stopped), ("newton", converged), ("exact", {0: exact})):
+            for method, by_beta in (("em", stopped), ("newton", converged), ("exact", {0: (60, 0.8)})):
                 for beta, (angle, third) in by_beta.items():
                     turn = math.radians(angle + 0.05 * float(rng.standard_normal()))
                     likelihood = -1000.0 if method == "exact" else -1000.0 - lost + 0.5 * seed
@@ -493,42 +409,39 @@ def study(folder: Path, stopped, converged, exact, lost: float = 20.0) -> Eviden
     return Evidence(folder)
 
 
-def outcomes(found: list[Finding]) -> list[Outcome]:
-    assert [one.reading for one in found] == ["after 40 steps", "at convergence"]
-    return [one.outcome for one in found]
-
-
-def test_ica_measures(tmp_path):
-    found = study(tmp_path, {1: (65, 0.5), 5: (85, 0.0)}, {1: (88, 0.0), 5: (88, 0.0)}, (60, 0.8))
-    given = {"study": "made-up", "beta": 1}
-    assert outcomes(findings("more_orthogonal_than_likelihood", found, **given)) == [YES, YES]
-    assert outcomes(findings("columns_alive", found, alive=3, **given)) == [YES, NO]
-    at_five = {"study": "made-up", "beta": 5, "alive": 2}
-    assert outcomes(findings("columns_alive", found, orthogonal_within=10, **at_five)) == [YES, YES]
-    assert outcomes(findings("columns_alive", found, orthogonal_within=2, **at_five)) == [NO, OPEN]
-    strengthens = {"study": "made-up", "low": 1, "high": 5}
-    stopped, converged = outcomes(findings("beta_strengthens", found, what="angle", **strengthens))
-    assert stopped is YES and converged is not YES
-    assert outcomes(findings("beta_strengthens", found, what="columns", **strengthens)) == [YES, NO]
-    assert [one.outcome for one in findings("likelihood_given_up", found, **given)] == [YES]
-
-
-def test_ica_measures_the_other_way(tmp_path):
-    found = study(tmp_path, {1: (50, 0.0), 5: (45, 0.5)}, {1: (45, 0.5), 5: (40, 0.6)}, (60, 0.8), lost=-20.0)
-    given = {"study": "made-up", "beta": 1}
-    assert outcomes(findings("more_orthogonal_than_likelihood", found, **given)) == [NO, NO]
-    assert outcomes(findings("columns_alive", found, alive=3, **given)) == [NO, YES]
-    strengthens = {"study": "made-up", "low": 1, "high": 5}
-    assert outcomes(findings("beta_strengthens", found, what="angle", **strengthens)) == [NO, NO]
-    assert outcomes(findings("beta_strengthens", found, what="columns", **strengthens)) == [NO, NO]
-    assert [one.outcome for one in findings("likelihood_given_up", found, **given)] == [NO]
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (
+            {"stopped": {1: (65, 0.5), 5: (85, 0.0)}, "converged": {1: (88, 0.0), 5: (88, 0.0)}, "lost": 20.0},
+            [[YES], [YES, YES], [YES, NO], [YES, YES], [NO, OPEN], [YES, OPEN], [YES, NO]],
+        ),
+        (
+            {"stopped": {1: (50, 0.0), 5: (45, 0.5)}, "converged": {1: (45, 0.5), 5: (40, 0.6)}, "lost": -20.0},
+            [[NO], [NO, NO], [NO, YES], [NO, NO], [NO, NO], [NO, NO], [NO, NO]],
+        ),
+    ],
+)
+def test_measures_of_ica(tmp_path, made, expected):
+    made_up, given = study(tmp_path, **made), {"study": "made-up", "beta": 1}
+    at_five, strengthens = {"study": "made-up", "beta": 5, "columns": 2}, {"study": "made-up", "low": 1, "high": 5}
+    findings = [
+        MEASURES["likelihood_given_up"](made_up, **given),
+        MEASURES["more_orthogonal_than_likelihood"](made_up, **given),
+        MEASURES["columns_survive"](made_up, columns=3, **given),
+        MEASURES["columns_survive"](made_up, orthogonal_within=10, **at_five),
+        MEASURES["columns_survive"](made_up, orthogonal_within=2, **at_five),
+        MEASURES["beta_strengthens"](made_up, what="angle", **strengthens),
+        MEASURES["beta_strengthens"](made_up, what="columns", **strengthens),
+    ]
+    assert [[one.outcome for one in each] for each in findings] == expected
+    assert all([one.reading for one in each] == ["after 40 steps", "at convergence"] for each in findings[1:])
 
 
 def test_no_study_is_no_evidence(tmp_path):
-    found = Evidence(tmp_path)
-    for name in ("likelihood_given_up", "more_orthogonal_than_likelihood"):
-        assert findings(name, found, study="ica-beta", beta=1) == []
-    assert findings("codes_follow_prior", found, study="orientation", leptokurtic=1, platykurtic=4) == []
+    assert MEASURES["likelihood_given_up"](Evidence(tmp_path), study="ica-beta", beta=1) == []
+    given = {"study": "orientation", "leptokurtic": 1, "platykurtic": 4}
+    assert MEASURES["codes_follow_prior"](Evidence(tmp_path), **given) == []
 
 
 ORIENTATION = "exponent beta seed steps batch_size alignment tilt linear active divergence noise".split()
@@ -552,10 +465,10 @@ def test_codes_follow_the_prior(tmp_path, laplace, platykurtic, expected):
         writer.writeheader()
         writer.writerows(runs)
     given = {"study": "made-up", "leptokurtic": 1, "platykurtic": 4}
-    found = findings("codes_follow_prior", Evidence(tmp_path), **given)
-    assert [one.reading for one in found] == ["β = 8, 400 steps", "β = 8, 900 steps"]
-    assert found[1].outcome is OPEN  # one run a side
-    assert verdict(found) is expected
+    findings = MEASURES["codes_follow_prior"](Evidence(tmp_path), **given)
+    assert [one.reading for one in findings] == ["β = 8, 400 steps", "β = 8, 900 steps"]
+    assert findings[1].outcome is OPEN  # one run a side
+    assert verdict(findings) is expected
 
 
 # --- measures that compute --------------------------------------------------------------------------------------------
@@ -571,16 +484,13 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
     ("name", "given", "expected"),
     [
         ("rotation_costs_free_energy", FACTOR | {"tolerance": 1e-6}, YES),
-        ("rotation_costs_free_energy", FACTOR | {"tolerance": 1e-20}, PART),
         ("rotation_values", FACTOR | {"tolerance": 1e-6}, PART),
         ("rotation_values", FACTOR | {"tolerance": 1e-20}, NO),
         ("principal_directions", SPECTRUM | {"betas": [1, 2], "starts": 2, "tolerance": 0.1}, YES),
-        ("principal_directions", SPECTRUM | {"betas": [1], "starts": 1, "tolerance": 1e-15}, NO),
         ("same_fit_for_all_betas", SPECTRUM | {"betas": [1, 4], "tolerance": 0.1}, PART),
         ("same_fit_for_all_betas", SPECTRUM | {"betas": [1, 1], "tolerance": 0.1}, YES),
         ("amplitude_falls", FACTOR | {"betas": [1, 5, 50]}, PART),
         ("amplitude_falls", FACTOR | {"betas": [20, 50]}, YES),
-        ("amplitude_falls", FACTOR | {"betas": [0.5, 0.1]}, PART),
         ("posterior_widens", {"betas": [1, 2, 4], "models": 5}, YES),
         ("posterior_widens", {"betas": [4, 2, 1], "models": 5}, NO),
         ("bias_grows", {"betas": [1, 2, 4], "models": 5}, YES),
@@ -588,14 +498,12 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
         ("surface_formula", {"trees": ["2.1[1, 2.2[2]]"], "order": 100, "tolerance": 1e-4}, YES),
         ("surface_formula", {"trees": ["2.1[1, 2.2[2]]"], "order": 2, "tolerance": 1e-4}, NO),
         ("radial_is_chi", {"dimensions": [1, 5], "tolerance": 1e-9}, YES),
-        ("radial_is_chi", {"dimensions": [1, 5], "tolerance": 0.0}, NO),
         ("factorised_only_where_equal", {"size": 4, "p0": 2.1, "others": [1.9, 2.2], "tolerance": 1e-9}, YES),
         ("factorised_only_where_equal", {"size": 4, "p0": 2.1, "others": [2.1], "tolerance": 1e-9}, PART),
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 2.2, "leptokurtic": 1.9, "sizes": [4]}, YES),
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 2.2, "leptokurtic": 1.9, "sizes": [3, 4]}, PART),
         ("kurtosis_sides", {"p0": 2.1, "platykurtic": 1.0, "leptokurtic": 4.0, "sizes": [3]}, NO),
         ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e-10}, YES),
-        ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e10}, PART),
         ("prior_prefers", {"leptokurtic": 1.0, "platykurtic": 4.0}, YES),
         ("prior_prefers", {"leptokurtic": 3.0, "platykurtic": 4.0}, PART),
         ("prior_prefers", {"leptokurtic": 4.0, "platykurtic": 1.0}, NO),
@@ -604,38 +512,19 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
         ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 0.01}, YES),
         ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 1.1}, PART),
         ("subspaces_independent", INDEPENDENT | {"tolerance": 1e-9}, YES),
-        ("subspaces_independent", INDEPENDENT | {"tolerance": 0.0}, NO),
         ("extra_latent_is_pruned", PRUNING | {"tolerance": 1e-6}, YES),
-        ("extra_latent_is_pruned", PRUNING | {"tolerance": 1e-20}, PART),
         ("identifiable", IDENTIFIABLE | {"tolerance": 1e-5}, PART),
         ("identifiable", IDENTIFIABLE | {"tolerance": 0.0}, OPEN),  # then nothing is constructed
     ],
 )
 def test_computed_measures(name, given, expected):
-    (finding,) = findings(name, evidence(), **given)
+    (finding,) = MEASURES[name](None, **given)
     assert finding.outcome is expected, finding.text
     assert finding.text and not finding.falls_short
 
 
 def test_gaussian_is_invariant_under_rotation():
     assert outcome("not_rotation_invariant", size=2, p0=2.0, p1=2.0, batches=6) is not YES
-
-
-def test_mixing_map_keeps_the_prior():
-    """The samples that it moves keep their law, which a plain rotation of them does not."""
-    prior = isa_prior((2, 2), 1.0, 4.0)
-    generator = torch.Generator().manual_seed(0)
-    z = 0.2 + 0.5 * torch.rand(20, 4, dtype=torch.float64, generator=generator)
-    error, mixing = prior_measures.preserved(prior, z, 0.7)
-    assert error < 1e-5 and mixing > 0.1
-    moved = prior_measures.mixing_map(prior, z, 0.7)
-    assert torch.allclose(prior_measures.mixing_map(prior, moved, -0.7), z)
-    torch.manual_seed(0)
-    samples = prior_measures.mixing_map(prior, prior.sample((4000,)).double(), 0.7)
-    fresh = prior.sample((4000,)).double()
-    for column in range(2):
-        assert stats.ks_2samp(samples[:, column].numpy(), fresh[:, column].numpy()).pvalue > 0.001
-    assert stats.ks_2samp(prior.log_prob(samples).numpy(), prior.log_prob(fresh).numpy()).pvalue > 0.001
 
 
 # --- claims and the card ----------------------------------------------------------------------------------------------
@@ -647,51 +536,39 @@ def claims():
 
 
 def test_every_claim_of_the_book_is_whole(claims):
-    assert len(claims) >= 40
+    assert len({claim.key for claim in claims}) == len(claims) >= 40
     for claim in claims:
         assert "{" not in claim.says and claim.says.endswith((".", ")")), claim.key
         assert claim.understood is None or claim.understood.endswith("."), claim.key
-        assert set(claim.rules) <= set(RULES)
-
-
-def test_every_rule_and_every_measure_is_used(claims):
-    assert {rule for claim in claims for rule in claim.rules} == set(RULES)
+        assert claim.page is None or (ROOT / "book" / claim.page).with_suffix(".ipynb").exists(), claim.key
     assert {claim.measure for claim in claims} == set(MEASURES)
-    for function, _ in MEASURES.values():
-        assert next(iter(inspect.signature(function).parameters)) == "evidence"
-        assert function.__doc__
 
 
 def test_claims_name_runs_that_a_specification_names(claims):
-    """All but those that are known to be without one would be made by the sweeps of the repository."""
-    found = Evidence(ROOT / "runs")
-    found.records = []
-    unnamed = {}
+    """All but one, which is known to be without any, would be made by the sweeps of the repository."""
+    book = Evidence(ROOT / "runs")
+    book.records = []
+    unnamed = set()
     for claim in claims:
-        if "dataset" not in claim.given:
-            continue
-        found.forget()
-        findings(claim.measure, found, **claim.given)
-        missing = found.missing()
-        assert missing is not None and missing.recorded == 0
-        if missing.unnamed:
-            unnamed[claim.key] = missing.unnamed
-        else:
-            assert missing.wanted > 0 and missing.commands
-    assert set(unnamed) <= {"faces-leptokurtic"}
+        if "dataset" in claim.given:
+            book.asked.clear()
+            MEASURES[claim.measure](book, **claim.given)
+            missing = book.missing()
+            assert missing.recorded == 0 and (missing.unnamed or (missing.wanted > 0 and missing.commands))
+            unnamed |= {claim.key} if missing.unnamed else set()
+    assert unnamed <= {"faces-leptokurtic"}
 
 
-def test_the_variance_of_the_gaussian_control_is_the_prior_s(claims):
+def test_the_gaussian_control_has_the_variance_of_the_prior(claims):
     (deviation,) = [one for one in claims if one.key == "small-deviation"]
     run = Run(dataset="dsprites", **deviation.given["first"])
-    control = LpNested(run.tree, run.scale).variance
     ours = LpNested(Run(objective="isa-vae").tree).variance
-    assert torch.allclose(control, ours, rtol=1e-4)
+    assert torch.allclose(LpNested(run.tree, run.scale).variance, ours, rtol=1e-4)
     spec = Spec.read(ROOT / "runs/dsprites-controls.yaml")
     assert any(str(one.tree) == str(run.tree) and one.scale == run.scale for one in spec.runs())
 
 
-CLAIM = {"key": "a", "where": "Sec. 1", "says": "MIG {beta:.1f}.", "measure": "higher_mig", "given": dict(PAIR)}
+CLAIM = {"key": "a", "where": "Sec. 1", "says": "MIG {beta:.1f}.", "measure": "differs", "given": MIG}
 
 
 def write(folder: Path, *written: object) -> Path:
@@ -700,85 +577,51 @@ def write(folder: Path, *written: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"measure": "nothing"}, "a: 'nothing'"),
-        ({"wher": "x"}, "unexpected keyword argument 'wher'"),
-        ({"says": "MIG {mig}."}, "a: 'mig'"),
-        ({"given": {"dataset": "dsprites"}}, "a: missing a required argument: 'first'"),
-        ({"given": PAIR | {"gamma": 1}}, "got an unexpected keyword argument 'gamma'"),
-    ],
-)
-def test_invalid_claims(tmp_path, change, message):
-    with pytest.raises(ValueError, match=r"claims\.yaml: .*") as raised:
-        read_claims(write(tmp_path, CLAIM | change))
-    assert message in str(raised.value)
+def test_invalid_claims(tmp_path):
+    changes = {"nothing": {"measure": "nothing"}, "wher": {"wher": "x"}, "mig": {"says": "MIG {mig}."}}
+    for name, change in changes.items():
+        with pytest.raises(ValueError, match=rf"claims\.yaml: a: .*'{name}'"):
+            read_claims(write(tmp_path, CLAIM | change))
 
 
-def test_claim_given_twice(tmp_path):
-    with pytest.raises(ValueError, match="the key 'a' is given twice"):
-        read_claims(write(tmp_path, CLAIM, CLAIM))
-
-
-def test_scorecard(tmp_path, folder):
+def test_scorecard(folder):
     computed = {"key": "b", "where": "B.5", "says": "It widens.", "measure": "posterior_widens", "page": "there/b"}
     computed |= {"given": {"betas": [1, 2], "models": 2}, "understood": "In two models."}
-    none = CLAIM | {"key": "c", "given": PAIR | {"beta": 2}}
-    card = scorecard(write(tmp_path, CLAIM, computed, none), folder)
+    none = CLAIM | {"key": "c", "given": MIG | {"beta": 2}}
+    card = scorecard(write(folder, CLAIM, computed, none), folder)
     assert [one.verdict for one in card.rows] == [Verdict.UNDECIDED, Verdict.REPRODUCED, Verdict.MISSING]
-    counts = card.summary()
-    assert list(counts) == [str(one) for one in VERDICTS]
-    assert counts["reproduced"] == 1 and counts["not yet run"] == 1 and sum(counts.values()) == 3
+    assert {name: count for name, count in card.summary().items() if count} == dict.fromkeys(
+        ("reproduced", "undecided", "not yet run"), 1
+    )
     assert card.sentence() == "Of 3 claims, 1 is reproduced, 1 undecided and 1 not yet run."
     assert list(card.sections) == ["One"]
-    shown = text.cards(card.rows, {"there/b": "Title of B"}, "here/score")
+    shown = text.cards(card.rows, "here/score")
     assert shown.count("::::{card}\n") == 3 == shown.count("\n::::\n\n") + 1
     assert "**? Undecided** · Sec. 1\n:::\n\nMIG 1.0." in shown
-    assert "[Title of B](../there/b.ipynb)" in shown and "*As read here:* In two models." in shown
+    assert "\n[](../there/b.ipynb)\n" in shown and "*As read here:* In two models." in shown
     assert "7 of 8 runs at the paper's settings are recorded; the others are made by `isa sweep" in shown
     assert "**– Not yet run** · Sec. 1" in shown
     assert [count for _, count, _ in text.counts(card)] == [1, 1, 1]
+    assert text.meanings().count("\n") == len(Verdict) - 1
 
 
-@pytest.mark.parametrize(
-    ("own", "short", "sentence"),
-    [
-        ([], [], "There are no claims."),
+def test_summary_sentence():
+    for own, short, sentence in [
         ([YES], [], "Of 1 claims, 1 is reproduced."),
-        ([YES, NO, NO], [], "Of 3 claims, 1 is reproduced and 2 not reproduced."),
         ([YES, YES, NO, None], [], "Of 4 claims, 2 are reproduced, 1 not reproduced and 1 not yet run."),
         ([], [YES, YES, NO], "Of 3 claims, 2 point the same way and 1 points the other way."),
         ([None], [YES, NO], "Of 3 claims, 1 points the same way, 1 points the other way and 1 is not yet run."),
-    ],
-)
-def test_summary_sentence(own, short, sentence):
-    found = [Row(claim(), () if one is None else (Finding(one, ""),)) for one in own]
-    found += [Row(claim(), (Finding(one, "", falls_short="at reduced scale"),)) for one in short]
-    assert Scorecard(tuple(found)).sentence() == sentence
-
-
-def test_words_for_every_verdict_and_rule():
-    assert set(text.MARKS) == set(Verdict)
-    assert text.meanings().count("\n") == len(Verdict) - 1
-    assert text.rules().count("\n") == len(RULES) - 1
-
-
-def test_titles_are_the_notebooks_own():
-    book = ROOT / "book"
-    found = text.titles([book / "fig1.ipynb", book / "appendix/ica.ipynb"], book)
-    assert set(found) == {"fig1", "appendix/ica"} and all(title and "#" not in title for title in found.values())
+    ]:
+        judged = [Row(claim(), () if one is None else tuple(found(one))) for one in own]
+        judged += [Row(claim(), tuple(found(one, falls_short="at reduced scale"))) for one in short]
+        assert Scorecard(tuple(judged)).sentence() == sentence
 
 
 def test_verdicts_on_inference_are_those_of_the_pages(claims):
-    """What Fig. 1 and its studies conclude in prose: pruning at the end whatever beta is, three columns on the way."""
-    found = Evidence(ROOT / "runs")
-    judged = {
-        claim.key: verdict(findings(claim.measure, found, **claim.given))
-        for claim in claims
-        if claim.given.get("study") == "ica-beta"
-    }
-    assert judged == {
+    """The conclusions of Fig. 1 and its studies in prose: pruning at the end for every beta, three columns before."""
+    book = Evidence(ROOT / "runs")
+    inference = [claim for claim in claims if claim.given.get("study") == "ica-beta"]
+    assert {claim.key: verdict(MEASURES[claim.measure](book, **claim.given)) for claim in inference} == {
         "away-from-likelihood": Verdict.REPRODUCED,
         "more-orthogonal": Verdict.REPRODUCED,
         "three-at-one": Verdict.PARTLY,

@@ -1,4 +1,4 @@
-"""Statistics over records, held to cases by hand, to slow definitions, and to what they promise on simulated data."""
+"""Statistics over records: cases by hand, slow definitions, properties, and coverage on simulated data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from edition.stats import (
     Comparison,
-    CurveComparison,
     Interval,
     compare,
     compare_curves,
@@ -24,10 +23,10 @@ from edition.stats import (
     mean_interval,
     p_text,
     representative,
-    standard_error,
 )
 
 numbers = st.integers(-1000, 1000).map(lambda number: number / 64)  # sums of these are exact in any order
+pairs = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15)
 
 
 def samples(least: int, most: int) -> st.SearchStrategy[list[float]]:
@@ -41,35 +40,20 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 # --- the mean and its interval ----------------------------------------------------------------------------------------
 
 
-def test_mean_interval_by_hand():
-    values = [0.1, 0.2, 0.3, 0.6]
-    found = mean_interval(values)
-    assert found.estimate == pytest.approx(0.3) and found.n == 4
-    # too few for a bootstrap to cover 95 %, so Student's t: 0.3 +- 3.1824 * 0.2160 / 2
-    assert (found.low, found.high) == pytest.approx((0.3 - 0.34374, 0.3 + 0.34374), abs=1e-4)
-    assert (found.low, found.high) == pytest.approx(t_interval(values))
-
-
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0]])
 def test_too_few_values_have_no_interval(values):
-    found = mean_interval(values)
-    assert math.isnan(found.low) and math.isnan(found.high) and found.n == len(values)
-    assert found.estimate == sum(values) / len(values) if values else math.isnan(found.estimate)
-
-
-@pytest.mark.parametrize("n", [3, 6, 50])
-def test_equal_values_have_an_interval_of_width_zero(n):
-    assert mean_interval([0.25] * n) == (0.25, 0.25, 0.25, n)
+    interval = mean_interval(values)
+    assert math.isnan(interval.low) and math.isnan(interval.high) and interval.n == len(values)
+    assert interval.estimate == sum(values) / len(values) if values else math.isnan(interval.estimate)
 
 
 @pytest.mark.parametrize("n", [3, 7, 40])
-@pytest.mark.parametrize("value", [0.1 + 0.2, -2839.123456, 1e-9])
-def test_rounding_is_no_difference(value, n):
+@pytest.mark.parametrize("value", [0.25, 0.1 + 0.2, -2839.123456, 1e-9])
+def test_interval_of_equal_values_has_width_zero(value, n):
     values = np.full(n, value)
-    values[::2] = np.nextafter(value, 1)
-    assert np.ptp(values) > 0
-    found = mean_interval(values)
-    assert found == (found.estimate, found.estimate, found.estimate, n)
+    values[::2] = np.nextafter(value, 1)  # rounding is not a difference
+    interval = mean_interval(values)
+    assert interval == (interval.estimate, interval.estimate, interval.estimate, n)
     assert compare(values, values[::-1])[:3] == pytest.approx((0, 0, 0), abs=1e-12)
     apart = mean_interval(np.append(values, value * (1 + 1e-9)))
     assert apart.high > apart.low
@@ -80,22 +64,17 @@ def test_few_values_have_student_s_interval():
     rng = np.random.default_rng(0)
     for n, level in itertools.product((3, 5, 6, 7, 8), (0.9, 0.95, 0.99)):
         values = rng.normal(size=n)
-        found = mean_interval(values, level)
-        is_t = (found.low, found.high) == pytest.approx(t_interval(values, level), rel=1e-9)
+        interval = mean_interval(values, level)
+        is_t = (interval.low, interval.high) == pytest.approx(t_interval(values, level), rel=1e-9)
         assert is_t == (1 - 2.0 ** (1 - n) < level), (n, level)
 
 
-def test_bootstrap_of_symmetric_values_is_as_wide_as_student_s_t():
-    values = scipy.stats.norm.ppf((np.arange(20) + 0.5) / 20)
-    found = mean_interval(values)
-    assert (found.low, found.high) == pytest.approx(t_interval(values), rel=0.06)
-
-
-def test_bootstrap_of_skewed_values_is_skewed():
-    """The mean of a sample with a long tail to the right is rather too low, and the interval reaches further up."""
-    values = scipy.stats.expon.ppf((np.arange(20) + 0.5) / 20)
-    found = mean_interval(values)
-    assert found.high - found.estimate > 1.2 * (found.estimate - found.low)
+def test_bootstrap_interval_is_student_s_without_skew_and_follows_skew():
+    quantiles = (np.arange(20) + 0.5) / 20
+    symmetric = scipy.stats.norm.ppf(quantiles)
+    assert mean_interval(symmetric)[1:3] == pytest.approx(t_interval(symmetric), rel=0.06)
+    skewed = mean_interval(scipy.stats.expon.ppf(quantiles))  # with a long tail to the right the mean is rather too low
+    assert skewed.high - skewed.estimate > 1.2 * (skewed.estimate - skewed.low)
 
 
 def test_mean_interval_covers():
@@ -106,55 +85,32 @@ def test_mean_interval_covers():
         "two modes": (lambda n: np.where(rng.random(n) < 0.5, 0.1, 0.2) + 0.01 * rng.normal(size=n), 0.15),
         "skewed": (lambda n: rng.gamma(2.0, size=n), 2.0),
     }
-    covered = {}
-    for (name, (draw, mean)), n in itertools.product(draws.items(), (5, 10)):
-        intervals = [mean_interval(draw(n), 0.9, seed) for seed in range(150)]
-        covered[name, n] = np.mean([low <= mean <= high for _, low, high, _ in intervals])
-    # three standard errors of a share of 150 are 0.07; two modes are nearly a coin, whose shares go in steps
-    assert all(0.83 <= share <= 0.99 for (name, _), share in covered.items() if name != "skewed"), covered
-    assert all(share >= 0.78 for share in covered.values()), covered
+    for (name, (draw, mean)), n in itertools.product(draws.items(), (4, 10)):
+        intervals = [mean_interval(draw(n), 0.9) for _ in range(100)]
+        share = np.mean([low <= mean <= high for _, low, high, _ in intervals])
+        # three standard errors of a share of 100 are 0.09; two modes are nearly a coin, whose shares go in steps
+        assert (0.75 if name == "skewed" else 0.81) <= share <= 1, (name, n)
 
 
-@settings(max_examples=15, deadline=None)
-@given(samples(3, 8), st.randoms(), numbers, st.sampled_from([-2.0, -0.5, 0.5, 4.0]))
-def test_student_s_interval_is_equivariant(values, random, shift, factor):
-    level = 0.5 if len(values) < 6 else 0.999  # where the interval is Student's t
-    assume(1 - 2.0 ** (1 - len(values)) < level or np.ptp(values) == 0)
-    found = mean_interval(values, level)
-    shuffled = list(values)
-    random.shuffle(shuffled)
-    assert mean_interval(shuffled, level) == pytest.approx(found)
-    moved = mean_interval([shift + factor * value for value in values], level)
-    bounds = sorted(shift + factor * bound for bound in (found.low, found.high))
-    assert moved == pytest.approx((shift + factor * found.estimate, *bounds, found.n), abs=1e-9)
-
-
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(samples(8, 30), numbers, st.sampled_from([0.5, 4.0]))
 def test_bootstrap_interval_is_equivariant(values, shift, factor):
-    found = mean_interval(values)
+    interval = mean_interval(values)
     moved = mean_interval([shift + factor * value for value in values])
-    assert moved == pytest.approx((*(shift + factor * one for one in found[:3]), found.n), abs=1e-6)
-    assert min(values) <= found.low <= found.estimate <= found.high <= max(values)
-
-
-def test_standard_error_by_hand():
-    assert standard_error([1.0, 2.0, 3.0, 6.0]) == pytest.approx(math.sqrt(14 / 3 / 4))
-    assert math.isnan(standard_error([1.0])) and math.isnan(standard_error([]))
+    assert moved == pytest.approx((*(shift + factor * one for one in interval[:3]), interval.n), abs=1e-6)
+    assert min(values) <= interval.low <= interval.estimate <= interval.high <= max(values)
 
 
 # --- two means --------------------------------------------------------------------------------------------------------
 
 
 def test_compare_by_hand():
-    """Of the 20 deals of six values to two sides of three, only the one seen and its mirror image are as far out."""
+    """Of the 20 assignments of six values to two sides, only the one seen and its mirror image are as extreme."""
     found = compare([1.0, 2.0, 3.0], [4.0, 5.0, 7.0])
-    assert found.difference == pytest.approx(16 / 3 - 2)
-    assert found.p_value == pytest.approx(2 / 20)
-    assert (found.n_first, found.n_second) == (3, 3)
+    assert found.difference == pytest.approx(16 / 3 - 2) and found.p_value == pytest.approx(2 / 20)
+    assert (found.n_first, found.n_second, found.direction) == (3, 3, 1)
     welch = scipy.stats.ttest_ind([4.0, 5.0, 7.0], [1.0, 2.0, 3.0], equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx(welch)
-    assert found.direction == 1 and compare([4.0, 5.0, 7.0], [1.0, 2.0, 3.0]).direction == -1
 
 
 def all_permutations(first: list[float], second: list[float]) -> float:
@@ -183,10 +139,9 @@ def test_p_value_counts_every_permutation(first, second):
 @settings(max_examples=15, deadline=None)
 @given(samples(3, 5), samples(3, 5), numbers, st.sampled_from([0.5, 4.0]))
 def test_compare_is_equivariant(first, second, shift, factor):
-    found = compare(first, second)
-    back = compare(second, first)
+    found, back = compare(first, second), compare(second, first)
     assert back[:3] == pytest.approx((-found.difference, -found.high, -found.low), abs=1e-9)
-    assert back.p_value == found.p_value
+    assert back.p_value == found.p_value and back.direction == -found.direction
     moved = compare([shift + factor * one for one in first], [shift + factor * one for one in second])
     assert moved[:4] == pytest.approx((*(factor * one for one in found[:3]), found.p_value), abs=1e-9)
 
@@ -196,40 +151,32 @@ def test_p_value_of_random_permutations():
     first, second = rng.normal(size=20), rng.normal(size=20) + 0.6
     exact = scipy.stats.ttest_ind(first, second).pvalue  # which the permutation test approximates
     assert compare(first, second).p_value == pytest.approx(exact, rel=0.2)
-    far = compare(first, second + 10)
-    assert 0 < far.p_value <= 2 / 10_000 and far.direction == 1
+    assert 0 < compare(first, second + 10).p_value <= 2 / 10_000
 
 
 def test_compare_covers_and_keeps_its_level():
     rng = np.random.default_rng(4)
-    covered, rejected = [], []
-    for seed in range(120):
-        first, second = rng.normal(size=7), 1 + 3 * rng.normal(size=6)
-        found = compare(first, second, 0.9, seed)
-        covered.append(found.low <= 1 <= found.high)
-        rejected.append(compare(first, rng.normal(size=6)).p_value <= 0.1)
-    assert 0.82 <= np.mean(covered) <= 0.97
-    assert np.mean(rejected) <= 0.18
+    sides = [(rng.normal(size=6), 1 + 3 * rng.normal(size=5)) for _ in range(200)]
+    covered = [found.low <= 1 <= found.high for found in itertools.starmap(compare, sides)]
+    rejected = [compare(*rng.normal(size=(2, 5))).p_value <= 0.1 for _ in range(200)]
+    assert 0.9 <= np.mean(covered) <= 0.99  # 0.95, and three standard errors of a share of 200
+    assert np.mean(rejected) <= 0.1 + 3 * math.sqrt(0.09 / 200)
 
 
 def test_compare_with_too_few_values():
     nothing = compare([], [1.0])
-    assert all(map(math.isnan, nothing[:4])) and nothing[4:] == (0, 1) and nothing.direction == 0
-    one = compare([1.0], [2.0])
-    assert one.difference == 1 and math.isnan(one.low) and one.p_value == 1 and one.direction == 0
+    assert all(map(math.isnan, nothing[:4])) and nothing[4:6] == (0, 1) and nothing.direction == 0
+    single = compare([1.0], [2.0])
+    assert single.difference == 1 and math.isnan(single.low) and single.p_value == 1
     assert compare([1.0, 2.0], [3.0, 4.0]).p_value == pytest.approx(2 / 6)
-    same = compare([1.0] * 6, [1.0] * 6)
-    assert same[:4] == (0, 0, 0, 1) and same.direction == 0
 
 
 def test_text_of_numbers():
     assert f"{Interval(0.1234, 0.1, 0.15, 50):.3f}" == "0.123 (0.100 to 0.150; n = 50)"
     assert f"{Interval(0.1234, math.nan, math.nan, 2):.2f}" == "0.12 (n = 2)"
-    assert f"{mean_interval([]):.2f}" == "not recorded"
-    comparison = Comparison(0.05, 0.03, 0.07, 0.0021, 10, 9)
-    assert f"{comparison:+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.002; n = 10 and 9)"
-    assert f"{compare([], [])}" == "not recorded"
-    assert f"{CurveComparison(0.05, 0.03, 0.07, 0.2, -3.0, -2.0):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.20)"
+    assert f"{mean_interval([]):.2f}" == f"{compare([], [])}" == "not recorded"
+    assert f"{Comparison(0.05, 0.03, 0.07, 0.0021, 10, 9):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.002; n = 10 and 9)"
+    assert f"{Comparison(0.05, 0.03, 0.07, 0.2):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.20)"
     assert [p_text(p) for p in (0.0004, 0.0123, 0.456, math.nan)] == ["p < 0.001", "p = 0.012", "p = 0.46", "no test"]
 
 
@@ -239,7 +186,7 @@ def test_text_of_numbers():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, math.nan, 0.02, 0.9]) == pytest.approx([1.0, math.nan, 0.06, 1.0], nan_ok=True)
-    assert len(holm([])) == 0 and np.isnan(holm([math.nan])).all()
+    assert len(holm([])) == 0
 
 
 @settings(deadline=None)
@@ -256,34 +203,22 @@ def test_holm_matches_its_definition(p_values, level):
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def made_curve(shift: float, seeds: int, seed: int = 0, noise: float = 0.02, betas=(1, 2, 3)):
+def made_curve(shift: float, seeds: int, seed: int = 0, betas=(1, 2, 3)):
     """MIG rises by 0.1 a beta while the log-likelihood falls by 5 nats."""
     rng = np.random.default_rng(seed)
     beta = np.repeat(np.array(betas, float), seeds)
-    fit = -20 - 5 * beta + 50 * noise * rng.normal(size=len(beta))
-    return curve(beta, fit, 0.1 * beta + shift + noise * rng.normal(size=len(beta)))
+    fit = -20 - 5 * beta + rng.normal(size=len(beta))
+    return curve(beta, fit, 0.1 * beta + shift + 0.02 * rng.normal(size=len(beta)))
 
 
 def test_curve_by_hand():
     found = curve([2, 1, 2, 1, 1], [-4.0, -1, -6, -2, -3], [0.3, 0.1, 0.5, 0.1, 0.4])
-    assert found.beta.tolist() == [1, 2] and found.n.tolist() == [3, 2]
+    assert found.beta.tolist() == [1, 2] and found.n.tolist() == [3, 2] and found.runs.shape == (5, 3)
     assert found.log_likelihood == pytest.approx([-2, -5]) and found.mig == pytest.approx([0.2, 0.4])
     assert found.log_likelihood_error == pytest.approx([1 / math.sqrt(3), 1])
     assert found.mig_error == pytest.approx([0.1, 0.1])
-    assert found.runs.shape == (5, 3)
     assert np.isnan(curve([1], [-1.0], [0.1]).mig_error).all()
-    nothing = curve([], [], [])
-    assert all(len(column) == 0 for column in nothing)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), numbers, numbers), min_size=1, max_size=20), st.randoms())
-def test_curve_ignores_the_order_of_runs(rows, random):
-    found = curve(*zip(*rows, strict=True))
-    random.shuffle(rows)
-    again = curve(*zip(*rows, strict=True))
-    for one, other in zip(found[:6], again[:6], strict=True):
-        assert one == pytest.approx(other, nan_ok=True)
+    assert all(len(column) == 0 for column in curve([], [], []))
 
 
 def test_compare_curves_at_a_constant_distance():
@@ -291,8 +226,7 @@ def test_compare_curves_at_a_constant_distance():
     first = curve([1, 2, 3], [-25.0, -30, -35], [0.1, 0.2, 0.3])
     second = curve([1, 2, 3], [-23.0, -28, -33], [0.17, 0.27, 0.37])
     found = compare_curves(first, second)
-    assert found.difference == pytest.approx(0.07 + 0.04)
-    assert (found.left, found.right) == (-33, -25)
+    assert found.difference == pytest.approx(0.07 + 0.04) and (found.left, found.right) == (-33, -25)
     assert math.isnan(found.low) and math.isnan(found.p_value) and found.direction == 0
 
 
@@ -307,31 +241,28 @@ def test_compare_curves_matches_the_integral():
 
 def test_compare_curves_covers_and_keeps_its_level():
     covered, rejected = [], []
-    for seed in range(30):
-        first, second = made_curve(0.0, 4, seed), made_curve(0.03, 4, 1000 + seed)
-        found = compare_curves(first, second, 0.9, seed)
+    for seed in range(10):
+        first, other = made_curve(0.0, 4, seed), made_curve(0.0, 4, 1000 + seed)
+        higher = other._replace(mig=other.mig + 0.03, runs=np.add(other.runs, [0, 0, 0.03]))
+        found = compare_curves(first, higher)
         covered.append(found.low <= 0.03 <= found.high)
-        rejected.append(compare_curves(first, made_curve(0.0, 4, 2000 + seed)).p_value <= 0.1)
-    assert 0.73 <= np.mean(covered) <= 1
-    assert np.mean(rejected) <= 0.27
-    assert compare_curves(made_curve(0.0, 5), made_curve(0.3, 5, 1)).p_value == pytest.approx(2 / 2000)
+        rejected.append(compare_curves(first, other).p_value <= 0.1)
+    assert np.mean(covered) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 10)
+    assert np.mean(rejected) <= 0.1 + 3 * math.sqrt(0.09 / 10)
 
 
 def test_compare_curves_is_antisymmetric():
-    first, second = made_curve(0.0, 3), made_curve(0.05, 5, 1)
+    first, second = made_curve(0.0, 3), made_curve(0.3, 5, 1)
     there, back = compare_curves(first, second), compare_curves(second, first)
-    assert back.difference == pytest.approx(-there.difference)
-    assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.02)
-    assert there.direction == 1 and back.direction == -1
+    assert back[:3] == pytest.approx((-there.difference, -there.high, -there.low), abs=0.02)
+    assert there.direction == 1 and back.direction == -1 and there.p_value == pytest.approx(2 / 2000)
 
 
 def test_compare_curves_that_do_not_meet():
-    far = curve([1, 2], [-100.0, -110.0], [0.1, 0.2])
-    near = made_curve(0.0, 3)
+    far, near = curve([1, 2], [-100.0, -110.0], [0.1, 0.2]), made_curve(0.0, 3)
     for first, second in ((far, near), (near, far), (curve([], [], []), near), (curve([1], [-25.0], [0.1]), near)):
-        assert all(map(math.isnan, compare_curves(first, second)))
-    elsewhere = made_curve(0.1, 3, 1, betas=(1.5, 2.5))  # no beta in common: nothing can be dealt
-    found = compare_curves(near, elsewhere)
+        assert math.isnan(compare_curves(first, second).difference)
+    found = compare_curves(near, made_curve(0.1, 3, 1, betas=(1.5, 2.5)))  # no beta in common: nothing to permute
     assert math.isnan(found.p_value) and found.low < found.difference < found.high
 
 
@@ -368,19 +299,18 @@ def closest_with_mode(x: np.ndarray, n: int, mode: int) -> float:
     return found.fun
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_dip_matches_linear_programme(seed):
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(4, 13))
+    n = int(rng.integers(4, 11))
     values = rng.normal(size=n) + rng.integers(0, 6) * (rng.random(n) < 0.5)
     assert dip(values).statistic == pytest.approx(slow_dip(values), abs=1e-8)
 
 
 def test_dip_by_hand():
     assert dip([1, 2, 3, 4]).statistic == pytest.approx(1 / 8)  # evenly spaced: as close to one mode as n values can be
-    assert dip(np.arange(50)).statistic == pytest.approx(1 / 100)
-    apart = np.concatenate([np.arange(20), 1e6 + np.arange(20)])
-    assert dip(apart).statistic == pytest.approx(0.25, abs=1e-3)  # the limit of two equal heaps
+    apart = np.concatenate([np.arange(10), 1e6 + np.arange(10)])
+    assert dip(apart).statistic == pytest.approx(0.25, abs=1e-3)  # the limit of two equal modes
     assert math.isnan(dip([1.0, 2.0, 3.0]).p_value) and dip([1.0, 2.0, 3.0]).n == 3
 
 
@@ -395,11 +325,11 @@ def test_dip_is_invariant(values, random, shift, factor):
 
 def test_dip_p_value_is_uniform_for_uniform_samples():
     rng = np.random.default_rng(6)
-    p_values = np.array([dip(rng.random(15)).p_value for _ in range(400)])
+    p_values = np.array([dip(rng.random(12)).p_value for _ in range(400)])
     for level, tolerance in ((0.1, 0.055), (0.5, 0.09)):  # three standard errors, of the table's and of these samples
         assert np.mean(p_values <= level) == pytest.approx(level, abs=tolerance)
-    two = np.concatenate([rng.normal(size=12), 6 + rng.normal(size=12)])
-    assert dip(two).p_value <= 0.01 < 0.1 < dip(rng.normal(size=24)).p_value
+    two = np.concatenate([rng.normal(size=10), 6 + rng.normal(size=10)])
+    assert dip(two).p_value <= 0.01 < 0.1 < dip(rng.normal(size=20)).p_value
 
 
 # --- the representative -----------------------------------------------------------------------------------------------
@@ -415,7 +345,7 @@ def test_representative_by_hand():
 
 
 def slow_representative(mig: list[float], fit: list[float]) -> set[int]:
-    """All indices at the least distance, by loops over Python numbers."""
+    """All indices at the minimum distance, by loops over Python numbers."""
     middle = sorted(mig)
     n = len(middle)
     median = middle[n // 2] if n % 2 else (middle[n // 2 - 1] + middle[n // 2]) / 2
@@ -432,7 +362,7 @@ def slow_representative(mig: list[float], fit: list[float]) -> set[int]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15))
+@given(pairs)
 def test_representative_is_the_nearest_of_the_upper_half(rows):
     mig, fit = map(list, zip(*rows, strict=True))
     chosen, nearest = representative(mig, fit), slow_representative(mig, fit)
@@ -440,11 +370,7 @@ def test_representative_is_the_nearest_of_the_upper_half(rows):
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15),
-    st.randoms(),
-    st.tuples(numbers, numbers, st.sampled_from([0.25, 4.0]), st.sampled_from([0.5, 2.0])),
-)
+@given(pairs, st.randoms(), st.tuples(numbers, numbers, st.sampled_from([0.25, 4.0]), st.sampled_from([0.5, 2.0])))
 def test_representative_ignores_order_and_units(rows, random, change):
     mig, fit = zip(*rows, strict=True)
     chosen = rows[representative(mig, fit)]

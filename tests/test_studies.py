@@ -8,42 +8,102 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edition import studies
+from edition import orientation, studies
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("toys.json").read_text())["study"]
 SPEC = "\n".join(GOLDEN["spec"]) + "\n"
 
 
-def test_a_study_repeats_its_recorded_values_and_resumes_after_a_cut(tmp_path):
-    spec, record = tmp_path / "small.yaml", tmp_path / "small.csv"
+def test_study_repeats_recorded_values_and_resumes(tmp_path):
+    spec, record, computed = tmp_path / "small.yaml", tmp_path / "small.csv", []
     spec.write_text(SPEC)
-    assert studies.run_study(spec, seconds=0.0) == 20
-    assert studies.run_study(spec) == 0
-    whole = record.read_text()
-    rows, golden = ([line.split(",") for line in lines] for lines in (whole.splitlines(), GOLDEN["record"]))
-    assert rows[0] == golden[0] and [row[:5] + row[9:10] for row in rows] == [row[:5] + row[9:10] for row in golden]
+    header, *lines = GOLDEN["record"]
+    # as if the machine had stopped within a row, with slow rows recorded and, but for beta = 5, the second data set
+    kept = [line for line in lines if ",1,3.5,0.5," in line or line.startswith(("lp", "exact,"))]
+    kept = [line for line in kept if ",1,3.5,0.5,5," not in line]
+    record.write_text("\n".join([header, *kept, "newton,0,3.5,0.5,1,14,1,-8"]))
+    assert len(studies.load_record(record)["seed"]) == len(kept)
+    studies.run_study(spec, computed.append)
+    rows, golden = (
+        [line.split(",") for line in lines] for lines in (computed, [line for line in lines if line not in kept])
+    )
+    assert [row[:5] + row[9:10] for row in rows] == [row[:5] + row[9:10] for row in golden]
     for columns, tolerance in ((slice(7, 9), 2e-3), (slice(10, None), 5e-3)):
-        values, expected = (np.array([row[columns] for row in table[1:]], float) for table in (rows, golden))
+        values, expected = (np.array([row[columns] for row in table], float) for table in (rows, golden))
         np.testing.assert_allclose(values, expected, rtol=1e-7, atol=tolerance)
-    lines, computed = whole.splitlines(keepends=True), []
-    record.write_text("".join(lines[:14]) + lines[14][:17])  # as if the machine had stopped within a row
-    assert len(studies.load_record(record)["seed"]) == 13
-    assert studies.run_study(spec, report=computed.append) == 0
-    assert len(computed) == 7 and record.read_text() == whole
-    assert studies.record_weights(studies.load_record(record)).shape == (20, 2, 3)
+    table = studies.load_record(record)
+    assert len(table["seed"]) == 20 and studies.record_weights(table).shape == (20, 2, 3)
+
+
+ORIENTATION = """groups:
+  - {beta: 8, steps: 5, batch_size: 8, exponents: [1.0, 4.0], seeds: [1, 2]}
+  - {beta: 1, steps: 7, batch_size: 8, exponents: [2.0], seeds: [1, 2]}
+"""
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace training: the runs asked for, each with a code that depends on its exponent."""
+    asked = []
+
+    def learn(run, dataset):
+        p = run.tree.p
+        asked.append((p, run.beta, run.seed, run.total_steps, run.batch_size))
+        code = orientation.Code(p / 10, 45.0, 0.9, 2 if p < 4 else 0)
+        return orientation.Learned(np.zeros((1, 1, 2)), code, noise=0.25)
+
+    monkeypatch.setattr(orientation, "learn", learn)
+    monkeypatch.setattr(orientation, "images", lambda sprite=None: None)
+    return asked
+
+
+def test_orientation_study_trains_every_combination_once(tmp_path, trained):
+    spec, lines = tmp_path / "study.yaml", []
+    spec.write_text(ORIENTATION)
+    studies.run_study(spec, lines.append)
+    first = [(p, 8.0, seed, 5, 8) for seed in (1, 2) for p in (1.0, 4.0)]
+    assert trained == first + [(2.0, 1.0, seed, 7, 8) for seed in (1, 2)]
+    table = studies.load_record(tmp_path / "study.csv")
+    assert len(lines) == len(table["seed"]) == 6
+    np.testing.assert_array_equal(table["exponent"], [1, 4, 1, 4, 2, 2])
+    np.testing.assert_allclose(table["alignment"], table["exponent"] / 10)
+    assert np.isnan(table["divergence"]).all() and (table["noise"] == 0.25).all()
+    studies.run_study(spec)
+    assert len(trained) == 6, "recorded runs were trained again"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("text", "old", "new", "message"),
     [
-        ("seeds: 2", "seed: 2", "seeds\n  Field required"),
-        ("newton, em", "newton, sgd", "got 'sgd'"),
-        ("lp:2.1:2.2:3", "lp:2.1:3", "got 'lp:2.1:3'"),
-        ("beta: [1.0, 5.0]", "beta: [0.0]", "beta.0"),
+        (SPEC, "seeds: 2", "seed: 2", "seeds\n  Field required"),
+        (SPEC, "newton, em", "newton, sgd", "methods.1"),
+        (SPEC, "lp:2.1:2.2:3", "lp:2.1:3", "methods.4"),
+        (SPEC, "beta: [1.0, 5.0]", "beta: [0.0]", "beta.0"),
+        (ORIENTATION, "steps: 7, ", "", "groups.1.steps"),
+        (ORIENTATION, "seeds: [1, 2]", "seeds: []", "groups.0.seeds"),
     ],
 )
-def test_a_bad_specification_is_refused_before_any_fit(tmp_path, capsys, old, new, message):
+def test_bad_specification_is_refused(tmp_path, capsys, trained, text, old, new, message):
     spec = tmp_path / "bad.yaml"
-    spec.write_text(SPEC.replace(old, new, 1))
-    assert studies.main([str(spec)]) == 2
+    spec.write_text(text.replace(old, new, 1))
+    with pytest.raises(SystemExit, match="2"):
+        studies.main([str(spec)])
     assert message in capsys.readouterr().err and not (tmp_path / "bad.csv").exists()
+
+
+def test_record_with_other_columns_is_left_alone(tmp_path, trained):
+    spec, record = tmp_path / "study.yaml", tmp_path / "study.csv"
+    spec.write_text(ORIENTATION)
+    record.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="has columns"):
+        studies.run_study(spec)
+    assert record.read_text() == "a,b\n1,2\n" and not trained
+
+
+@pytest.mark.parametrize("name", ["orientation", "ica-beta", "ica-map", "ica-lpnested"])
+def test_committed_record_matches_its_specification(name):
+    path = Path(__file__).resolve().parents[1] / "runs" / f"{name}.yaml"
+    study, table = studies.read_study(path), studies.load_record(path.with_suffix(".csv"))
+    keys = list(zip(*(table[column].tolist() for column in study.keys), strict=True))
+    assert list(table) == list(study.header)
+    assert keys and len(set(keys)) == len(keys) and set(keys) <= set(study.cases())

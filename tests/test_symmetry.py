@@ -1,4 +1,4 @@
-"""What images allow to know about a factor: against brute force on small grids, and known symmetries of the sprites."""
+"""Information in images about a factor: against brute force on small grids, and known symmetries of the sprites."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_dsprites import drawn
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -34,7 +34,8 @@ def brute_information(codes: np.ndarray, axis: int) -> float:
     return entropy(codes.ravel()) + entropy(values) - entropy(codes.ravel(), values)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 12))
+@settings(max_examples=50)
+@given(st.integers(0, 10**6), st.integers(1, 30))
 def test_information_agrees_with_the_joint_table(seed, levels):
     codes = np.random.default_rng(seed).integers(0, levels, (2, 3, 4))
     dataset = tiny(codes)
@@ -48,30 +49,13 @@ def test_information_agrees_with_the_joint_table(seed, levels):
         assert bound.by_first.shape == (2,)
 
 
-def test_extremes():
-    distinct = tiny(np.arange(24).reshape(2, 3, 4))
-    bounds = symmetry.factor_bounds(distinct, symmetry.image_classes(distinct))
-    assert all(bound.share == pytest.approx(1) for bound in bounds.values())
-    same = tiny(np.zeros((2, 3, 4), int))
-    bounds = symmetry.factor_bounds(same, symmetry.image_classes(same))
-    assert all(bound.share == pytest.approx(0, abs=1e-12) for bound in bounds.values())
-
-
 def test_classes_of_packed_images():
     bits = np.random.default_rng(0).integers(0, 2, (4, 64), dtype=np.uint8)[[0, 1, 0, 2, 3, 1]]
     storage = torch.from_numpy(np.packbits(bits, axis=1))
     factors = [Factor("a", np.arange(6))]
     dataset = FactorDataset("bits", "Bits", factors, storage, PROVENANCE, image_shape=(1, 8, 8), packed=True)
     classes = symmetry.image_classes(dataset)
-    assert classes[0] == classes[2] and classes[1] == classes[5] and len(set(classes.tolist())) == 4
-
-
-def test_a_collision_of_hashes_is_noticed(monkeypatch):
-    dataset = tiny(np.arange(24).reshape(2, 3, 4))
-    zeros = type("Zeros", (), {"integers": lambda self, low, high, size, dtype: np.zeros(size, dtype)})
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: zeros())
-    with pytest.raises(ArithmeticError, match="same hash"):
-        symmetry.image_classes(dataset)
+    assert classes[0] == classes[2] and classes[1] == classes[5] and set(classes.tolist()) == {0, 1, 2, 3}
 
 
 def test_duplicates_of_dsprites():
@@ -90,18 +74,12 @@ def test_duplicates_of_dsprites():
 
 
 def test_turning_a_sprite_changes_it_least_near_its_symmetry():
-    angles, shares = symmetry.rotation_differences(drawn())
+    angles, shares = symmetry.rotation_differences(drawn(), step=16)
     assert angles[0] == 0 and angles[-1] == 360
-    for share in shares.values():
-        assert share[0] == share[-1] == 0
-        assert np.allclose(share, share[::-1])
-    for shape, period in symmetry.PERIODS.items():
-        inner = slice(2, -2)
-        nearest = np.abs(angles[inner] / period - np.rint(angles[inner] / period)) * period
-        lowest = angles[inner][shares[shape][inner].argmin()]
-        assert period == 360 or np.abs(lowest / period - round(lowest / period)) * period == pytest.approx(
-            nearest.min()
-        )
+    for shape, share in shares.items():
+        assert share[0] == share[-1] == 0 and np.allclose(share, share[::-1])
+        away = np.abs(angles / symmetry.PERIODS[shape] - np.rint(angles / symmetry.PERIODS[shape]))[2:-2]
+        assert shape == "heart" or away[share[2:-2].argmin()] == pytest.approx(away.min())
 
 
 @pytest.mark.parametrize("period", [90.0, 180.0, 360.0])

@@ -1,11 +1,11 @@
-r"""Which orientation of the positions (x, y) a prior prefers, and which one training finds (Fig. 3, Sec. 3.1).
+r"""Orientation of codes of positions (x, y): that which a prior prefers, and that of trained models (Fig. 3).
 
 Positions are uniform on a square. A code that turns the square by an angle and leaves it straight gives two latents;
 the prior is the p-generalised normal of Eq. 5, factorised over them. How well the two fit has a closed form
-(:func:`straight_cost`), and so has the fit of codes that may bend besides (:func:`bent_cost`).
+(:func:`straight_cost`), and so has the fit of codes that may bend as well (:func:`bent_cost`).
 
-What training finds is measured on a grid of positions: :func:`measure` looks at the direction in which each latent
-grows, at every position, so that a code may be bent and is still seen to follow the axes.
+Codes of trained models are measured on a grid of positions: :func:`measure` looks at the direction in which each latent
+grows, at every position, so that a bent code along the axes is recognised, too.
 
 ::
 
@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,11 +57,16 @@ SPRITE: dict[str, int] = {"shape": 2, "scale": 5, "orientation": 2}
 pixels in every direction to within five per cent, so that the images themselves hardly prefer one."""
 
 
-def _absolute_moment(p: float, angle: ArrayLike) -> np.ndarray:
-    """E |x cos a - y sin a|^p for (x, y) uniform on [-1, 1]^2: the integral of a trapezium times a power."""
+def _cosines(angle: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the larger and the smaller of ``|cos|`` and ``|sin|``."""
     angle = np.asarray(angle, float)
     c, s = np.abs(np.cos(angle)), np.abs(np.sin(angle))
-    large, small = np.maximum(c, s), np.minimum(c, s)
+    return np.maximum(c, s), np.minimum(c, s)
+
+
+def _absolute_moment(p: float, angle: ArrayLike) -> np.ndarray:
+    """Return E |x cos a - y sin a|^p for (x, y) uniform on [-1, 1]^2: the integral of a trapezium times a power."""
+    large, small = _cosines(angle)
     ratio = np.maximum(small / large, 1e-5)  # the quotient loses digits below; there it is at its limit
     quotient = ((1 + ratio) ** (p + 2) - (1 - ratio) ** (p + 2)) / (2 * ratio * (p + 1) * (p + 2))
     return large**p * quotient
@@ -120,24 +125,21 @@ def bent_cost(angle: ArrayLike) -> np.ndarray:
     of the two, which no such bend changes: with :math:`c \ge s` the absolute cosine and sine of the angle,
     :math:`2 \log c + s / c` nats an image. It is of the shape of ``angle``, in radians, and zero along the axes.
     """
-    angle = np.asarray(angle, float)
-    c, s = np.abs(np.cos(angle)), np.abs(np.sin(angle))
-    large, small = np.maximum(c, s), np.minimum(c, s)
+    large, small = _cosines(angle)
     return 2 * np.log(large) + small / large
 
 
-@dataclass(frozen=True)
-class Code:
-    """How a trained encoder lays out positions; means over its active latents, NaN where it has none."""
+class Code(NamedTuple):
+    """Layout of positions by a trained encoder; means over its active latents, NaN where it has none."""
 
-    alignment: float
+    alignment: float = math.nan
     """Mean over positions of cos 4 phi, phi the direction in which a latent grows: 1 along x or y everywhere, -1 along
     the diagonals, 0 where directions are mixed."""
-    tilt: float
+    tilt: float = math.nan
     """Angle between the one direction that describes a latent best and the nearest axis: 0 to 45 degrees."""
-    linear: float
+    linear: float = math.nan
     """Share of a latent's variance that a linear function of (x, y) explains: 1 for a straight code."""
-    active: int
+    active: int = 0
     """Number of active latents: the variance of their mean over positions exceeds 0.01."""
 
 
@@ -160,14 +162,13 @@ def measure(mean: ArrayLike) -> Code:
     active = active_units(torch.from_numpy(mean.reshape(-1, mean.shape[2]).copy())).numpy()
     kept = mean[..., active]
     if not active.any():
-        return Code(math.nan, math.nan, math.nan, 0)
+        return Code()
     along_x, along_y = np.gradient(kept, axis=(0, 1))
-    difference, product = along_x**2 - along_y**2, 2 * along_x * along_y
-    square = along_x**2 + along_y**2
-    flat = square == 0
-    fourfold = (difference**2 - product**2) / np.where(flat, 1, square) ** 2
+    squared = (along_x + 1j * along_y) ** 2  # of twice the direction
+    flat = squared == 0
+    fourfold = np.where(flat, 0, squared**2 / np.where(flat, 1, np.abs(squared)) ** 2).real
     alignment = fourfold.sum((0, 1)) / np.maximum((~flat).sum((0, 1)), 1)
-    angle = np.degrees(np.abs(np.arctan2(product.sum((0, 1)), difference.sum((0, 1))))) / 2  # 0 to 90
+    angle = np.degrees(np.abs(np.angle(squared.sum((0, 1))))) / 2  # 0 to 90
     x, y = np.indices(mean.shape[:2])
     design = np.stack([np.ones(x.size), x.ravel(), y.ravel()], 1)
     values = kept.reshape(-1, kept.shape[2])
@@ -201,39 +202,32 @@ def model(*, exponent: float, beta: float, seed: int, steps: int, batch_size: in
     )
 
 
-@dataclass(frozen=True)
-class Learned:
-    """A trained model's code."""
+class Learned(NamedTuple):
+    """Code of a trained model; NaN if the run diverged."""
 
     mean: np.ndarray
     """``(X, Y, D)`` posterior means."""
-    code: Code
-    divergence: float
-    """Mean over images of log q(z|x) - log p(z) at one sample each; nats. NaN for a run that diverged."""
-    noise: float
+    code: Code = Code()
+    divergence: float = math.nan
+    """Mean over images of log q(z|x) - log p(z) at one sample each; nats."""
+    noise: float = math.nan
     """Mean over images and active latents of the posterior's standard deviation, where the prior's is 1."""
 
 
 def learn(run: Run, dataset: FactorDataset) -> Learned:
-    """Train a model and measure its code.
-
-    The run is from :func:`model`; the data set has one image for every position, as :func:`images` returns them. All is
-    NaN if the run diverged.
-    """
+    """Train a model, from :func:`model`, on the images of a sprite (:func:`images`), and measure its code."""
     grid = [size for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True) if name in ("x", "y")]
     # Compiling takes as long as some hundred of these small steps.
     result = train(run, dataset=dataset, compile=False, evaluation=False, progress=False)
     if result.diverged_at is not None:
-        nothing = np.full((*grid, run.latent_dim), math.nan)
-        return Learned(nothing, Code(math.nan, math.nan, math.nan, 0), math.nan, math.nan)
+        return Learned(np.full((*grid, run.latent_dim), math.nan))
     generator = torch.Generator().manual_seed(run.seed)
     with torch.no_grad():
         posterior = result.model.encode(dataset.images(range(len(dataset))))
         z = posterior.sample(generator=generator)
         divergence = (gaussian_log_density(z, *posterior) - result.prior.log_prob(z)).mean().item()
     mean = posterior.mean.view(*grid, -1).numpy()
-    active = active_units(posterior.mean)
-    noise = torch.exp(0.5 * posterior.log_var[:, active]).mean().item()
+    noise = torch.exp(0.5 * posterior.log_var[:, active_units(posterior.mean)]).mean().item()
     return Learned(mean, measure(mean), divergence, noise)
 
 

@@ -1,7 +1,4 @@
-"""What every page of the book needs: checked parameters, figures in three formats, numbers for the prose.
-
-Used by the notebooks only; nothing else in ``isa`` imports this module, and it needs the ``book`` extra.
-"""
+"""Checked parameters, figures in three formats, numbers and tables: the base of every notebook of the book."""
 
 from __future__ import annotations
 
@@ -56,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def tree_text(least: int, most: int) -> Any:
-    """The type of a parameter that is an Lp-nested function in text form with ``least`` to ``most`` leaves."""
+    """Return the type of a parameter that is an Lp-nested function in text form with ``least`` to ``most`` leaves."""
 
     def check(text: str) -> str:
         if not least <= Node.parse(text).n_leaves <= most:
@@ -76,16 +73,8 @@ class ParameterError(ValueError):
 def parameters(**declared: Any) -> None:
     """Check the parameters of the notebook that calls this, right after its ``parameters`` cell; others are left alone.
 
-    Parameters
-    ----------
-    **declared
-        Name of each parameter and its type; ranges are stated with ``Annotated`` and pydantic's ``Field``, or by one of
-        this module's types.
-
-    Raises
-    ------
-    ParameterError
-        If a declared parameter is missing, has another type or lies outside its range.
+    Each is declared with its type; ranges are stated with ``Annotated`` and pydantic's ``Field``, or by one of this
+    module's types. A :class:`ParameterError` names all that are missing, have another type or lie outside their range.
 
     Examples
     --------
@@ -95,16 +84,13 @@ def parameters(**declared: Any) -> None:
     namespace = sys._getframe(1).f_globals
     problems = []
     for name, kind in declared.items():
-        if name not in namespace:
-            problems.append(f"{name} is not set")
-            continue
         try:
-            TypeAdapter(kind).validate_python(namespace[name], strict=True)
+            TypeAdapter(kind).validate_python(value := namespace[name], strict=True)
+        except KeyError:
+            problems.append(f"{name} is not set")
         except ValidationError as error:
-            value = namespace[name]
-            what = "; ".join(_sentence(problem) for problem in error.errors())
-            hint = " (papermill takes lists by -y, not by -p)" if isinstance(value, str) and value[:1] == "[" else ""
-            problems.append(f"{name} = {value!r}: {what}{hint}")
+            hint = " (papermill takes lists by -y, not by -p)" if isinstance(value, str) and "[" in value else ""
+            problems.append(f"{name} = {value!r}: {'; '.join(map(_sentence, error.errors()))}{hint}")
     if problems:
         raise ParameterError(" | ".join(problems))
 
@@ -148,62 +134,50 @@ def glue(**values: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:
-    """A table for the page, from its columns' headings and its rows."""
+    """Return a table for the page, from its columns' headings and its rows."""
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
 def missing(*records: Any) -> Markdown:
-    """How many of how many runs are recorded, and the command that trains the rest: what a page shows in place of a
-    figure of nothing, and beneath one of too little.
+    """Return the number of runs that are recorded, of those named, and the command that trains the rest, as sentences.
 
-    Parameters
-    ----------
-    *records
-        :class:`isa.sweep.Records`; those of one command are counted together.
-
-    Returns
-    -------
-    Markdown
-        A sentence or two for each command.
+    A page shows it in place of a figure without data, and below one with too little. :class:`isa.sweep.Records`
+    of one command are counted together.
     """
     by_command: dict[str, list[Any]] = {}
-    for one in records:
-        by_command.setdefault(one.command, []).append(one)
+    for found in records:
+        by_command.setdefault(found.command, []).append(found)
     text = []
     for command, group in by_command.items():
-        recorded, left = sum(map(len, group)), sum(len(one.missing) for one in group)
-        if not recorded + left:
+        recorded, wanted = sum(map(len, group)), sum(found.wanted for found in group)
+        if not wanted:
             continue
         shown = f"`{command.replace(f'{ROOT.as_posix()}/', '')}`"  # to be typed in the root, wherever the page runs
-        wanted = f"{recorded + left:,} run{'s' * (recorded + left != 1)}"
-        if not left:
-            sentence = f"Recorded in full: {wanted}, by {shown}."
+        runs = f"{wanted:,} run{'s' * (wanted != 1)}"
+        if recorded == wanted:
+            sentence = f"Recorded in full: {runs}, by {shown}."
         elif not recorded:
-            sentence = f"Not recorded yet: {wanted}. {shown} trains them."
+            sentence = f"Not recorded yet: {runs}. {shown} trains them."
         else:
-            sentence = f"Recorded so far: {recorded:,} of {wanted}. {shown} trains the rest."
-        diverged = sum(row["status"] == "diverged" for one in group for row in one)
+            sentence = f"Recorded so far: {recorded:,} of {runs}. {shown} trains the rest."
+        diverged = sum(row["status"] == "diverged" for found in group for row in found)
         text.append(sentence + (f" Diverged, and so without measurements: {diverged:,}." if diverged else ""))
     return Markdown("\n\n".join(text) or "No such run is named by the specifications.")
 
 
 def parameter_table(paths: Iterable[Path]) -> Markdown:
-    """All parameters of these notebooks as papermill reads them, a table each: name, type, default, meaning."""
+    """Return all parameters of these notebooks as papermill reads them: tables of name, type, default and meaning."""
     from papermill import inspect_notebook
+
+    def spaced(default: str) -> str:  # as typed on one line: papermill joins the lines of a longer one without spaces
+        return re.sub(r",(?=[\"'\[{])", ", ", re.sub(r",(?=[\])}]$)", "", default))
 
     text = []
     for path in sorted(paths):
-        rows = [
-            (f"`{p['name']}`", p["inferred_type_name"], f"`{_spaced(p['default'])}`", p["help"])
-            for p in inspect_notebook(path).values()
-        ]
-        heading = f"**{path.relative_to(ROOT).as_posix()}**"
-        text += [heading, table(("parameter", "type", "default", "meaning"), rows).data]
+        found = inspect_notebook(path).values()
+        rows = [(f"`{p['name']}`", p["inferred_type_name"], f"`{spaced(p['default'])}`", p["help"]) for p in found]
+        text.append(f"**{path.relative_to(ROOT).as_posix()}**")
+        text.append(table(("parameter", "type", "default", "meaning"), rows).data)
     return Markdown("\n\n".join(text))
-
-
-def _spaced(default: str) -> str:
-    """A default as it would be typed on one line: papermill glues the lines of a longer one together."""
-    return re.sub(r",(?=[\"'\[{])", ", ", re.sub(r",(?=[\])}]$)", "", default))

@@ -1,7 +1,4 @@
-"""Part of a data set's grid without the rest.
-
-The faces that a page shows take seconds to draw, the whole set minutes.
-"""
+"""Part of a data set's grid. The faces that a page shows take seconds to draw, the whole set minutes."""
 
 from __future__ import annotations
 
@@ -17,14 +14,8 @@ __all__ = ["part"]
 def part(name: str, source: str | os.PathLike[str] | None = None, **fixed: int | Sequence[int]) -> FactorDataset:
     """Load the images of some values of some factors, as a data set on the grid of these values.
 
-    Parameters
-    ----------
-    name : {"dsprites", "faces3d", "cars3d"}
-        Which data set.
-    source : path, optional
-        See :func:`isa.load`. With a source the whole set is read; without it only this part of the faces is drawn.
-    **fixed
-        Factor index, or a sequence of them, by factor name; the factors not named keep all of their values.
+    Arguments are those of :func:`isa.load`, and an index or a sequence of indices by factor name; the factors not named
+    keep all of their values. Without a source only this part of the faces is drawn.
     """
     if source is not None or name != "faces3d":
         return load(name, source).restrict(**fixed)

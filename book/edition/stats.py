@@ -27,7 +27,6 @@ __all__ = [
     "LEVEL",
     "Comparison",
     "Curve",
-    "CurveComparison",
     "Dip",
     "Interval",
     "compare",
@@ -38,18 +37,15 @@ __all__ = [
     "mean_interval",
     "p_text",
     "representative",
-    "standard_error",
 ]
 
 LEVEL = 0.95
-"""Probability with which an interval covers, unless another is given."""
+"""Probability with which an interval covers."""
 
 _RESAMPLES = 9_999
 _PERMUTATIONS = 19_999  # all of them for up to eight runs a side, of which there are 12,870
 _CURVE_RESAMPLES = 1_999
 _DIP_SAMPLES = 1_999
-_ROUNDING = 1e-13
-"""Values that differ by at most this share of the largest are equal up to rounding."""
 
 
 class Interval(NamedTuple):
@@ -61,21 +57,23 @@ class Interval(NamedTuple):
     n: int
 
     def __format__(self, spec: str) -> str:
-        """Text such as ``0.107 (0.095 to 0.120; n = 50)``, each number by the specification."""
-        if not self.n:
-            return "not recorded"
+        """Return a text such as ``0.107 (0.095 to 0.120; n = 50)``, each number by the specification."""
         return _text(spec, self.estimate, self.low, self.high, f"n = {self.n}")
 
 
 class Comparison(NamedTuple):
-    """A difference of two means with the bounds of a confidence interval, a p-value, and the numbers of values."""
+    """A difference of two means, or of two curves' heights, with the bounds of a confidence interval and a p-value."""
 
     difference: float
-    low: float
-    high: float
-    p_value: float
-    n_first: int
-    n_second: int
+    low: float = math.nan
+    high: float = math.nan
+    p_value: float = math.nan
+    n_first: int = 0
+    """Number of values; 0 for curves."""
+    n_second: int = 0
+    left: float = math.nan
+    """Of curves: the smallest log-likelihood that both reach."""
+    right: float = math.nan
 
     @property
     def direction(self) -> int:
@@ -83,11 +81,9 @@ class Comparison(NamedTuple):
         return int(self.low > 0) - int(self.high < 0)
 
     def __format__(self, spec: str) -> str:
-        """Text such as ``+0.05 (+0.03 to +0.07; p = 0.002; n = 50 and 50)``."""
-        if math.isnan(self.difference):
-            return "not recorded"
-        counts = f"{p_text(self.p_value)}; n = {self.n_first} and {self.n_second}"
-        return _text(spec, self.difference, self.low, self.high, counts)
+        """Return a text such as ``+0.05 (+0.03 to +0.07; p = 0.002; n = 50 and 50)``."""
+        counts = f"; n = {self.n_first} and {self.n_second}" if self.n_first else ""
+        return _text(spec, self.difference, self.low, self.high, p_text(self.p_value) + counts)
 
 
 class Curve(NamedTuple):
@@ -105,24 +101,10 @@ class Curve(NamedTuple):
     n: np.ndarray
     runs: np.ndarray
 
-
-class CurveComparison(NamedTuple):
-    """Difference in height of two curves, averaged over log-likelihoods from ``left`` to ``right``."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    left: float
-    right: float
-
-    direction = Comparison.direction
-
-    def __format__(self, spec: str) -> str:
-        """Text such as ``+0.05 (+0.03 to +0.07; p = 0.002)``."""
-        if math.isnan(self.difference):
-            return "not recorded"
-        return _text(spec, self.difference, self.low, self.high, p_text(self.p_value))
+    @property
+    def groups(self) -> list[np.ndarray]:
+        """Log-likelihood and MIG of the runs at each beta, ``(n, 2)`` each."""
+        return [self.runs[self.runs[:, 0] == beta, 1:] for beta in self.beta]
 
 
 class Dip(NamedTuple):
@@ -134,13 +116,15 @@ class Dip(NamedTuple):
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as text: ``p = 0.012``, ``p < 0.001``; where there is none, ``no test``."""
+    """Return a p-value as text: ``p = 0.012``, ``p < 0.001``; where there is none, ``no test``."""
     if math.isnan(p_value):
         return "no test"
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{2 if p_value >= 0.1 else 3}f}"
 
 
 def _text(spec: str, estimate: float, low: float, high: float, rest: str) -> str:
+    if math.isnan(estimate):
+        return "not recorded"
     bounds = "" if math.isnan(low) else f"{low:{spec}} to {high:{spec}}; "
     return f"{estimate:{spec}} ({bounds}{rest})"
 
@@ -150,94 +134,81 @@ def _difference(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.mean(samples[-1], axis=axis) - (np.mean(samples[0], axis=axis) if len(samples) == 2 else 0.0)
 
 
-def _bounds(samples: tuple[np.ndarray, ...], level: float, seed: int) -> tuple[float, float]:
+def _bounds(samples: tuple[np.ndarray, ...], level: float) -> tuple[float, float]:
     """Return the interval of :func:`mean_interval` and :func:`compare` for one or two samples."""
     sizes = np.array([len(sample) for sample in samples])
     if sizes.min() < 3:
         return math.nan, math.nan
     estimate = float(_difference(*samples))
-    variances = np.array([np.var(sample) for sample in samples])
-    if all(np.ptp(sample) <= _ROUNDING * np.abs(sample).max() for sample in samples):
+    if all(np.ptp(sample) <= 1e-13 * np.abs(sample).max() for sample in samples):  # equal up to rounding
         return estimate, estimate
+    variances = np.array([np.var(sample) for sample in samples])
     shares = variances / (sizes - 1)
     error = math.sqrt(shares.sum())
     freedom = shares.sum() ** 2 / (shares**2 / (sizes - 1)).sum()  # Welch and Satterthwaite's; n - 1 for one sample
-    quantile = float(stats.t.isf((1 - level) / 2, freedom))
+    reach = float(stats.t.isf((1 - level) / 2, freedom)) * error
     if 2.0 ** (1 - sizes.min()) > 1 - level:
-        return estimate - quantile * error, estimate + quantile * error
+        return estimate - reach, estimate + reach
     # a bootstrap's spread is that of the plug-in variance, and its tails are normal: correct for both
-    wider = quantile * error / math.sqrt((variances / sizes).sum())
+    wider = reach / math.sqrt((variances / sizes).sum())
     with warnings.catch_warnings():
         # with many equal values BCa may put a bound on an end of the resampled means, as intended
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             samples,
             _difference,
             n_resamples=_RESAMPLES,
             confidence_level=1 - 2 * float(stats.norm.sf(wider)),
             method="BCa",
             vectorized=True,
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(0),
         ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: ArrayLike, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Return the mean of independent values with a bootstrap confidence interval.
+def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+    """Return the mean of independent values ``(n,)`` with a bootstrap confidence interval.
 
     The interval is the bias-corrected and accelerated one (BCa; Efron, *Better bootstrap confidence intervals*, 1987),
     widened for small samples as Hesterberg does (*What teachers should know about the bootstrap*, 2015): its level is
-    raised so that, for values without skew, it is as wide as Student's t.
+    raised so that, for values without skew, it is as wide as Student's t. The width is zero for equal values.
 
-    No bootstrap interval of a mean reaches beyond the least and the greatest value, between which the mean of a
-    symmetric distribution lies with probability ``1 - 2^(1 - n)``. Where that is less than ``level`` (for fewer than
-    six values at 0.95) the interval is Student's t instead; it takes the values for normal, and is wide.
-
-    Bounds are NaN for fewer than three of the ``(n,)`` values, and the mean is NaN for none. Values that are equal, up
-    to rounding, give an interval of width zero. ``seed`` is that of the resampling.
+    No bootstrap interval of a mean reaches beyond the smallest and the largest value, between which the mean of a
+    symmetric distribution lies with probability ``1 - 2^(1 - n)``. Where that is less than ``level`` (for three to five
+    values at 0.95) the interval is Student's t instead; it takes the values for normal, and is wide.
     """
     values = np.asarray(values, dtype=float)
     estimate = float(values.mean()) if len(values) else math.nan
-    return Interval(estimate, *_bounds((values,), level, seed), len(values))
+    return Interval(estimate, *_bounds((values,), level), len(values))
 
 
-def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, seed: int = 0) -> Comparison:
+def compare(first: ArrayLike, second: ArrayLike) -> Comparison:
     """Return the difference of two means over independent runs, second minus first, with interval and p-value.
 
     The interval is that of :func:`mean_interval` for two samples: BCa, widened to the degrees of freedom of Welch's t,
     and Welch's t itself where either side has too few values. The p-value is that of a permutation test of the
     difference of means, twice the smaller tail: over all assignments of the values to the two sides if there are fewer
     than 20,000 (up to eight values a side), else over 19,999 random ones. Its null hypothesis is that both sides have
-    one distribution.
-
-    The values ``(n_first,)`` and ``(n_second,)`` are not paired. Bounds are NaN where either side has fewer than three,
-    and everything is NaN where one has none. ``seed`` is that of the resampling and of random assignments.
+    one distribution. The values ``(n_first,)`` and ``(n_second,)`` are not paired; bounds need three on either side.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if not len(first) or not len(second):
-        return Comparison(math.nan, math.nan, math.nan, math.nan, len(first), len(second))
-    difference = float(_difference(first, second))
-    bounds = _bounds((first, second), level, seed)
+        return Comparison(math.nan, n_first=len(first), n_second=len(second))
     if 1 in (len(first), len(second)):  # which scipy refuses: the one value may be any of all
-        one, pooled = (first if len(first) == 1 else second), np.concatenate([first, second])
-        p_value = min(1.0, 2 * min((pooled <= one).mean(), (pooled >= one).mean()))
+        single, pooled = (first if len(first) == 1 else second), np.concatenate([first, second])
+        p_value = min(1.0, 2 * min((pooled <= single).mean(), (pooled >= single).mean()))
     else:
         p_value = stats.permutation_test(
-            (first, second), _difference, vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(seed)
+            (first, second), _difference, vectorized=True, n_resamples=_PERMUTATIONS, rng=np.random.default_rng(0)
         ).pvalue
-    return Comparison(difference, *bounds, float(p_value), len(first), len(second))
-
-
-def standard_error(values: ArrayLike) -> float:
-    """Return the standard error of the mean, as the paper's error bars; NaN for fewer than two values."""
-    values = np.asarray(values, dtype=float)
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    bounds = _bounds((first, second), LEVEL)
+    return Comparison(float(_difference(first, second)), *bounds, float(p_value), len(first), len(second))
 
 
 def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:
     r"""Return the index of the model that represents the others, as A.5 chooses it.
 
-    Among the upper half by MIG (all runs whose MIG is at least the median) the one with the least distance
+    Among the upper half by MIG (all runs whose MIG is at least the median) it is the one with the minimum distance
 
     .. math:: d^2 = \frac{(m - \bar m)^2}{\operatorname{var} m} + \frac{(\ell - \bar\ell)^2}{\operatorname{var} \ell}
 
@@ -276,19 +247,15 @@ def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike) -> Curve:
     Each argument is ``(R,)``, one value a run.
     """
     runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig)], 1)
-    betas = np.unique(runs[:, 0])
+    betas, n = np.unique(runs[:, 0], return_counts=True)
     groups = [runs[runs[:, 0] == value, 1:] for value in betas]
     means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
-    errors = np.array([[standard_error(column) for column in group.T] for group in groups]).reshape(-1, 2)
-    return Curve(betas, *means.T, *errors.T, np.array([len(group) for group in groups], dtype=int), runs)
+    spread = [group.std(0, ddof=1) if len(group) > 1 else np.full(2, math.nan) for group in groups]
+    errors = np.array(spread).reshape(-1, 2) / np.sqrt(n)[:, None]
+    return Curve(betas, *means.T, *errors.T, n, runs)
 
 
-def _on_grid(means: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Interpolate means ``(B, 2)`` of log-likelihood and MIG: return the MIG on a grid of log-likelihood."""
-    return np.interp(grid, *means[np.argsort(means[:, 0])].T)
-
-
-def compare_curves(first: Curve, second: Curve, level: float = LEVEL, seed: int = 0) -> CurveComparison:
+def compare_curves(first: Curve, second: Curve) -> Comparison:
     """Return how much more MIG the second method reaches at equal log-likelihood: the trade-off of Fig. 5b as a number.
 
     Each method's means, one a beta, are joined by straight lines in the plane of MIG and log-likelihood. The second
@@ -298,47 +265,48 @@ def compare_curves(first: Curve, second: Curve, level: float = LEVEL, seed: int 
     mean stretched by the square root of n / (n - 1), with which the spread of few runs is not underestimated. The test
     permutes the runs of each beta that both methods have between the methods, and doubles the smaller tail.
 
-    All is NaN if the curves have no log-likelihood in common; bounds and p-value are NaN if a beta has fewer than three
-    runs. ``seed`` is that of the resampling and the permutations.
+    All is NaN if the curves have no log-likelihood in common, bounds and p-value if a beta has fewer than three runs.
     """
-    means = [np.stack([one.log_likelihood, one.mig], 1) for one in (first, second)]
-    nothing = CurveComparison(*[math.nan] * 6)
-    if min(map(len, means)) < 2:
-        return nothing
-    left, right = max(one[:, 0].min() for one in means), min(one[:, 0].max() for one in means)
+    curves = (first, second)
+    if not all(len(one.beta) > 1 for one in curves):
+        return Comparison(math.nan)
+    left = float(max(one.log_likelihood.min() for one in curves))
+    right = float(min(one.log_likelihood.max() for one in curves))
     if left >= right:
-        return nothing
+        return Comparison(math.nan)
     grid = np.linspace(left, right, 201)
 
-    def height(first_means: np.ndarray, second_means: np.ndarray) -> float:
-        return float(np.trapezoid(_on_grid(second_means, grid) - _on_grid(first_means, grid), grid) / (right - left))
+    def height(*sides: np.ndarray) -> float:
+        """Return the mean difference of two curves, whose means of log-likelihood and MIG are ``(B, 2)``."""
+        below, above = (np.interp(grid, *means[np.argsort(means[:, 0])].T) for means in sides)
+        return float(np.trapezoid(above - below, grid) / (right - left))
 
+    means = [np.stack([one.log_likelihood, one.mig], 1) for one in curves]
     difference = height(*means)
     if min(first.n.min(), second.n.min()) < 3:
-        return CurveComparison(difference, math.nan, math.nan, math.nan, left, right)
-    groups = [[one.runs[one.runs[:, 0] == beta, 1:] for beta in one.beta] for one in (first, second)]
-    rng = np.random.default_rng(seed)
+        return Comparison(difference, left=left, right=right)
+    rng = np.random.default_rng(0)
 
     def resampled(group: np.ndarray) -> np.ndarray:
-        n = len(group)
-        mean = group.mean(0)
+        n, mean = len(group), group.mean(0)
         return mean + math.sqrt(n / (n - 1)) * (group[rng.integers(n, size=(_CURVE_RESAMPLES, n))].mean(1) - mean)
 
-    drawn = [np.stack([resampled(group) for group in side], 1) for side in groups]  # (resamples, betas, 2)
-    low, high = np.quantile([height(*pair) for pair in zip(*drawn, strict=True)], [(1 - level) / 2, (1 + level) / 2])
+    drawn = [np.stack([resampled(group) for group in one.groups], 1) for one in curves]  # (resamples, betas, 2)
+    heights = [height(*pair) for pair in zip(*drawn, strict=True)]
+    low, high = map(float, np.quantile(heights, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
 
     p_value = math.nan
     _, at_first, at_second = np.intersect1d(first.beta, second.beta, return_indices=True)
     if len(at_first):
         dealt = [np.repeat(one[None], _CURVE_RESAMPLES, 0) for one in means]
         for i, j in zip(at_first, at_second, strict=True):
-            both = np.concatenate([groups[0][i], groups[1][j]])
+            both = np.concatenate([first.groups[i], second.groups[j]])
             order = rng.permuted(np.tile(np.arange(len(both)), (_CURVE_RESAMPLES, 1)), axis=1)
             dealt[0][:, i], dealt[1][:, j] = (both[part].mean(1) for part in np.split(order, [first.n[i]], axis=1))
         heights = np.array([height(*pair) for pair in zip(*dealt, strict=True)])
         beyond = min((heights <= difference + 1e-12).sum(), (heights >= difference - 1e-12).sum())
         p_value = min(1.0, 2 * (1 + int(beyond)) / (1 + _CURVE_RESAMPLES))
-    return CurveComparison(difference, float(low), float(high), p_value, float(left), float(right))
+    return Comparison(difference, low, high, p_value, left=left, right=right)
 
 
 def _hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -384,25 +352,25 @@ def _dip(values: np.ndarray) -> float:
 
 
 @cache
-def _uniform_dips(n: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
+def _uniform_dips(n: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
     return np.array([_dip(rng.random(n)) for _ in range(_DIP_SAMPLES)])
 
 
-def dip(values: ArrayLike, seed: int = 0) -> Dip:
+def dip(values: ArrayLike) -> Dip:
     """Test if a distribution has a single mode, which A.5 denies of the MIG: the dip test of unimodality.
 
     The dip is the maximum distance between the distribution function of the sample and the closest one that has a
     single mode (Hartigan and Hartigan, *The dip test of unimodality*, 1985). It does not change when values are
     shifted, scaled or mirrored. Its p-value is the share of uniform samples of the same size, of 1,999 and this one,
     whose dip is at least as large. Of all distributions with one mode the uniform one is the hardest to distinguish
-    from two modes, so a small p-value speaks against any single mode. A large one, with few values, says little.
+    from two modes, so a small p-value is evidence against any single mode. A large one, with few values, says little.
 
-    Statistic and p-value are NaN for fewer than four values. ``seed`` is that of the uniform samples.
+    Statistic and p-value are NaN for fewer than four values.
     """
     values = np.asarray(values, dtype=float)
     if len(values) < 4:
         return Dip(math.nan, math.nan, len(values))
     statistic = _dip(values)
-    beyond = int((_uniform_dips(len(values), seed) >= statistic - 1e-12).sum())
+    beyond = int((_uniform_dips(len(values)) >= statistic - 1e-12).sum())
     return Dip(statistic, (1 + beyond) / (1 + _DIP_SAMPLES), len(values))

@@ -1,4 +1,4 @@
-"""Studies over many seeds: a specification ``NAME.yaml`` and its record, the ``.csv`` beside it.
+"""Studies over many seeds: a specification ``NAME.yaml`` and its record, ``NAME.csv``.
 
 ``python -m edition.studies SPEC`` runs or resumes a study: fits of the ICA toy to many data sets (:class:`Study`), or
 codes of positions under factorised priors (:class:`OrientationStudy`, Fig. 3).
@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 
 from edition import orientation
 from isa import LpNested, isa_prior
@@ -29,7 +26,6 @@ from isa.toys import ica
 
 __all__ = [
     "OrientationStudy",
-    "Specification",
     "Study",
     "load_record",
     "lp_prior",
@@ -40,19 +36,17 @@ __all__ = [
 
 Array = np.ndarray
 
-METHODS = ("newton", "em", "exact", "exact-random", "lp:P0:P1:N+...", "lp-own:P0:P1:N+...")
+_LP = r"lp(?:-own)?:[0-9.]+:[0-9.]+:[0-9]+(?:\+[0-9]+)*"
 
 
-def _parse(method: str) -> tuple[tuple[int, ...], float, float] | None:
-    """Return subspaces, p0 and p1 of a method with an Lp-nested prior; None for other methods."""
-    if not method.startswith(("lp:", "lp-own:")):
-        return None
-    p0, p1, sizes = method.split(":")[1:]
-    return tuple(int(size) for size in sizes.split("+")), float(p0), float(p1)
+def _parse(method: str) -> tuple[tuple[int, ...], float, float]:
+    """Return subspaces, p0 and p1 of a method with an Lp-nested prior."""
+    _, p0, p1, sizes = method.split(":")
+    return tuple(map(int, sizes.split("+"))), float(p0), float(p1)
 
 
-def lp_prior(method: str) -> LpNested | None:
-    """Return the prior that a method such as ``lp:2.1:2.2:3`` or ``lp-own:2.1:2.2:1+2`` names; None for other methods.
+def lp_prior(method: str) -> LpNested:
+    """Return the prior that a method such as ``lp:2.1:2.2:3`` or ``lp-own:2.1:2.2:1+2`` names.
 
     Its moments are in double precision: the start of a fit decides where it ends along a flat valley.
 
@@ -61,10 +55,7 @@ def lp_prior(method: str) -> LpNested | None:
     >>> print(lp_prior("lp-own:2.1:2.2:3").tree)
     2.1[2.2[3]]
     """
-    parsed = _parse(method)
-    if parsed is None:
-        return None
-    sizes, *exponents = parsed
+    sizes, *exponents = _parse(method)
     return isa_prior(sizes, *(torch.tensor(p, dtype=torch.float64) for p in exponents))
 
 
@@ -82,18 +73,7 @@ def _sample_sources(sizes: tuple[int, ...], p0: float, p1: float, n: int, rng: n
     return np.concatenate(out, axis=1)
 
 
-class Specification(BaseModel):
-    """Contents of a YAML file; an unknown or missing key, or a value out of range, is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a specification."""
-        return cls(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-
-
-class Study(Specification):
+class Study(BaseModel, extra="forbid", frozen=True):
     """Specification of a study of ICA: every combination of its lists is fitted once.
 
     The ``methods`` are those of :func:`isa.toys.ica.fit`, started at the true weights; ``exact``,
@@ -111,22 +91,10 @@ class Study(Specification):
     noise_var: tuple[PositiveFloat, ...]
     dof: tuple[PositiveFloat, ...]
     beta: tuple[PositiveFloat, ...]
-    methods: tuple[str, ...]
+    methods: tuple[Annotated[str, Field(pattern=rf"^(newton|em|exact|exact-random|{_LP})$")], ...]
     updates: PositiveInt = 40
     max_updates: PositiveInt = 150
     log_likelihood: bool = False
-
-    @field_validator("methods")
-    @classmethod
-    def _check_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        for method in methods:
-            try:
-                known = method in METHODS[:4] or _parse(method)
-            except ValueError:
-                known = False
-            if not known:
-                raise ValueError(f"methods may hold {', '.join(METHODS)}, got {method!r}")
-        return methods
 
     def cases(self) -> Iterator[tuple[str, int, float, float, float]]:
         """Iterate over method, seed, dof, noise variance and beta of each fit; beta is 0 for exact likelihood."""
@@ -145,8 +113,8 @@ class Study(Specification):
         truth = ica.directions(list(self.directions))
         x, _ = ica.sample(self.n, truth, noise, dof=dof, seed=seed)
         pruned_at = ""
-        prior = lp_prior(method)
-        if prior is not None:
+        if method.startswith("lp"):
+            prior = lp_prior(method)
             # Both kinds of sources have the Student-t's variance: signal and noise are those of the other methods.
             scaled = truth * np.sqrt(dof / (dof - 2.0) / prior.variance.numpy())
             if method.startswith("lp-own"):
@@ -154,28 +122,25 @@ class Study(Specification):
                 z = _sample_sources(*_parse(method), self.n, rng)
                 x = z @ scaled.T + np.sqrt(noise) * rng.standard_normal(x.shape)
             result = ica.fit_lp_nested(x, scaled, noise, prior, beta)
-            W, steps, objective = result.W, result.n_iter, result.free_energy[-1]
         elif method.startswith("exact"):
-            start = truth
-            if method == "exact-random":
-                start = ica.directions(np.random.default_rng([seed, 1]).uniform(0.0, 180.0, truth.shape[1]))
-            result = ica.fit_exact(x, start, noise, dof)
-            W, steps, objective = result.W, result.n_iter, result.log_likelihood[-1]
-        elif method == "newton":
-            result = ica.fit(x, truth, noise, dof, beta)
-            W, steps, objective = result.W, result.n_iter, result.free_energy[-1]
+            random = ica.directions(np.random.default_rng([seed, 1]).uniform(0.0, 180.0, truth.shape[1]))
+            result = ica.fit_exact(x, random if method == "exact-random" else truth, noise, dof)
         else:
-            result = ica.fit(x, truth, noise, dof, beta, method="em", max_iter=self.max_updates)
-            steps = min(self.updates, result.n_iter)
-            W, objective = result.path[steps], result.free_energy[steps]
+            options = {"method": "em", "max_iter": self.max_updates} if method == "em" else {}
+            result = ica.fit(x, truth, noise, dof, beta, **options)
+        W, steps = result.W, result.n_iter
+        path = result.log_likelihood if method.startswith("exact") else result.free_energy
+        if method == "em":
+            steps = min(self.updates, steps)
+            W, path = result.path[steps], path[: steps + 1]
             pruned = [step for step, weights in enumerate(result.path) if not ica.survivors(weights).all()]
             pruned_at = str(pruned[0]) if pruned else ""
         likelihood = f"{ica.log_likelihood(x, W, noise, dof).sum():.4f}" if self.log_likelihood else ""
         weights = [f"{value:.6f}" for value in W.ravel()]
-        return [str(steps), str(int(result.converged)), f"{objective:.4f}", likelihood, pruned_at, *weights]
+        return [str(steps), str(int(result.converged)), f"{path[-1]:.4f}", likelihood, pruned_at, *weights]
 
 
-class _Group(Specification):
+class _Group(BaseModel, extra="forbid", frozen=True):
     exponents: tuple[PositiveFloat, ...] = Field(min_length=1)
     beta: float = Field(ge=0)
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -183,7 +148,7 @@ class _Group(Specification):
     batch_size: PositiveInt
 
 
-class OrientationStudy(Specification):
+class OrientationStudy(BaseModel, extra="forbid", frozen=True):
     """Specification of a study of orientation: groups of runs, each every combination of its exponents and seeds."""
 
     keys: ClassVar = ("exponent", "beta", "seed", "steps", "batch_size")
@@ -200,7 +165,7 @@ class OrientationStudy(Specification):
     def run(self, *case: float) -> list[str]:
         """Train one model, and return the columns of its row after the keys."""
         learned = orientation.learn(orientation.model(**dict(zip(self.keys, case, strict=True))), _positions())
-        return [f"{value:.4g}" for value in (*astuple(learned.code), learned.divergence, learned.noise)]
+        return [f"{value:.4g}" for value in (*learned.code, learned.divergence, learned.noise)]
 
 
 _positions = cache(lambda: orientation.images())
@@ -208,7 +173,7 @@ _positions = cache(lambda: orientation.images())
 
 def read_study(path: str | os.PathLike[str]) -> Study | OrientationStudy:
     """Read a specification of either kind: that of orientation has groups."""
-    contents: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    contents = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return OrientationStudy(**contents) if "groups" in contents else Study(**contents)
 
 
@@ -217,13 +182,12 @@ def load_record(path: str | Path) -> dict[str, Array]:
 
     A last line that an interrupted run left unfinished is skipped.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        text = file.read()
-    header, *rows = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-    columns = dict(zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True))
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    header, *rows = csv.reader(line for line in lines if line.endswith("\n"))
+    cells = np.array(rows, dtype=str).reshape(-1, len(header)).T
     return {
-        name: np.array(values) if name == "method" else np.array([float(value or "nan") for value in values])
-        for name, values in columns.items()
+        name: values if name == "method" else np.where(values == "", "nan", values).astype(float)
+        for name, values in zip(header, cells, strict=True)
     }
 
 
@@ -233,22 +197,12 @@ def record_weights(record: dict[str, Array]) -> Array:
     return np.stack([[record[f"w{row}{column}"] for column in range(1, k + 1)] for row in (1, 2)]).transpose(2, 0, 1)
 
 
-def run_study(spec: str | Path, seconds: float = np.inf, report: Callable[[str], None] = lambda line: None) -> int:
-    """Run the cases of a specification that its record does not hold yet, and return how many are left.
+def run_study(spec: str | Path, report: Callable[[str], None] = lambda line: None) -> None:
+    """Run the cases of a specification, a ``.yaml`` file, that its record does not hold yet, and report each row.
 
     Each row is appended in one write, so that a study can be interrupted at any time and resumed.
-
-    Parameters
-    ----------
-    spec
-        Path of the ``.yaml`` file.
-    seconds
-        Start no further case after this time.
-    report
-        Called with each row.
     """
     study, path = read_study(spec), Path(spec).with_suffix(".csv")
-    deadline = time.monotonic() + seconds
     done = set()
     if path.exists():
         record = load_record(path)
@@ -256,35 +210,28 @@ def run_study(spec: str | Path, seconds: float = np.inf, report: Callable[[str],
             raise ValueError(f"{path} has columns {list(record)}, but {spec} makes {study.header}")
         done = set(zip(*(record[name].tolist() for name in study.keys), strict=True))
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    left = [case for case in dict.fromkeys(study.cases()) if case not in done]
     with open(path, "ab", buffering=0) as file:
         if file.tell() == 0:
             file.write((",".join(study.header) + "\n").encode())
-        while left and time.monotonic() < deadline:
-            key = [value if isinstance(value, str) else f"{value:g}" for value in left[0]]
-            line = ",".join([*key, *study.run(*left[0])])
-            file.write(f"{line}\n".encode())
-            report(line)
-            left.pop(0)
-    return len(left)
+        for case in dict.fromkeys(study.cases()):
+            if case not in done:
+                key = [value if isinstance(value, str) else f"{value:g}" for value in case]
+                line = ",".join([*key, *study.run(*case)])
+                file.write(f"{line}\n".encode())
+                report(line)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run or resume a study from the command line; return 3 while cases are left, and 2 for a bad specification."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run or resume a study from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m edition.studies", description="Studies of ICA, and of Fig. 3, over many seeds."
+        "python -m edition.studies", description="Studies of ICA, and of Fig. 3, over seeds."
     )
     parser.add_argument("spec", help="a runs/*.yaml file; its record is the .csv of the same name")
-    parser.add_argument("--seconds", type=float, default=np.inf, help="start no further case after this time")
-    chosen = parser.parse_args(arguments)
     try:
-        left = run_study(chosen.spec, chosen.seconds, report=lambda line: print(line, flush=True))
+        run_study(parser.parse_args(arguments).spec, report=lambda line: print(line, flush=True))
     except (OSError, TypeError, ValueError) as error:
-        print(f"python -m edition.studies: {error}", file=sys.stderr)
-        return 2
-    print(f"{left} cases left")
-    return 3 if left else 0
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,7 @@
     card.sections["The prior"][0].verdict
 
 **A claim** is data: what the paper says and where, in this edition's words; the values that it prints; the page
-that treats it; and the name of the measure (:mod:`edition.scorecard.measures`), with its arguments.
+that treats it; and the name of a measure (:mod:`edition.scorecard.register`), with its arguments.
 
 **A verdict** follows from the findings by the rules of :mod:`edition.scorecard.rules`, and from nothing else. Evidence
 at reduced scale or on stand-in images never makes a claim *reproduced*.
@@ -15,34 +15,20 @@ at reduced scale or on stand-in images never makes a claim *reproduced*.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from edition.scorecard import measures
 from edition.scorecard.evidence import Evidence, Missing
-from edition.scorecard.measures import MEASURES
-from edition.scorecard.rules import RULES, VERDICTS, Finding, Outcome, Verdict, verdict
+from edition.scorecard.register import MEASURES
+from edition.scorecard.rules import Finding, Verdict, verdict
 
-__all__ = [
-    "MEASURES",
-    "RULES",
-    "VERDICTS",
-    "Claim",
-    "Evidence",
-    "Finding",
-    "Outcome",
-    "Row",
-    "Scorecard",
-    "Verdict",
-    "read_claims",
-    "scorecard",
-    "verdict",
-]
+__all__ = ["Claim", "Row", "Scorecard", "Verdict", "measures", "read_claims", "scorecard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +38,17 @@ class Claim:
     key: str
     section: str
     where: str
-    """Where the paper says it."""
+    """Place in the paper."""
     says: str
-    """What it says, with the printed values."""
+    """The claim, with the printed values."""
     measure: str
-    """A key of :data:`MEASURES`."""
+    """A key of :data:`edition.scorecard.register.MEASURES`."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the measure: printed values, methods, settings."""
     page: str | None = None
     """The page of the book that treats it, relative to ``book/``, without suffix."""
     understood: str | None = None
-    """How it is read here, where its words leave a choice."""
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """The rules by which it is judged, keys of :data:`RULES`."""
-        return MEASURES[self.measure][1]
+    """Its interpretation here, where its words leave a choice."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +68,8 @@ class Row:
     @property
     def verdict_text(self) -> str:
         """The verdict with what its evidence falls short in."""
-        short = sorted({finding.falls_short for finding in self.findings if finding.falls_short})
-        own = any(not finding.falls_short for finding in self.findings)
-        return str(self.verdict) if own or not short else f"{'; '.join(short)}: {self.verdict}"
+        short = {finding.falls_short for finding in self.findings}
+        return str(self.verdict) if "" in short or not short else f"{'; '.join(sorted(short))}: {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -107,8 +87,8 @@ class Scorecard:
         return sections
 
     def summary(self) -> dict[str, int]:
-        """Return the number of claims with each verdict, all verdicts in the order of :data:`VERDICTS`."""
-        return {str(name): sum(row.verdict is name for row in self.rows) for name in VERDICTS}
+        """Return the number of claims with each verdict, all verdicts in their order."""
+        return {str(name): sum(row.verdict is name for row in self.rows) for name in Verdict}
 
     def sentence(self) -> str:
         """Return the summary in words: ``Of 50 claims, 17 are reproduced, 6 partly reproduced and 27 not yet run.``"""
@@ -120,10 +100,7 @@ class Scorecard:
             elif count:
                 parts.append(f"{count} {'' if been else 'is ' if count == 1 else 'are '}{name}")
                 been = True
-        if not parts:
-            return "There are no claims."
-        joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-        return f"Of {len(self.rows)} claims, {joined}."
+        return f"Of {len(self.rows)} claims, {' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))}."
 
 
 def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
@@ -131,33 +108,27 @@ def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
 
     Arguments of a claim's measure may stand in its text: ``{mig:.2f}``. A ValueError names the claim and what is wrong.
     """
-    claims: dict[str, Claim] = {}
+    claims = []
     for section in yaml.safe_load(Path(path).read_text(encoding="utf-8")):
         for values in section["claims"]:
+            given = values.get("given", {})
             try:
-                claim = _claim(section["section"], **values)
+                if values["measure"] not in MEASURES:
+                    raise KeyError(values["measure"])
+                texts = {
+                    key: " ".join(values[key].format(**given).split()) for key in {"says", "understood"} & set(values)
+                }
+                claims.append(Claim(section=section["section"], **values | texts))
             except (KeyError, TypeError, IndexError) as error:
                 raise ValueError(f"{path}: {values.get('key')}: {error}") from None
-            if claim.key in claims:
-                raise ValueError(f"{path}: the key {claim.key!r} is given twice")
-            claims[claim.key] = claim
-    return list(claims.values())
+    return claims
 
 
-def _claim(section: str, **values: Any) -> Claim:
-    given = values.get("given", {})
-    inspect.signature(MEASURES[values["measure"]][0]).bind(None, **given)
-    texts = {key: " ".join(values[key].format(**given).split()) for key in ("says", "understood") if key in values}
-    return Claim(section=section, **values | texts)
-
-
-def scorecard(claims: str | os.PathLike[str] | Sequence[Claim], runs: str | os.PathLike[str]) -> Scorecard:
-    """Measure and judge claims, or those of a file, by the records and specifications in the folder ``runs``."""
-    chosen = read_claims(claims) if isinstance(claims, (str, os.PathLike)) else claims
-    evidence = Evidence(Path(runs))
-    rows = []
-    for claim in chosen:
-        evidence.forget()
-        findings = MEASURES[claim.measure][0](evidence, **claim.given)
+def scorecard(claims: str | os.PathLike[str], runs: str | os.PathLike[str]) -> Scorecard:
+    """Measure and judge the claims of a file by the records and specifications in the folder ``runs``."""
+    evidence, rows = Evidence(Path(runs)), []
+    for claim in read_claims(claims):
+        evidence.asked.clear()
+        findings = MEASURES[claim.measure](evidence, **claim.given)
         rows.append(Row(claim, tuple(findings), evidence.missing()))
     return Scorecard(tuple(rows))

@@ -1,35 +1,31 @@
-"""The register of measures: functions from evidence to findings, by the name under which claims call them."""
+"""The register of measures: functions that measure a claim, by the name under which claims call them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
-from edition.scorecard.rules import Finding, Outcome, together
+from edition.scorecard.rules import Finding
 
-__all__ = ["MEASURES", "Measure", "checks", "measure"]
+__all__ = ["MEASURES", "measure"]
 
-Measure = Callable[..., list[Finding]]
-
-MEASURES: dict[str, tuple[Measure, tuple[str, ...]]] = {}
-"""By name: the function, and the rules (keys of :data:`edition.scorecard.rules.RULES`) by which it judges."""
-
-
-def measure(*rules: str) -> Callable[[Callable[..., Iterable[Finding]]], Measure]:
-    """Enter a function into :data:`MEASURES`; what it yields becomes a list."""
-
-    def enter(function: Callable[..., Iterable[Finding]]) -> Measure:
-        @wraps(function)
-        def listed(*args, **given) -> list[Finding]:
-            return list(function(*args, **given))
-
-        MEASURES[function.__name__] = listed, rules
-        return listed
-
-    return enter
+MEASURES: dict[str, Callable[..., list[Finding]]] = {}
+"""Measures by name; each takes evidence and, by name, the arguments that a claim gives it, and returns findings."""
 
 
-def checks(parts: Mapping[str, Outcome]) -> tuple[Outcome, str]:
-    """Return the outcome of several parts, and a text that says which hold."""
-    marks = {Outcome.YES: "yes", Outcome.NO: "no", Outcome.PART: "in part", Outcome.OPEN: "cannot be told"}
-    return together(parts.values()), "; ".join(f"{name}: {marks[outcome]}" for name, outcome in parts.items())
+def measure(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Enter a function into :data:`MEASURES`.
+
+    With an argument ``evidence``, an :class:`~edition.scorecard.evidence.Evidence`, it yields a finding for every
+    reading of the claim that there is evidence for. Without, it computes, and returns an outcome and a text.
+    """
+    reads = "evidence" in inspect.signature(function).parameters
+
+    @wraps(function)
+    def findings(evidence: Any, **given: Any) -> list[Finding]:
+        return list(function(evidence, **given)) if reads else [Finding(*function(**given))]
+
+    MEASURES[function.__name__] = findings
+    return function

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count, product
 
 import numpy as np
 
 from edition import stats
-from edition.scorecard.evidence import Evidence, Method, Setting, alike, method_text
+from edition.scorecard.evidence import Evidence, Method, Rows, Setting, method_text
 from edition.scorecard.register import measure
 from edition.scorecard.rules import (
     Finding,
+    Judged,
     Outcome,
     direction,
-    expected_range,
+    holds,
     majority,
     printed_value,
-    share,
     together,
 )
 from edition.stats import compare, compare_curves, mean_interval
 from edition.studies import load_record
 
 __all__ = ["change_of_difference"]
-
-Rows = Sequence[Mapping[str, Any]]
-Groups = Iterable[Mapping[Setting, Rows]]
 
 _FEWEST = 6
 """Runs a side from which medians and maxima are compared."""
@@ -41,17 +38,12 @@ def _finding(setting: Setting, outcome: Outcome, text: str) -> Finding:
     return Finding(outcome, text, setting.text, setting.falls_short)
 
 
-def _pair(evidence: Evidence, dataset: str, first: Method, second: Method, beta: float) -> list[tuple[Setting, list]]:
-    """Return the settings in which both methods were trained at this beta, each with both methods' runs."""
-    return alike(*(evidence.runs(dataset, method, beta) for method in (first, second)))
-
-
-@measure("distribution")
+@measure
 def higher_distribution(
     evidence: Evidence, dataset: str, first: Method, second: Method, beta: float
 ) -> Iterator[Finding]:
     """Test if mean, median and maximum of the MIG are higher for the second method."""
-    for setting, sides in _pair(evidence, dataset, first, second, beta):
+    for setting, sides in evidence.compared(dataset, (first, beta), (second, beta)):
         mig = [_column(side, "mig") for side in sides]
         difference = compare(*mig)
         n = min(map(len, mig))
@@ -60,86 +52,71 @@ def higher_distribution(
         for name, of in (("median", np.median), ("maximum", np.max)):
             low, high = (float(of(values[:n])) for values in mig)
             text += f"; {name} {low:.3f} and {high:.3f}"
-            parts.append(Outcome.OPEN if n < _FEWEST else Outcome.YES if high > low else Outcome.NO)
+            parts.append(Outcome.OPEN if n < _FEWEST else holds(high > low))
         yield _finding(setting, together(parts), text)
 
 
-@measure("printed")
+def _printed(setting: Setting, judged: Iterable[Judged], text: str) -> Finding:
+    """Return the finding on several printed values, which are not judged by evidence that falls short."""
+    outcomes, texts = zip(*judged, strict=True)
+    return _finding(setting, Outcome.OPEN if setting.falls_short else together(outcomes), text + "".join(texts))
+
+
+@measure
 def printed_model(
     evidence: Evidence, dataset: str, method: Method, beta: float, mig: float, log_likelihood: float
 ) -> Iterator[Finding]:
     """Test if the printed values of a representative model could be those of one of ours."""
     for setting, rows in evidence.runs(dataset, method, beta).items():
-        values = {name: _column(rows, name) for name in ("mig", "log_likelihood")}
-        upper = values["mig"] >= np.median(values["mig"])
-        chosen = stats.representative(**values)
-        parts, text = [], f"our representative of {len(rows)}: MIG {values['mig'][chosen]:.2f}, "
-        text += f"log-likelihood {values['log_likelihood'][chosen]:.2f}"
-        for name, label, printed in (("mig", "MIG", mig), ("log_likelihood", "log-likelihood", log_likelihood)):
-            parts.append(printed_value(values[name][upper], printed))
-            low, high = expected_range(values[name][upper])
-            if not math.isnan(low):
-                text += f"; {label} expected from {low:.2f} to {high:.2f}"
-        yield _finding(setting, Outcome.OPEN if setting.falls_short else together(parts), text)
+        ours, fit = _column(rows, "mig"), _column(rows, "log_likelihood")
+        chosen, upper = stats.representative(ours, fit), ours >= np.median(ours)
+        text = f"our representative of {len(rows)}: MIG {ours[chosen]:.2f}, log-likelihood {fit[chosen]:.2f}"
+        judged = [
+            printed_value(ours[upper], mig, "MIG"),
+            printed_value(fit[upper], log_likelihood, "log-likelihood"),
+        ]
+        yield _printed(setting, judged, text)
 
 
-def _mig_and_fit(groups: Groups, sign: int) -> Iterator[Finding]:
-    """Test if the second group has the higher MIG, and a log-likelihood that differs in the direction of ``sign``."""
-    for setting, sides in alike(*groups):
-        mig, fit = (compare(*(_column(side, name) for side in sides)) for name in ("mig", "log_likelihood"))
-        outcome = together([direction(mig), direction(fit, sign)])
-        yield _finding(setting, outcome, f"MIG {mig:+.3f}; log-likelihood {fit:+.2f}")
-
-
-@measure("direction")
-def better_in_both(evidence: Evidence, dataset: str, first: Method, second: Method, beta: float) -> Iterator[Finding]:
-    """Test if the second method has the higher MIG and the higher log-likelihood."""
-    return _mig_and_fit([evidence.runs(dataset, method, beta) for method in (first, second)], 1)
-
-
-@measure("direction")
-def more_mig_for_less_fit(
-    evidence: Evidence, dataset: str, method: Method, low: float, high: float
+@measure
+def differs(
+    evidence: Evidence, dataset: str, first: Method, second: Method, beta: float | list[float], signs: dict[str, int]
 ) -> Iterator[Finding]:
-    """Test if a larger beta raises the MIG and lowers the log-likelihood."""
-    return _mig_and_fit([evidence.runs(dataset, method, beta) for beta in (low, high)], -1)
+    """Test if MIG, log-likelihood or both are higher (sign 1) or lower (-1) on the second side.
 
-
-@measure("direction")
-def higher_mig(evidence: Evidence, dataset: str, first: Method, second: Method, beta: float) -> Iterator[Finding]:
-    """Test if the second method has the higher mean MIG."""
-    for setting, sides in _pair(evidence, dataset, first, second, beta):
-        difference = compare(*(_column(side, "mig") for side in sides))
-        yield _finding(setting, direction(difference), f"MIG {difference:+.3f}")
+    Sides are two methods at one beta, or at a beta each.
+    """
+    shown = {"mig": "MIG {:+.3f}", "log_likelihood": "log-likelihood {:+.2f}"}
+    for setting, sides in evidence.compared(dataset, *zip((first, second), np.broadcast_to(beta, 2), strict=True)):
+        differences = {name: compare(*(_column(side, name) for side in sides)) for name in signs}
+        outcome = together(direction(differences[name], sign) for name, sign in signs.items())
+        yield _finding(setting, outcome, "; ".join(shown[name].format(one) for name, one in differences.items()))
 
 
 def _curve(rows: Rows) -> stats.Curve:
     return stats.curve(*(_column(rows, name) for name in ("beta", "log_likelihood", "mig")))
 
 
-def _over(
-    evidence: Evidence, dataset: str, methods: Sequence[Method], betas: Sequence[float]
-) -> list[dict[Setting, list[dict[str, Any]]]]:
-    """Return the runs of each method over betas; of FactorVAE, whose weight is another, all that are recorded."""
-    return [evidence.runs(dataset, method, None if method == "factor-vae" else betas) for method in methods]
+def _over(methods: Sequence[Method], betas: Sequence[float]) -> list[tuple[Method, Sequence[float] | None]]:
+    """Return the methods with their betas; with any for FactorVAE, whose weight is another."""
+    return [(method, None if method == "factor-vae" else betas) for method in methods]
 
 
-@measure("trade-off")
+@measure
 def better_trade_off(
     evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
 ) -> Iterator[Finding]:
     """Test if a method reaches more MIG than each of the baselines at equal log-likelihood."""
-    for setting, (own, *others) in alike(*_over(evidence, dataset, (method, *baselines), betas)):
+    for setting, (own, *others) in evidence.compared(dataset, *_over((method, *baselines), betas)):
         differences = [compare_curves(_curve(other), _curve(own)) for other in others]
-        if all(math.isnan(difference.difference) for difference in differences):
-            continue
-        texts = [f"over {method_text(name)} {d:+.3f}" for name, d in zip(baselines, differences, strict=True)]
-        yield _finding(setting, together(map(direction, differences)), "MIG at equal fit " + "; ".join(texts))
+        if not all(math.isnan(one.difference) for one in differences):
+            texts = [f"over {method_text(name)} {one:+.3f}" for name, one in zip(baselines, differences, strict=True)]
+            yield _finding(setting, together(map(direction, differences)), "MIG at equal fit " + "; ".join(texts))
 
 
 def _over_rivals(
     mig: np.ndarray, names: Sequence[Method], rivals: Sequence[Rows], least_fit: float = -math.inf
-) -> tuple[Outcome, str]:
+) -> Judged:
     """Compare MIG with each rival's at the beta that suits it best, of those where it fits at least this well."""
     parts, texts = [], []
     for name, rows in zip(names, rivals, strict=True):
@@ -156,23 +133,22 @@ def _over_rivals(
     return together(parts), "; ".join(texts)
 
 
-@measure("direction")
+@measure
 def best_of_all(
     evidence: Evidence, dataset: str, method: Method, beta: float, others: Sequence[Method], betas: Sequence[float]
 ) -> Iterator[Finding]:
     """Test if a method at one beta has a higher MIG than every other method at the beta that suits it best."""
-    groups = [evidence.runs(dataset, method, beta), *_over(evidence, dataset, others, betas)]
-    for setting, (own, *rivals) in alike(*groups):
+    for setting, (own, *rivals) in evidence.compared(dataset, (method, beta), *_over(others, betas)):
         outcome, text = _over_rivals(_column(own, "mig"), others, rivals)
         yield _finding(setting, outcome, "MIG " + text)
 
 
-@measure("direction")
+@measure
 def unmatched_at_better_fit(
     evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
 ) -> Iterator[Finding]:
     """Test if baselines stay below the method's best MIG wherever their fit is at least as good as it has there."""
-    for setting, (own, *rivals) in alike(*_over(evidence, dataset, (method, *baselines), betas)):
+    for setting, (own, *rivals) in evidence.compared(dataset, *_over((method, *baselines), betas)):
         means = _curve(own)
         if len(means.beta) > 1:
             best = means.mig.argmax()
@@ -182,14 +158,14 @@ def unmatched_at_better_fit(
             yield _finding(setting, outcome, text)
 
 
-@measure("direction")
+@measure
 def shrinking_advantage(
     evidence: Evidence, dataset: str, first: Method, second: Method, low: float, high: float
 ) -> Iterator[Finding]:
     """Test if the second method's advantage in MIG is smaller at the larger beta."""
-    groups = [evidence.runs(dataset, method, beta) for beta in (low, high) for method in (first, second)]
-    for setting, sides in alike(*groups):
-        mig = [_column(side, "mig") for side in sides]
+    sides = [(method, beta) for beta, method in product((low, high), (first, second))]
+    for setting, groups in evidence.compared(dataset, *sides):
+        mig = [_column(rows, "mig") for rows in groups]
         at_low, at_high = compare(*mig[:2]), compare(*mig[2:])
         change = change_of_difference(at_low, at_high)
         text = f"advantage {at_low:+.3f} at β = {low:g}, {at_high:+.3f} at β = {high:g}; change {change:+.3f}"
@@ -208,35 +184,35 @@ def change_of_difference(before: stats.Comparison, after: stats.Comparison) -> s
     return stats.Interval(change, low, high, min(before.n_first, before.n_second, after.n_first, after.n_second))
 
 
-@measure("modes")
+def _pooled(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> list[tuple[Setting, list[Rows]]]:
+    """Return settings in which any of the methods was trained, each with the runs of those that were."""
+    pooled: dict[Setting, list[Rows]] = {}
+    for method in methods:
+        for setting, rows in evidence.runs(dataset, method).items():
+            pooled.setdefault(setting, []).append(rows)
+    return sorted(pooled.items())
+
+
+@measure
 def several_modes(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> Iterator[Finding]:
     """Test if the MIG has more than one mode, for most methods and betas."""
-    by_setting: dict[Setting, list[float]] = {}
-    for method in methods:
-        for setting, rows in evidence.runs(dataset, method).items():
-            for beta in sorted({row["beta"] for row in rows}):
-                values = _column(rows, "mig", beta)
-                if len(values) >= 10:
-                    by_setting.setdefault(setting, []).append(stats.dip(values).p_value)
-    for setting, p_values in sorted(by_setting.items()):
-        refuted = int((stats.holm(p_values) < 1 - stats.LEVEL).sum())
-        outcome = Outcome.YES if 2 * refuted > len(p_values) else Outcome.PART if refuted else Outcome.OPEN
-        text = f"one mode refuted for {refuted} of {len(p_values)} combinations of method and β"
-        yield _finding(setting, outcome, text)
+    for setting, groups in _pooled(evidence, dataset, methods):
+        samples = [_column(rows, "mig", beta) for rows in groups for beta in sorted({row["beta"] for row in rows})]
+        p_values = [stats.dip(values).p_value for values in samples if len(values) >= 10]
+        if p_values:
+            refuted = int((stats.holm(p_values) < 1 - stats.LEVEL).sum())
+            outcome = Outcome.YES if 2 * refuted > len(p_values) else Outcome.PART if refuted else Outcome.OPEN
+            text = f"one mode refuted for {refuted} of {len(p_values)} combinations of method and β"
+            yield _finding(setting, outcome, text)
 
 
-@measure("majority")
+@measure
 def unused_latents(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> Iterator[Finding]:
     """Test if most runs leave latents unused."""
-    by_setting: dict[Setting, list[dict[str, Any]]] = {}
-    for method in methods:
-        for setting, rows in evidence.runs(dataset, method).items():
-            by_setting.setdefault(setting, []).extend(rows)
-    for setting, rows in sorted(by_setting.items()):
-        active, latents = _column(rows, "active_units"), _column(rows, "latent_dim")
-        fewer = share(int((active < latents).sum()), len(rows))
-        text = f"{fewer.of('runs')}; median {np.median(active):g} of {latents.max():g} latents active"
-        yield _finding(setting, majority(fewer), text)
+    for setting, groups in _pooled(evidence, dataset, methods):
+        active, latents = (_column([*chain(*groups)], name) for name in ("active_units", "latent_dim"))
+        outcome, text = majority(active < latents, "runs")
+        yield _finding(setting, outcome, f"{text}; median {np.median(active):g} of {latents.max():g} latents active")
 
 
 def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple[Setting, np.ndarray]]:
@@ -245,7 +221,7 @@ def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple
         yield setting, np.sort([row["exponents"][1:] for row in rows], axis=1)
 
 
-@measure("direction")
+@measure
 def exponents_differ(
     evidence: Evidence, dataset: str, method: Method, root: float, sides: Sequence[int]
 ) -> Iterator[Finding]:
@@ -256,34 +232,28 @@ def exponents_differ(
         yield _finding(setting, together(map(direction, intervals, sides)), text)
 
 
-@measure("printed")
+@measure
 def exponents_printed(evidence: Evidence, dataset: str, method: Method, modes: Sequence[float]) -> Iterator[Finding]:
     """Test if the printed most frequent exponents could be learned ones of ours."""
     for setting, exponents in _learned(evidence, dataset, method):
         medians = ", ".join(f"{median:.2f}" for median in np.median(exponents, axis=0))
-        text = f"medians of {len(exponents)} runs {medians}"
-        for i, (low, high) in enumerate(map(expected_range, exponents.T), 1):
-            text += "" if math.isnan(low) else f"; p{i} expected from {low:.2f} to {high:.2f}"
-        parts = map(printed_value, exponents.T, modes)
-        yield _finding(setting, Outcome.OPEN if setting.falls_short else together(parts), text)
+        judged = map(printed_value, exponents.T, modes, (f"p{i}" for i in count(1)))
+        yield _printed(setting, judged, f"medians of {len(exponents)} runs {medians}")
 
 
-@measure("majority")
+@measure
 def largest_exponent_above(evidence: Evidence, dataset: str, method: Method, bound: float) -> Iterator[Finding]:
     """Test if the largest exponent is above a bound."""
     for setting, exponents in _learned(evidence, dataset, method):
-        above = share(int((exponents[:, -1] > bound).sum()), len(exponents))
-        text = f"{above.of('runs')}; smallest p{exponents.shape[1]} {exponents[:, -1].min():.3f}"
-        yield _finding(setting, majority(above), text)
+        outcome, text = majority(exponents[:, -1] > bound, "runs")
+        yield _finding(setting, outcome, f"{text}; smallest p{exponents.shape[1]} {exponents[:, -1].min():.3f}")
 
 
-@measure("direction")
+@measure
 def codes_follow_prior(evidence: Evidence, study: str, leptokurtic: float, platykurtic: float) -> Iterator[Finding]:
     """Test if trained codes lie along the diagonals under a leptokurtic prior, and along the axes under the other."""
     path = evidence.folder / f"{study}.csv"
-    if not path.exists():
-        return
-    table = load_record(path)
+    table = load_record(path) if path.exists() else {"beta": np.array([]), "steps": np.array([])}
     for beta, steps in np.unique(np.stack([table["beta"], table["steps"]], 1), axis=0):
         same = (table["beta"] == beta) & (table["steps"] == steps) & np.isfinite(table["alignment"])
         sides = [table["alignment"][same & (table["exponent"] == p)] for p in (leptokurtic, platykurtic)]
