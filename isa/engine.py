@@ -425,35 +425,37 @@ def fit(
 
     Parameters are those of :func:`train_pack`.
     """
-    ends = sorted({run.total_steps for run in runs})
-    longest = [run for run in runs if run.total_steps == ends[-1]]
+    compile = max(run.total_steps for run in runs) >= COMPILE_FROM if compile is None else compile
     folder = None if checkpoints is None else Path(checkpoints)
-    starts = {checkpoint_step(folder, run) for run in longest}
-    if max(starts) > ends[0]:
-        folder, starts = None, {0}
-    start = starts.pop() if len(starts) == 1 else 0
-    pack = _pack(longest, dataset, ends[-1] >= COMPILE_FROM if compile is None else compile)
-    seconds = saved = pack.restore(folder, start) if start else 0.0
-    diverged: list[int | None] = [None]
-    name = pack.run.key if len(longest) == 1 else f"{len(longest)} runs"
-    disable = None if progress is None else not progress  # None: where stderr is not a terminal
-    with tqdm(total=ends[-1], initial=start, unit=" steps", desc=name, disable=disable, mininterval=0.5) as bar:
-        for end in ends:
-            while pack.step < end and None in diverged:
-                stops = [pack.step - pack.step % every + every for every in (_LOOK_EVERY, checkpoint_every)]
-                seconds += pack.advance_to(min(*stops, end))
-                due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
-                if folder is not None and due and pack.step < ends[-1]:  # at the end, the result follows
-                    saved = seconds
-                    pack.save(folder, seconds)
-                if pack.step % _LOOK_EVERY == 0 or pack.step == end:
-                    diverged = pack.diverged()
-                    latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
-                    bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
-                    bar.update(pack.step - bar.n)
-                    if callback is not None:
-                        callback(pack.step, latest)
-            yield pack.finish([run for run in runs if run.total_steps == end], seconds)
+    groups: dict[tuple[bool, int, str], list[Run]] = {}
+    for run in runs:  # those that start from one step train together; one that its checkpoint has passed, alone
+        step = checkpoint_step(folder, run)
+        passed = step > run.total_steps
+        groups.setdefault((passed, 0, run.hash) if passed else (passed, step, ""), []).append(run)
+    for (passed, start, _), group in sorted(groups.items()):
+        ends = sorted({run.total_steps for run in group})
+        pack = _pack([run for run in group if run.total_steps == ends[-1]], dataset, compile)
+        seconds = saved = pack.restore(folder, start) if start else 0.0
+        diverged: list[int | None] = [None]
+        name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
+        disable = None if progress is None else not progress  # None: where stderr is not a terminal
+        with tqdm(total=ends[-1], initial=start, unit=" steps", desc=name, disable=disable, mininterval=0.5) as bar:
+            for end in ends:
+                while pack.step < end and None in diverged:
+                    stops = [pack.step - pack.step % every + every for every in (_LOOK_EVERY, checkpoint_every)]
+                    seconds += pack.advance_to(min(*stops, end))
+                    due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
+                    if due and not passed and folder is not None and pack.step < ends[-1]:  # then the result follows
+                        saved = seconds
+                        pack.save(folder, seconds)
+                    if pack.step % _LOOK_EVERY == 0 or pack.step == end:
+                        diverged = pack.diverged()
+                        latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
+                        bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
+                        bar.update(pack.step - bar.n)
+                        if callback is not None:
+                            callback(pack.step, latest)
+                yield pack.finish([run for run in group if run.total_steps == end], seconds)
 
 
 def train_pack(
@@ -483,8 +485,8 @@ def train_pack(
     compile
         Compile the step, if there is a working compiler; by default for at least 300 steps.
     checkpoints, checkpoint_every, checkpoint_seconds
-        Folder of checkpoints, and the minimum of steps and seconds between two of them. Training resumes if those of
-        all runs are of one step. None is used, or replaced, if one is beyond the end of a run.
+        Folder of checkpoints, from which runs resume, and the minimum of steps and seconds between two of them.
+        Checkpoints beyond the end of a run are neither used nor replaced.
     callback
         Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
         exception that it raises ends the training.
