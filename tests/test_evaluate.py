@@ -95,17 +95,18 @@ def test_record_compares_subspaces_with_random_ones(bars):
     assert (own < np.log(images.factor_sizes)[:, None] + 5 * error).all()
 
 
+SIXES = [list(range(6)), list(range(6, 12)), list(range(12, 18))]
+
+
 @pytest.mark.parametrize(
     ("fields", "groups"),
     [
         ({"objective": "isa-vae", "subspaces": (2, 1)}, [[0, 1], [2]]),
-        ({"objective": "isa-vae", "prior": "2.1[1.5[2], 1]"}, [[0, 1], [2]]),
-        ({"objective": "isa-vae", "prior": "2.1[2, 1.5[1.2[2], 1]]", "latent_dim": 5}, [[0], [1], [2, 3, 4]]),
-        ({"objective": "isa-vae", "prior": "2.1[1.5[3]]"}, None),
-        ({"prior": "2.1[3]"}, None),
+        ({"prior": "2.1[2, 1.5[1.2[2], 1]]", "latent_dim": 5}, [[0], [1], [2, 3, 4]]),
+        ({"prior": "2.1[1.5[3]]"}, None),
         ({}, None),
-        ({"latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
-        ({"prior": "1.2[18]", "latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
+        ({"latent_dim": 18}, SIXES),
+        ({"prior": "1.2[18]", "latent_dim": 18}, SIXES),
     ],
 )
 def test_subspaces_of_the_prior_or_the_data_set(fields, groups):
