@@ -192,13 +192,11 @@ class Pack:
             tensors = [torch.zeros_like(value, dtype=torch.float32, requires_grad=False) for _ in range(3)]
             self.moments[name] = tensors  # the value in float32, and the moments of its gradient
             self.state |= {f"{kind}.{name}": x for kind, x in zip(("value", "mean", "square"), tensors, strict=True)}
-        groups = {
-            ("encoder", "decoder"): (run.learning_rate, (0.9, 0.999)),
-            ("prior",): (run.exponent_learning_rate, (0.9, 0.999)),
-            ("discriminator",): (1e-4, (0.5, 0.9)),  # Kim and Mnih (2018)
-        }
-        named = [([name for name in self.parameters if name.startswith(part)], *rest) for part, rest in groups.items()]
-        self.groups = [group for group in named if group[0]]
+        rates = {"encoder": (run.learning_rate, (0.9, 0.999)), "prior": (run.exponent_learning_rate, (0.9, 0.999))}
+        rates |= {"decoder": rates["encoder"], "discriminator": (1e-4, (0.5, 0.9))}  # Kim and Mnih (2018)
+        self.groups: dict[tuple, list[str]] = {}
+        for name in self.parameters:
+            self.groups.setdefault(rates[name.partition(".")[0]], []).append(name)
         self.graph, self.warm = None, 0
         self.load(runs)
 
@@ -228,7 +226,7 @@ class Pack:
         total, terms = self.losses(self.networks, self.objective, self.beta, x, noise, order)
         gradients = dict(zip(self.parameters, torch.autograd.grad(total, list(self.parameters.values())), strict=True))
         self.taken += 1
-        for names, rate, betas in self.groups:
+        for (rate, betas), names in self.groups.items():
             tensors = [(self.parameters[name].detach(), gradients[name], *self.moments[name]) for name in names]
             if self.compiled or self.device.type == "cuda":
                 step_size = (rate / (1 - betas[0] ** self.taken)).float()
@@ -340,15 +338,13 @@ class Pack:
     @torch.no_grad()
     def restore(self, folder: Path, step: int) -> float:
         """Continue from checkpoints of all runs after the same step; return the seconds of training before it."""
-        seconds = 0.0
         for number, run in enumerate(self.runs):
-            places = {name: value[number] for name, value in self.state.items()}
+            path, places = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
             places["curve"] = self.curve[number, :step]
-            for name, value in read_tensors(checkpoint_path(folder, run), places).items():
+            for name, value in read_tensors(path, places).items():
                 places[name].copy_(value)
-            seconds = max(seconds, read_metadata(checkpoint_path(folder, run))["seconds"])
         self._start(step)
-        return seconds
+        return read_metadata(path)["seconds"]
 
     @torch.no_grad()
     def finish(self, runs: list[Run], seconds: float) -> Trained:

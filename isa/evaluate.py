@@ -117,9 +117,8 @@ def subspaces(run: Run) -> list[list[int]] | None:
 
     A prior without subspaces is compared by the default layout of the data set, if the number of latents agrees.
     """
-    sizes = () if run.tree is None else run.tree.sizes
-    if max(sizes, default=1) == 1:
-        sizes = DEFAULTS[run.dataset].subspaces
+    within = run.tree is not None and max(run.tree.sizes) > 1
+    sizes = run.tree.sizes if within else DEFAULTS[run.dataset].subspaces
     if len(sizes) < 2 or sum(sizes) != run.latent_dim:
         return None
     return [group.tolist() for group in torch.arange(run.latent_dim).split(list(sizes))]

@@ -48,9 +48,7 @@ OBJECTIVES: dict[str, str] = {
 }
 """Key in ``isa.objectives.OBJECTIVES`` of each objective. The prefix isa- stands for an ISA prior."""
 
-_FORMAT = 1
-"""Part of every hash. Raise it if a change of this package changes the result of a run."""
-
+_FORMAT = 1  # part of every hash, to be raised if a change of this package changes the result of a run
 
 Text = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -205,16 +203,13 @@ class Run(BaseModel):
     @property
     def total_steps(self) -> int:
         """Number of steps."""
-        if self.steps is not None:
-            return self.steps
-        return max(1, round(self.epochs * (DEFAULTS[self.dataset].images // self.batch_size)))
+        return self.steps or max(1, round(self.epochs * (DEFAULTS[self.dataset].images // self.batch_size)))
 
     @property
     def reduced(self) -> bool:
         """True if the run sees fewer images than at the paper's scale; such a result is labelled."""
         defaults = DEFAULTS[self.dataset]
-        full = defaults.epochs * (defaults.images // 2048) * 2048
-        return self.total_steps * self.batch_size < 0.99 * full
+        return self.total_steps * self.batch_size < 0.99 * defaults.epochs * (defaults.images // 2048) * 2048
 
     @property
     def hash(self) -> str:
