@@ -45,7 +45,7 @@ _logger = logging.getLogger(__name__)
 _NOISE, _PERMUTATION = range(2)  # streams of random numbers; evaluation has others
 _CHUNK = 16  # steps whose noise is drawn at once
 _WARM_STEPS = 3  # steps before a CUDA graph is captured
-_LOOK_EVERY = 50  # steps between two looks at the losses, each of which makes the host wait for the device
+_CHECK_EVERY = 50  # steps between two checks of the losses, each of which makes the host wait for the device
 _PATIENCE = 25  # steps in a row that a loss may be out of bounds: one sample far out can outweigh all others
 _DIVERGED, _MAX_LOSS = 100.0, 1e15  # bounds of a loss: relative to its first value, and for its square in float32
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.05}  # relative errors of gradients; normalisation makes them 6 times as large
@@ -65,9 +65,9 @@ class Feed:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return indices (batches, P, B), noise (batches, P, B, D) and, for FactorVAE, permutations (P, B, D)."""
-        chunk, place = divmod(step, _CHUNK)
-        noise = self._draw(torch.randn, _NOISE, self.batches, chunk)[place]
-        order = self._draw(torch.rand, _PERMUTATION, 1, chunk)[place, 0].argsort(1) if self.batches == 2 else None
+        chunk, offset = divmod(step, _CHUNK)
+        noise = self._draw(torch.randn, _NOISE, self.batches, chunk)[offset]
+        order = self._draw(torch.rand, _PERMUTATION, 1, chunk)[offset, 0].argsort(1) if self.batches == 2 else None
         return self._index(step), noise, order
 
     def _index(self, step: int) -> Tensor:
@@ -286,8 +286,8 @@ class Pack:
         """Return the step at which each run diverged, None if it has not.
 
         That is the first step with a term that is not finite, or the first of 25 steps whose loss exceeds a hundred
-        times its first value, or the loss of a model that knows nothing (log 2 per pixel), if that is larger. After
-        the last step, parameters that are not finite count, too. ``end`` is the number of steps of shorter runs.
+        times its first value or, if that is larger, log 2 per pixel, the loss of a model without information. After the
+        last step, parameters that are not finite count, too. ``end`` is the number of steps of shorter runs.
         """
         end = end or self.run.total_steps
         terms = self.curve[:, : min(self.step, end)]
@@ -323,7 +323,7 @@ class Pack:
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
                 groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
             both.append([torch.cat(values) for values in groups.values()])
-        errors = [(one - exact).norm() / exact.norm() for one, exact in zip(*both, strict=True)]
+        errors = [(x - exact).norm() / exact.norm() for x, exact in zip(*both, strict=True)]
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
 
     @torch.no_grad()
@@ -339,10 +339,10 @@ class Pack:
     def restore(self, folder: Path, step: int) -> float:
         """Continue from checkpoints of all runs after the same step; return the seconds of training before it."""
         for number, run in enumerate(self.runs):
-            path, places = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
-            places["curve"] = self.curve[number, :step]
-            for name, value in read_tensors(path, places).items():
-                places[name].copy_(value)
+            path, rows = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
+            rows["curve"] = self.curve[number, :step]
+            for name, value in read_tensors(path, rows).items():
+                rows[name].copy_(value)
         self._start(step)
         return read_metadata(path)["seconds"]
 
@@ -424,7 +424,7 @@ def fit(
     compile = max(run.total_steps for run in runs) >= COMPILE_FROM if compile is None else compile
     folder = None if checkpoints is None else Path(checkpoints)
     groups: dict[tuple[bool, int, str], list[Run]] = {}
-    for run in runs:  # those that start from one step train together; one that its checkpoint has passed, alone
+    for run in runs:  # runs of one starting step train together; a run that its checkpoint has passed trains alone
         step = checkpoint_step(folder, run)
         passed = step > run.total_steps
         groups.setdefault((passed, 0, run.hash) if passed else (passed, step, ""), []).append(run)
@@ -438,13 +438,13 @@ def fit(
         with tqdm(total=ends[-1], initial=start, unit=" steps", desc=name, disable=disable, mininterval=0.5) as bar:
             for end in ends:
                 while pack.step < end and None in diverged:
-                    stops = [pack.step - pack.step % every + every for every in (_LOOK_EVERY, checkpoint_every)]
+                    stops = [pack.step - pack.step % every + every for every in (_CHECK_EVERY, checkpoint_every)]
                     seconds += pack.advance_to(min(*stops, end))
                     due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
                     if due and not passed and folder is not None and pack.step < ends[-1]:  # then the result follows
                         saved = seconds
                         pack.save(folder, seconds)
-                    if pack.step % _LOOK_EVERY == 0 or pack.step == end:
+                    if pack.step % _CHECK_EVERY == 0 or pack.step == end:
                         diverged = pack.diverged()
                         latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
                         bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
@@ -464,7 +464,9 @@ def train_pack(
     progress: bool | None = None,
     **options: Any,
 ) -> list[Result]:
-    """Train runs of one shape together, each as if alone up to rounding, and measure each.
+    """Train runs of one shape together, each as if alone up to rounding, and return the measured result of each.
+
+    A run that diverged has the step, the initial exponents, and no evaluation.
 
     Parameters
     ----------
@@ -474,10 +476,8 @@ def train_pack(
     dataset, device, cache_dir
         The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.load`. The device is
         by default a GPU if there is one, otherwise the CPU.
-    evaluation
-        Measure the trained models.
-    progress
-        Show progress bars; by default if stderr is a terminal.
+    evaluation, progress
+        Measure the trained models; show progress bars, by default if stderr is a terminal.
     compile
         Compile the step, if there is a working compiler; by default for at least 300 steps.
     checkpoints, checkpoint_every, checkpoint_seconds
@@ -486,11 +486,6 @@ def train_pack(
     callback
         Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
         exception that it raises ends the training.
-
-    Returns
-    -------
-    list of Result
-        In the order of ``runs``. A run that diverged has the step and the initial exponents, and no evaluation.
     """
     total = max((run.total_steps for run in runs), default=0)
     longest = [run for run in runs if run.total_steps == total]

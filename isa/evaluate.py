@@ -72,6 +72,8 @@ def evaluate(
     networks and the prior. The result is None for a model whose posteriors or reconstructions are not finite, or
     log-variances beyond ±500.
     """
+    if not trained:
+        return []
     runs, vaes, priors = zip(*trained, strict=True)
     device, size, latent_dim = dataset.device, len(runs), runs[0].latent_dim
     networks = stack_networks(runs, vaes, [getattr(prior, "tree", None) for prior in priors])

@@ -80,12 +80,11 @@ def measure(
 ) -> list[Result]:
     """Measure runs that :func:`isa.engine.fit` has yielded, and make their records. Results stay on the device."""
     began = time.perf_counter()
-    healthy = [result for result in trained.results if evaluation and result.diverged_at is None]
-    trios = [(result.run, result.model, result.prior) for result in healthy]
-    evaluations = evaluate(trios, dataset, progress) if healthy else []
-    found = {result.run: one for result, one in zip(healthy, evaluations, strict=True)}
-    numbers = {run: measurements(one, run, dataset) for run, one in found.items() if one is not None}
-    seconds = (time.perf_counter() - began) / max(len(healthy), 1)
+    trios = [(result.run, result.model, result.prior) for result in trained.results if result.diverged_at is None]
+    trios = trios if evaluation else []
+    evaluations = dict(zip([run for run, *_ in trios], evaluate(trios, dataset, progress), strict=True))
+    numbers = {run: measurements(evaluated, run, dataset) for run, evaluated in evaluations.items() if evaluated}
+    seconds = (time.perf_counter() - began) / max(len(trios), 1)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     circumstances = {
         "train_seconds": trained.seconds,
@@ -102,7 +101,7 @@ def measure(
     measured = []
     for result in trained.results:
         run, at = result.run, result.diverged_at
-        if run in found and run not in numbers:  # losses are those before each step: the last step shows only here
+        if run in evaluations and run not in numbers:  # the loss after the last step is not in the curve
             at = run.total_steps
         record = {
             "hash": run.hash,
@@ -117,7 +116,7 @@ def measure(
         }
         if run in numbers:
             record |= numbers[run] | {"evaluation_seconds": seconds}
-        measured.append(replace(result, diverged_at=at, record=record, evaluation=found.get(run)))
+        measured.append(replace(result, diverged_at=at, record=record, evaluation=evaluations.get(run)))
     return measured
 
 
