@@ -16,9 +16,8 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,8 @@ class Feed:
         self.runs, self.run, self.dataset = runs, runs[0], dataset
         self.per_epoch = len(dataset) // self.run.batch_size
         self.batches = 2 if self.run.base == "factor-vae" else 1
-        self._drawn: dict[tuple[int, int], Future[Tensor]] = {}
+        size = 2 * len({run.seed for run in runs})  # of this epoch and the next
+        self._order = lru_cache(size)(lambda epoch, seed: _drawing.submit(dataset.epoch, epoch, seed=seed))
         self._draw = lru_cache(maxsize=2)(self._draw)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -71,19 +71,12 @@ class Feed:
         return self._index(step), noise, order
 
     def _index(self, step: int) -> Tensor:
+        """Return the images of a step. Another thread draws the order of the next epoch meanwhile."""
         epoch, first = divmod(step, self.per_epoch)
         numbers = (first, (first + (self.per_epoch + 1) // 2) % self.per_epoch)[: self.batches]
-        orders, size = self._orders(epoch), self.run.batch_size
-        batches = [slice(number * size, (number + 1) * size) for number in numbers]
-        return torch.stack([torch.stack([order[batch] for order in orders]) for batch in batches])
-
-    def _orders(self, epoch: int) -> list[Tensor]:
-        """Return the order of the images of each run. Meanwhile, another thread draws the orders of the next epoch."""
-        drawn = {}
-        for key in product((epoch, epoch + 1), {run.seed for run in self.runs}):
-            drawn[key] = self._drawn.get(key) or _drawing.submit(self.dataset.epoch, key[0], seed=key[1])
-        self._drawn = drawn
-        return [drawn[epoch, run.seed].result() for run in self.runs]
+        batches = [slice(number * self.run.batch_size, (number + 1) * self.run.batch_size) for number in numbers]
+        now, _ = ([self._order(number, run.seed) for run in self.runs] for number in (epoch, epoch + 1))
+        return torch.stack([torch.stack([order.result()[batch] for order in now]) for batch in batches])
 
     def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
         shape, device = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim), self.dataset.device

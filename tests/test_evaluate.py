@@ -49,8 +49,6 @@ def test_evaluation_matches_plain_formulas(kind, model):
         assert record["mig"] == found.mig.score
         (alone,) = evaluate([(run, result.model, result.prior)], DATASET)
         torch.testing.assert_close(alone.log_likelihood, found.log_likelihood, rtol=1e-6, atol=0)
-        torch.testing.assert_close(alone.kl, found.kl, rtol=1e-5, atol=1e-5)
-        assert alone.mig.score == pytest.approx(found.mig.score, rel=1e-4, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
