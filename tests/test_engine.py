@@ -221,13 +221,11 @@ def test_reused_pack_equals_a_fresh_one(kind, model, device):
     assert (reused.step, reused.diverged()) == (5, [None, None])
 
 
+LEARNED = KINDS["learned"]
+
+
 @pytest.mark.parametrize(
-    "run",
-    [
-        tiny(**KINDS["learned"], steps=13),
-        tiny(beta=1e30, steps=10),
-        tiny(objective="isa-vae", learn_exponents=True, exponent_learning_rate=1e38, steps=1),
-    ],
+    "run", [tiny(**LEARNED, steps=13), tiny(beta=1e30), tiny(**LEARNED | {"exponent_learning_rate": 1e38, "steps": 1})]
 )
 def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
     found = train_pack([run.replace(steps=60), run])
