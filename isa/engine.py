@@ -426,9 +426,9 @@ def fit(
         pack = _pack([run for run in group if run.total_steps == ends[-1]], dataset, compile)
         seconds = saved = pack.restore(folder, start) if start else 0.0
         diverged: list[int | None] = [None]
-        name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
+        title = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
         disable = None if progress is None else not progress  # None: where stderr is not a terminal
-        with tqdm(total=ends[-1], initial=start, unit=" steps", desc=name, disable=disable, mininterval=0.5) as bar:
+        with tqdm(total=ends[-1], initial=start, unit=" steps", desc=title, disable=disable, mininterval=0.5) as bar:
             for end in ends:
                 while pack.step < end and None in diverged:
                     stops = [pack.step - pack.step % every + every for every in (_CHECK_EVERY, checkpoint_every)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,6 @@ class Evaluation:
     def active(self) -> Tensor:
         """(D,) True for latents whose posterior mean has a variance over images above 0.01."""
         return mig.active_units(self.mean)
-
-    def cpu(self) -> Evaluation:
-        """Return the same with all tensors on the CPU."""
-        return replace(self, **{name: x.cpu() for name, x in vars(self).items() if isinstance(x, Tensor)})
 
 
 def stack_networks(

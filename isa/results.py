@@ -50,7 +50,10 @@ class Result:
     def cpu(self) -> Result:
         """Return the result with everything on the CPU."""
         self.model.cpu()
-        return replace(self, evaluation=self.evaluation and self.evaluation.cpu())
+        if self.evaluation is None:
+            return self
+        tensors = {name: x.cpu() for name, x in vars(self.evaluation).items() if isinstance(x, torch.Tensor)}
+        return replace(self, evaluation=replace(self.evaluation, **tensors))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``model.safetensors``, ``curve.safetensors`` and ``record.json``, the record last."""
@@ -80,8 +83,8 @@ def measure(
 ) -> list[Result]:
     """Measure runs that :func:`isa.engine.fit` has yielded, and make their records. Results stay on the device."""
     began = time.perf_counter()
-    trios = [(result.run, result.model, result.prior) for result in trained.results if result.diverged_at is None]
-    trios = trios if evaluation else []
+    healthy = [result for result in trained.results if evaluation and result.diverged_at is None]
+    trios = [(result.run, result.model, result.prior) for result in healthy]
     evaluations = dict(zip([run for run, *_ in trios], evaluate(trios, dataset, progress), strict=True))
     numbers = {run: measurements(evaluated, run, dataset) for run, evaluated in evaluations.items() if evaluated}
     seconds = (time.perf_counter() - began) / max(len(trios), 1)
