@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isa import models
+from isa.data.base import seeded_generator
 from isa.prior import LpNested, Node
 
 __all__ = ["DEFAULTS", "OBJECTIVES", "Defaults", "Run"]
@@ -253,8 +253,7 @@ class Run(BaseModel):
 
     def generator(self, device: torch.device | str, *stream: int) -> torch.Generator:
         """Return a generator of the run's random numbers, whose state is a function of the seed and of ``stream``."""
-        low, high = np.random.SeedSequence([self.seed, *stream]).generate_state(2, np.uint32).tolist()
-        return torch.Generator(device).manual_seed(low << 31 ^ high)
+        return seeded_generator(device, self.seed, *stream)
 
     def replace(self, **values: Any) -> Run:
         """Return a run with some fields changed."""

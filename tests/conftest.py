@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from browser import Page, find_chromium
+from hypothesis import HealthCheck, settings
 from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, Weibull
 
 from isa import LpNested, Node, isa_prior, models
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # no test fails because other processes keep the cores busy
 
 
 @pytest.fixture(scope="module")
