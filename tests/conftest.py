@@ -16,9 +16,6 @@ from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, We
 
 from isa import LpNested, Node, isa_prior, models
 
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")  # no test fails because other processes keep the cores busy
-
 
 @pytest.fixture(scope="module")
 def page_class() -> type[Page]:
@@ -96,3 +93,7 @@ def small_discriminator(monkeypatch) -> None:
     from tiny_runs import SmallDiscriminator
 
     monkeypatch.setattr(models, "build_discriminator", SmallDiscriminator)
+
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # no test fails because other processes keep the cores busy
