@@ -1,14 +1,9 @@
 """Training of packs: P runs of one shape, their parameters stacked, one set of kernels for all of them.
 
-::
-
-    result = train(Run(objective="isa-vae", beta=2.0))
-    results = train_pack([Run(seed=seed) for seed in range(10)])
-
-The training step is :meth:`Pack.update`: images, ``losses``, gradients, ``adam``. No operation mixes runs, so
-each is trained as if alone up to rounding. Batches and noise are functions of a run's seed and of the step, so an
-interrupted run resumes to the same result. With ``precision="bf16"``, matrix multiplications and convolutions compute
-in bfloat16; normalisation, posterior, sample, objective and Adam compute in float32.
+The training step is :meth:`Pack.update`. No operation mixes runs, so each is trained as if alone up to rounding.
+Batches and noise are functions of a run's seed and of the step, so an interrupted run resumes to the same result. With
+``precision="bf16"``, matrix multiplications and convolutions compute in bfloat16; normalisation, posterior, sample,
+objective and Adam compute in float32.
 """
 
 from __future__ import annotations
@@ -22,38 +17,37 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
-from itertools import product
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import adam as optim
 from tqdm import tqdm
 
-from isa import data, kernels, models, objectives, results
+from isa import data, kernels, models, objectives
 from isa._compiled import Compiled
 from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors
 from isa.data import FactorDataset
-from isa.prior import StackedPrior
+from isa.evaluate import stack_networks
+from isa.results import Result, Trained, measure, trained_prior
 from isa.run import Run
-from isa.stacked import Networks, stack
+from isa.stacked import Networks, stack, unstack
 
-__all__ = ["CheckpointError", "Pack", "Trained", "checkpoint_path", "checkpoint_step", "fit", "train", "train_pack"]
+__all__ = ["CheckpointError", "Pack", "checkpoint_path", "checkpoint_step", "fit", "train", "train_pack"]
 
 _logger = logging.getLogger(__name__)
 
 _NOISE, _PERMUTATION = range(2)  # streams of random numbers; evaluation has others
 _CHUNK = 16  # steps whose noise is drawn at once
 _WARM_STEPS = 3  # steps before a CUDA graph is captured
-_LOOK_EVERY = 50  # steps between two looks at the losses, each of which makes the host wait for the device
+_CHECK_EVERY = 50  # steps between two checks of the losses, each of which makes the host wait for the device
 _PATIENCE = 25  # steps in a row that a loss may be out of bounds: one sample far out can outweigh all others
 _DIVERGED, _MAX_LOSS = 100.0, 1e15  # bounds of a loss: relative to its first value, and for its square in float32
-_AGREEMENT = {"fp32": 1e-3, "bf16": 0.05}  # relative errors of gradients, compared with float64
+_AGREEMENT = {"fp32": 1e-3, "bf16": 0.05}  # relative errors of gradients; normalisation makes them 6 times as large
 COMPILE_FROM = 300  # steps from which compiling pays
 _drawing = ThreadPoolExecutor(1)  # one thread for all packs: Dask's profiler can deadlock with threads that end
 
@@ -62,50 +56,42 @@ class Feed:
     """Images and noise of every step of P runs. FactorVAE takes a second batch, half an epoch away from the first."""
 
     def __init__(self, runs: Sequence[Run], dataset: FactorDataset) -> None:
-        self.runs, self.run, self.dataset, self.device = runs, runs[0], dataset, dataset.device
+        self.runs, self.run, self.dataset = runs, runs[0], dataset
         self.per_epoch = len(dataset) // self.run.batch_size
         self.batches = 2 if self.run.base == "factor-vae" else 1
-        self._drawn: dict[tuple[int, int], Callable[[], Tensor]] = {}
-        self._noise = lru_cache(maxsize=2)(partial(self._draw, torch.randn, _NOISE, self.batches))
-        self._uniform = lru_cache(maxsize=2)(partial(self._draw, torch.rand, _PERMUTATION, 1))
+        size = 2 * len({run.seed for run in runs})  # of this epoch and the next
+        self._order = lru_cache(size)(lambda epoch, seed: _drawing.submit(dataset.epoch, epoch, seed=seed))
+        self._draw = lru_cache(maxsize=2)(self._draw)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return indices (batches, P, B), noise (batches, P, B, D) and, for FactorVAE, permutations (P, B, D)."""
-        chunk, place = divmod(step, _CHUNK)
-        order = self._uniform(chunk)[place, 0].argsort(1) if self.batches == 2 else None
-        return self._index(step), self._noise(chunk)[place], order
+        chunk, offset = divmod(step, _CHUNK)
+        noise = self._draw(torch.randn, _NOISE, self.batches, chunk)[offset]
+        order = self._draw(torch.rand, _PERMUTATION, 1, chunk)[offset, 0].argsort(1) if self.batches == 2 else None
+        return self._index(step), noise, order
 
     def _index(self, step: int) -> Tensor:
+        """Return the images of a step. Another thread draws the order of the next epoch meanwhile."""
         epoch, first = divmod(step, self.per_epoch)
-        second = (first + (self.per_epoch + 1) // 2) % self.per_epoch
-        orders, size = self._orders(epoch), self.run.batch_size
-        batches = [slice(batch * size, (batch + 1) * size) for batch in (first, second)[: self.batches]]
-        return torch.stack([torch.stack([order[batch] for order in orders]) for batch in batches])
-
-    def _orders(self, epoch: int) -> list[Tensor]:
-        """Return the order of the images of each run. On a GPU, the order of the next epoch is drawn meanwhile."""
-        ahead, drawn = self.device.type == "cuda", {}
-        for key in product((epoch, epoch + 1) if ahead else (epoch,), {run.seed for run in self.runs}):
-            draw = partial(self.dataset.epoch, key[0], seed=key[1])
-            drawn[key] = self._drawn.get(key) or (_drawing.submit(draw).result if ahead else cache(draw))
-        self._drawn = drawn
-        return [drawn[epoch, run.seed]() for run in self.runs]
+        numbers = (first, (first + (self.per_epoch + 1) // 2) % self.per_epoch)[: self.batches]
+        batches = [slice(number * self.run.batch_size, (number + 1) * self.run.batch_size) for number in numbers]
+        now, _ = ([self._order(number, run.seed) for run in self.runs] for number in (epoch, epoch + 1))
+        return torch.stack([torch.stack([order.result()[batch] for order in now]) for batch in batches])
 
     def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
-        shape = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim)
-        sources = [run.generator(self.device, stream, chunk) for run in self.runs]
-        return torch.stack([function(shape, generator=source, device=self.device) for source in sources], 2)
+        shape, device = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim), self.dataset.device
+        sources = [run.generator(device, stream, chunk) for run in self.runs]
+        return torch.stack([function(shape, generator=source, device=device) for source in sources], 2)
 
 
-def build_networks(runs: Sequence[Run], channels: int, dtype: torch.dtype = torch.float32) -> Networks:
+def build_networks(runs: Sequence[Run], channels: int, precision: str | None = None) -> Networks:
     """Return the networks of the runs with their initial parameters, on the CPU."""
-    run, discriminator = runs[0], None
     vaes = [models.build(run.model, run.latent_dim, channels, seed=run.seed) for run in runs]
-    encoder, decoder = (stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
-    if run.base == "factor-vae":
-        discriminator = stack([models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs])
-    prior = StackedPrior([r.tree for r in runs], [r.scale for r in runs], run.latent_dim, run.learn_exponents)
-    return Networks(encoder, decoder, prior, discriminator, dtype)
+    networks = stack_networks(runs, vaes, [run.tree for run in runs], precision)
+    if runs[0].base == "factor-vae":
+        discriminators = [models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs]
+        networks.discriminator = stack(discriminators).to(networks.dtype)
+    return networks
 
 
 Objective = namedtuple("Objective", "base likelihood kl sampling images")
@@ -148,8 +134,7 @@ def losses(
 def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, betas: tuple[float, float]) -> None:
     """Update float32 values as Kingma and Ba (2015), and copy them into parameters of any precision.
 
-    Compiled, this is one pass over memory: 28 ms for the networks of A.4 where PyTorch's fused kernel, which needs
-    float32 gradients and a copy of the result, takes 90 ms.
+    Compiled, this is one pass over memory, three times as fast as PyTorch's fused kernel and its copies.
     """
     for parameter, gradient, value, mean, square in tensors:
         gradient = gradient.float()
@@ -160,7 +145,7 @@ def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, be
 
 
 def fused_adam(tensors: list[tuple[Tensor, ...]], rate: float, taken: Tensor, betas: tuple[float, float]) -> None:
-    """Do the same as :func:`adam` with PyTorch's fused kernel, which is the faster one on a CPU without a compiler."""
+    """Do the same as :func:`adam` with PyTorch's fused kernel, the faster one on a CPU without a compiler."""
     parameters, gradients, values, means, squares = map(list, zip(*tensors, strict=True))
     gradients, steps = [gradient.float() for gradient in gradients], [(taken - 1).float() for _ in gradients]
     rates = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
@@ -187,8 +172,7 @@ class Pack:
         self.dataset, self.device = dataset, dataset.device
         self.losses, self.adam = map(_compiled, (losses, adam)) if compile else (losses, adam)
         self.objective = Objective(run.base, run.likelihood, run.kl, run.sampling, len(dataset))
-        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        self.networks = build_networks(runs, dataset.image_shape[0], dtype).to(self.device)
+        self.networks = build_networks(runs, dataset.image_shape[0]).to(self.device)
         self.parameters = dict(self.networks.named_parameters())
         learned = len(run.tree.exponents) - 1 if run.learn_exponents else 0
         self.names = [*TERMS[run.base], *(f"exponent_{node + 1}" for node in range(learned))]
@@ -196,19 +180,16 @@ class Pack:
         self.taken = torch.zeros((), dtype=torch.float64, device=self.device)  # steps, on the device
         self.curve = torch.zeros(len(runs), run.total_steps, len(self.names), device=self.device)
         self.state = {name: value for name, value in self.networks.state_dict().items() if name not in self.parameters}
-        self.state["curve"] = self.curve
-        self.moments = {}
+        self.state["curve"], self.moments = self.curve, {}
         for name, value in self.parameters.items():
             tensors = [torch.zeros_like(value, dtype=torch.float32, requires_grad=False) for _ in range(3)]
             self.moments[name] = tensors  # the value in float32, and the moments of its gradient
             self.state |= {f"{kind}.{name}": x for kind, x in zip(("value", "mean", "square"), tensors, strict=True)}
-        groups = (
-            (("encoder", "decoder"), run.learning_rate, (0.9, 0.999)),
-            (("prior",), run.exponent_learning_rate, (0.9, 0.999)),
-            (("discriminator",), 1e-4, (0.5, 0.9)),  # Kim and Mnih (2018)
-        )
-        named = [([name for name in self.parameters if name.startswith(parts)], *rest) for parts, *rest in groups]
-        self.groups = [group for group in named if group[0]]
+        rates = {"encoder": (run.learning_rate, (0.9, 0.999)), "prior": (run.exponent_learning_rate, (0.9, 0.999))}
+        rates |= {"decoder": rates["encoder"], "discriminator": (1e-4, (0.5, 0.9))}  # Kim and Mnih (2018)
+        self.groups: dict[tuple, list[str]] = {}
+        for name in self.parameters:
+            self.groups.setdefault(rates[name.partition(".")[0]], []).append(name)
         self.graph, self.warm = None, 0
         self.load(runs)
 
@@ -219,7 +200,7 @@ class Pack:
         self.beta.copy_(torch.tensor([run.beta for run in runs]))
         for value in self.state.values():
             value.zero_()
-        initial = build_networks(runs, self.dataset.image_shape[0])
+        initial = build_networks(runs, self.dataset.image_shape[0], "fp32")
         for name, value in initial.named_parameters():
             self.moments[name][0].copy_(value)
         for buffer, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
@@ -238,7 +219,7 @@ class Pack:
         total, terms = self.losses(self.networks, self.objective, self.beta, x, noise, order)
         gradients = dict(zip(self.parameters, torch.autograd.grad(total, list(self.parameters.values())), strict=True))
         self.taken += 1
-        for names, rate, betas in self.groups:
+        for (rate, betas), names in self.groups.items():
             tensors = [(self.parameters[name].detach(), gradients[name], *self.moments[name]) for name in names]
             if self.compiled or self.device.type == "cuda":
                 step_size = (rate / (1 - betas[0] ** self.taken)).float()
@@ -298,8 +279,8 @@ class Pack:
         """Return the step at which each run diverged, None if it has not.
 
         That is the first step with a term that is not finite, or the first of 25 steps whose loss exceeds a hundred
-        times its first value, or the loss of a model that knows nothing (log 2 per pixel), if that is larger. After
-        the last step, parameters that are not finite count, too. ``end`` is the number of steps of shorter runs.
+        times its first value or, if that is larger, log 2 per pixel, the loss of a model without information. After the
+        last step, parameters that are not finite count, too. ``end`` is the number of steps of shorter runs.
         """
         end = end or self.run.total_steps
         terms = self.curve[:, : min(self.step, end)]
@@ -307,9 +288,8 @@ class Pack:
         limit = (_DIVERGED * terms[:, :1, 0].abs().clamp(min=blank)).clamp(max=_MAX_LOSS)
         bad = ~terms.isfinite().all(-1)
         far = (terms[..., 0].abs() > limit) & ~bad
-        if far.shape[1] >= (patience := min(_PATIENCE, end)):
-            windows = far.unfold(1, patience, 1).all(-1)
-            bad[:, : windows.shape[1]] |= windows
+        windows = far.unfold(1, min(_PATIENCE, far.shape[1]), 1).all(-1)
+        bad[:, : windows.shape[1]] |= windows
         if self.step == end:
             values = [value for name, value in self.state.items() if name != "curve"]
             if self.networks.prior.learned:  # exponents that have become zero
@@ -336,7 +316,7 @@ class Pack:
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
                 groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
             both.append([torch.cat(values) for values in groups.values()])
-        errors = [(one - exact).norm() / exact.norm() for one, exact in zip(*both, strict=True)]
+        errors = [(x - exact).norm() / exact.norm() for x, exact in zip(*both, strict=True)]
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
 
     @torch.no_grad()
@@ -351,15 +331,35 @@ class Pack:
     @torch.no_grad()
     def restore(self, folder: Path, step: int) -> float:
         """Continue from checkpoints of all runs after the same step; return the seconds of training before it."""
-        seconds = 0.0
         for number, run in enumerate(self.runs):
-            places = {name: value[number] for name, value in self.state.items()}
-            places["curve"] = self.curve[number, :step]
-            for name, value in read_tensors(checkpoint_path(folder, run), places).items():
-                places[name].copy_(value)
-            seconds = max(seconds, read_metadata(checkpoint_path(folder, run))["seconds"])
+            path, rows = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
+            rows["curve"] = self.curve[number, :step]
+            for name, value in read_tensors(path, rows).items():
+                rows[name].copy_(value)
         self._start(step)
-        return seconds
+        return read_metadata(path)["seconds"]
+
+    @torch.no_grad()
+    def finish(self, runs: list[Run], seconds: float) -> Trained:
+        """Return the results of runs that end now: copies, which later steps do not change."""
+        end, courses = runs[0].total_steps, [run.course for run in self.runs]
+        curves, diverged = self.curve[:, : min(self.step, end)].cpu().numpy(), self.diverged(end)
+        others = ("mean.", "square.", "curve", "value.prior.", "value.discriminator.")
+        stacked = {name.removeprefix("value."): x for name, x in self.state.items() if not name.startswith(others)}
+        results = []
+        for run in runs:
+            row = courses.index(run.course)
+            at = diverged[row]
+            curve = curves[row, : None if at is None else at + 1]
+            terms = {name: curve[:, column].copy() for column, name in enumerate(self.names)}
+            learned = self.networks.prior.exponents()[row, 1:].tolist() if run.learn_exponents and at is None else None
+            if at is not None:
+                _logger.warning("%s diverged at step %d", run.key, at)
+            with torch.device("meta"):
+                vae = models.MODELS[run.model](run.latent_dim, self.dataset.image_shape[0]).eval()
+            unstack(stacked, row, nn.ModuleDict({"encoder": vae.encoder.net, "decoder": vae.decoder.net}))
+            results.append(Result(run, vae, trained_prior(run, learned), terms, at))
+        return Trained(runs, results, len(self.runs), seconds, self.compiled)
 
 
 def checkpoint_path(folder: str | os.PathLike[str], run: Run) -> Path:
@@ -377,57 +377,25 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
     return metadata["step"]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """Runs of a pack after their last step: a copy, which later steps do not change."""
-
-    runs: list[Run]
-    rows: list[int]  # of these runs in everything below
-    pack: list[Run]  # the run of each row, which may be a longer one of the same course
-    networks: Networks
-    state: dict[str, Tensor]  # parameters in float32 and buffers, each (P, ...)
-    curves: np.ndarray  # (P, steps, T) terms
-    names: list[str]  # (T,) names of the terms
-    diverged: list[int | None]  # (P,) step at which each run diverged
-    seconds: float
-    compiled: bool
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, pack: Pack, runs: list[Run], seconds: float) -> Trained:
-        """Copy what :func:`isa.results.measure` needs of runs that end now."""
-        courses, end = [run.course for run in pack.runs], runs[0].total_steps
-        rows = [courses.index(run.course) for run in runs]
-        names = [name for name in pack.state if not name.startswith(("mean.", "square.", "curve"))]
-        state = {name.removeprefix("value."): pack.state[name].clone() for name in names}
-        curves = pack.curve[:, : min(pack.step, end)].cpu().numpy().copy()
-        networks, diverged = copy.deepcopy(pack.networks), pack.diverged(end)
-        for run, row in zip(runs, rows, strict=True):
-            if diverged[row] is not None:
-                _logger.warning("%s diverged at step %d", run.key, diverged[row])
-        return cls(runs, rows, pack.runs, networks, state, curves, pack.names, diverged, seconds, pack.compiled)
-
-
-_reusable: list[tuple[tuple, Pack]] = []
+_reusable: dict[tuple, Pack] = {}
+"""The previous pack on a GPU, with its graph."""
 
 
 def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
-    """Return a pack of the runs; on a GPU, the previous one with its graph if that has the same shape."""
+    """Return a pack of the runs, on a GPU the previous one if that has the same shape."""
     key = (runs[0].pack_key, len(runs), id(dataset), compile)
-    if _reusable and _reusable[0][0] == key:
-        _reusable[0][1].load(runs)
-        return _reusable[0][1]
+    if key in _reusable:
+        _reusable[key].load(runs)
+        return _reusable[key]
     _reusable.clear()
     pack = Pack(runs, dataset, compile)
     if dataset.device.type == "cuda":
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        limit = _AGREEMENT[runs[0].precision]
-        if runs[0].model == "conv":  # normalisation amplifies rounding
-            limit *= 6
+        limit = _AGREEMENT[runs[0].precision] * (6 if runs[0].model == "conv" else 1)
         if (error := pack.disagreement()) > limit:
             _logger.warning("a step on this device differs from float64 by %.1g: the plain path is used", error)
             kernels.enabled, pack.losses, pack.adam = False, losses, adam
-        _reusable.append((key, pack))
+        _reusable[key] = pack
     return pack
 
 
@@ -442,61 +410,41 @@ def fit(
     progress: bool | None = None,
     callback: Callable[[int, dict[str, np.ndarray]], object] | None = None,
 ) -> Iterator[Trained]:
-    """Train runs of one shape together, and yield them when they end, the shortest first.
+    """Train runs of one shape together on the device of the images, and yield them when they end, the shortest first.
 
-    Parameters
-    ----------
-    runs
-        Runs of one ``pack_key``, and runs that are parts of these: of equal ``course``, with fewer steps.
-    dataset
-        The images, on the device of the training.
-    compile
-        Compile the step, if there is a working compiler; by default for at least 300 steps.
-    checkpoints, checkpoint_every, checkpoint_seconds
-        Folder of checkpoints, from which runs resume, and the least steps and seconds between two of them. Checkpoints
-        beyond the end of the longest run are ignored.
-    progress
-        Show a progress bar; by default if stderr is a terminal.
-    callback
-        Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
-        exception that it raises ends the training.
+    Parameters are those of :func:`train_pack`.
     """
-    total = max(run.total_steps for run in runs)
-    compile = total >= COMPILE_FROM if compile is None else compile
+    compile = max(run.total_steps for run in runs) >= COMPILE_FROM if compile is None else compile
     folder = None if checkpoints is None else Path(checkpoints)
-    starts = {run: checkpoint_step(folder, run) for run in runs if run.total_steps == total}
-    if max(starts.values()) > total:
-        folder, starts = None, dict.fromkeys(starts, 0)
-    for start in sorted(set(starts.values())):
-        pack = _pack([run for run in starts if starts[run] == start], dataset, compile)
+    groups: dict[tuple[bool, int, str], list[Run]] = {}
+    for run in runs:  # runs of one starting step train together; a run that its checkpoint has passed trains alone
+        step = checkpoint_step(folder, run)
+        passed = step > run.total_steps
+        groups.setdefault((passed, 0, run.hash) if passed else (passed, step, ""), []).append(run)
+    for (passed, start, _), group in sorted(groups.items()):
+        ends = sorted({run.total_steps for run in group})
+        pack = _pack([run for run in group if run.total_steps == ends[-1]], dataset, compile)
         seconds = saved = pack.restore(folder, start) if start else 0.0
-        courses, diverged = {run.course for run in pack.runs}, [None]
-        missed = [run for run in runs if run.course in courses and run.total_steps < start]
-        left = [run for run in runs if run.course in courses and run.total_steps >= start]
-        name = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
+        diverged: list[int | None] = [None]
+        title = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
         disable = None if progress is None else not progress  # None: where stderr is not a terminal
-        with tqdm(total=total, initial=start, unit=" steps", desc=name, disable=disable, mininterval=0.5) as bar:
-            while left:
-                end = min(run.total_steps for run in left)
-                if pack.step == end or None not in diverged:
-                    yield Trained.of(pack, [run for run in left if run.total_steps == end], seconds)
-                    left = [run for run in left if run.total_steps > end]
-                    continue
-                stops = [pack.step - pack.step % every + every for every in (_LOOK_EVERY, checkpoint_every)]
-                seconds += pack.advance_to(min(*stops, end))
-                due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
-                if folder is not None and due and pack.step < total:  # at the end, the result follows
-                    saved = seconds
-                    pack.save(folder, seconds)
-                if pack.step % _LOOK_EVERY == 0 or pack.step == end:
-                    diverged = pack.diverged()
-                    latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
-                    bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
-                    bar.update(pack.step - bar.n)
-                    if callback is not None:
-                        callback(pack.step, latest)
-        for run in missed:
-            yield from fit([run], dataset, compile=compile, progress=progress, callback=callback)
+        with tqdm(total=ends[-1], initial=start, unit=" steps", desc=title, disable=disable, mininterval=0.5) as bar:
+            for end in ends:
+                while pack.step < end and None in diverged:
+                    stops = [pack.step - pack.step % every + every for every in (_CHECK_EVERY, checkpoint_every)]
+                    seconds += pack.advance_to(min(*stops, end))
+                    due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
+                    if due and not passed and folder is not None and pack.step < ends[-1]:  # then the result follows
+                        saved = seconds
+                        pack.save(folder, seconds)
+                    if pack.step % _CHECK_EVERY == 0 or pack.step == end:
+                        diverged = pack.diverged()
+                        latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))
+                        bar.set_postfix({name: f"{value.mean():.4g}" for name, value in latest.items()}, refresh=False)
+                        bar.update(pack.step - bar.n)
+                        if callback is not None:
+                            callback(pack.step, latest)
+                yield pack.finish([run for run in group if run.total_steps == end], seconds)
 
 
 def train_pack(
@@ -506,54 +454,51 @@ def train_pack(
     device: torch.device | str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     evaluation: bool = True,
-    n_samples: int | None = None,
     progress: bool | None = None,
     **options: Any,
-) -> list[results.Result]:
-    """Train runs of one shape together, each as if alone up to rounding, and measure each.
+) -> list[Result]:
+    """Train runs of one shape together, each as if alone up to rounding, and return the measured result of each.
+
+    A run that diverged has the step, the initial exponents, and no evaluation.
 
     Parameters
     ----------
     runs
-        Different runs of one ``pack_key``, which may differ in seed, beta, and the prior's exponents and scale; and
-        shorter runs of the same courses.
-    dataset, cache_dir
-        The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.load`.
-    device
-        By default a GPU if there is one, otherwise the CPU.
-    evaluation, n_samples
-        Measure the trained models, with this number of draws for the entropies of the MIG; all images by default.
-    progress, **options
-        As for :func:`fit`.
-
-    Returns
-    -------
-    list of Result
-        In the order of ``runs``. A run that diverged has a result, with the step and without an evaluation.
+        Runs of one ``pack_key``, which may differ in seed, beta, and the prior's exponents and scale; and shorter runs
+        of the same courses.
+    dataset, device, cache_dir
+        The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.load`. The device is
+        by default a GPU if there is one, otherwise the CPU.
+    evaluation, progress
+        Measure the trained models; show progress bars, by default if stderr is a terminal.
+    compile
+        Compile the step, if there is a working compiler; by default for at least 300 steps.
+    checkpoints, checkpoint_every, checkpoint_seconds
+        Folder of checkpoints, from which runs resume, and the minimum of steps and seconds between two of them.
+        Checkpoints beyond the end of a run are neither used nor replaced.
+    callback
+        Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
+        exception that it raises ends the training.
     """
-    runs = list(runs)
     total = max((run.total_steps for run in runs), default=0)
-    longest = {run.course for run in runs if run.total_steps == total}
-    shapes = {run.replace(steps=total).pack_key for run in runs}
-    if len(shapes) != 1 or {run.course for run in runs} != longest or len({run.hash for run in runs}) < len(runs):
-        allowed = "different runs that share everything except seed, beta, exponents and scale"
-        raise ValueError(f"runs must be {allowed}, or shorter parts of these, got {[run.key for run in runs]}")
+    longest = [run for run in runs if run.total_steps == total]
+    courses = {run.course for run in longest}
+    if len({run.pack_key for run in longest}) != 1 or not courses.issuperset(run.course for run in runs):
+        allowed = "runs that share everything except seed, beta, exponents and scale, or shorter parts of these"
+        raise ValueError(f"runs must be {allowed}, got {[run.key for run in runs]}")
     if dataset is None:
         shown = sys.stderr.isatty() if progress is None else progress
         dataset = data.load(runs[0].dataset, runs[0].source, cache_dir=cache_dir, progress=shown)
-    if dataset.name != runs[0].dataset:
-        raise ValueError(f"dataset must be that of the runs, {runs[0].dataset!r}, got {dataset.name!r}")
-    for name, value in (("batch_size", runs[0].batch_size), ("n_samples", n_samples)):
-        if value is not None and value > len(dataset):
-            raise ValueError(f"{name} must be at most {len(dataset)}, the number of images, got {value}")
+    if dataset.name != runs[0].dataset or len(dataset) < runs[0].batch_size:
+        raise ValueError(f"dataset must be {runs[0].dataset} with at least one batch of images, got {dataset}")
     dataset = dataset.to(default_device(device))
-    measured: dict[str, results.Result] = {}
+    measured = {}
     for trained in fit(runs, dataset, progress=progress, **options):
-        for result in results.measure(trained, dataset, evaluation=evaluation, n_samples=n_samples, progress=progress):
-            measured[result.run.hash] = result.cpu()
-    return [measured[run.hash] for run in runs]
+        for result in measure(trained, dataset, evaluation=evaluation, progress=progress):
+            measured[result.run] = result.cpu()
+    return [measured[run] for run in runs]
 
 
-def train(run: Run, **options: Any) -> results.Result:
+def train(run: Run, **options: Any) -> Result:
     """Train one run and measure it, with the options of :func:`train_pack`."""
     return train_pack([run], **options)[0]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from tqdm import tqdm
 
-from isa import mig, objectives
+from isa import mig, models, objectives
 from isa.data import FactorDataset
+from isa.prior import Node, StackedPrior
 from isa.run import DEFAULTS, Run
-from isa.stacked import Networks
-from isa.subspaces import SubspaceInformation, random_groupings, subspace_information
+from isa.stacked import Networks, stack
+from isa.subspaces import random_groupings, subspace_information
 
-__all__ = ["Evaluation", "evaluate", "measurements", "subspaces"]
+__all__ = ["Evaluation", "evaluate", "measurements", "stack_networks", "subspaces"]
 
 _logger = logging.getLogger(__name__)
 
@@ -33,28 +35,79 @@ _GROUPINGS = {"cpu": 10, "cuda": 20}  # random ones, with which the subspaces ar
 class Evaluation:
     """Measurements of one model over all N images of a data set, with one sample of each posterior."""
 
-    log_likelihood: Tensor
-    """(N,) log p(x|z), nats."""
-    kl: Tensor
-    """(N,) log q(z|x) - log p(z) (Eq. 12), nats."""
-    mean: Tensor
-    """(N, D) posterior means."""
-    log_var: Tensor
-    """(N, D) posterior log-variances."""
-    active: Tensor
-    """(D,) True for latents whose posterior mean has a variance over images above 0.01."""
+    log_likelihood: Tensor  #: (N,) log p(x|z), nats.
+    kl: Tensor  #: (N,) log q(z|x) - log p(z) (Eq. 12), nats.
+    mean: Tensor  #: (N, D) posterior means.
+    log_var: Tensor  #: (N, D) posterior log-variances.
     mig: mig.MutualInformationGap
-    binned: float
-    """MIG of the posterior means in 20 bins."""
-    groups: list[list[int]] | None
-    """Subspaces of latents: those of the prior, or of the data set's default layout; None if there are none."""
-    subspaces: SubspaceInformation | None
-    """Mutual information of subspaces and factors: of ``groups``, then of random groupings of the same sizes."""
 
-    def cpu(self) -> Evaluation:
-        """Return the same with all tensors on the CPU."""
-        tensors = {name: x.cpu() for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors)
+    @property
+    def active(self) -> Tensor:
+        """(D,) True for latents whose posterior mean has a variance over images above 0.01."""
+        return mig.active_units(self.mean)
+
+
+def stack_networks(
+    runs: Sequence[Run], vaes: Sequence[models.VAE], trees: Sequence[Node | None], precision: str | None = None
+) -> Networks:
+    """Return P models of one shape as one, in the precision of their runs or another, with priors on these trees."""
+    run = runs[0]
+    encoder, decoder = (stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
+    prior = StackedPrior(trees, [run.scale for run in runs], run.latent_dim, run.learn_exponents)
+    dtype = torch.bfloat16 if (precision or run.precision) == "bf16" else torch.float32
+    return Networks(encoder, decoder, prior, None, dtype)
+
+
+@torch.no_grad()
+def evaluate(
+    trained: Sequence[tuple[Run, models.VAE, Distribution]], dataset: FactorDataset, progress: bool | None = None
+) -> list[Evaluation | None]:
+    """Measure P models of one shape in one pass over all images.
+
+    ``trained`` has what :func:`isa.results.load_model` returns of each: the run, whose seed determines the noise, the
+    networks and the prior. The result is None for a model whose posteriors or reconstructions are not finite, or
+    log-variances beyond ±500.
+    """
+    if not trained:
+        return []
+    runs, vaes, priors = zip(*trained, strict=True)
+    device, size, latent_dim = dataset.device, len(runs), runs[0].latent_dim
+    networks = stack_networks(runs, vaes, [getattr(prior, "tree", None) for prior in priors])
+    prior, likelihood = networks.to(device).eval().prior(), objectives.LIKELIHOODS[runs[0].likelihood]
+    dtype = networks.dtype if dataset.packed else torch.float32
+    sources = [run.generator(device, _EVALUATION) for run in runs]
+    fit, kl = torch.empty(2, size, len(dataset), device=device)
+    mean, log_var = torch.empty(2, size, len(dataset), latent_dim, device=device)
+    batches = torch.arange(len(dataset), device=device).split(_BATCH)
+    disable = None if progress is None else not progress  # None: where stderr is not a terminal
+    for index in tqdm(batches, "evaluating", unit=" batches", disable=disable, mininterval=0.5):
+        x = dataset.images(index, dtype=dtype, check=False).expand(size, -1, -1, -1, -1)
+        draws = [torch.randn(len(index), latent_dim, generator=source, device=device) for source in sources]
+        logits, z, mean[:, index], log_var[:, index] = networks(x, torch.stack(draws))
+        fit[:, index] = likelihood(logits, x)
+        kl[:, index] = objectives.gaussian_log_density(z, mean[:, index], log_var[:, index]) - prior.log_prob(z)
+    usable = log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT
+    for values in (fit, kl, mean, log_var):
+        usable &= values.isfinite().flatten(1).all(1)
+    evaluations = []
+    for run, *tensors, finite in zip(runs, fit, kl, mean, log_var, usable.tolist(), strict=True):
+        gap = _gap(run, dataset, *tensors[2:]) if finite else None
+        if gap is None:
+            _logger.warning("%s cannot be measured: its posteriors or reconstructions are out of bounds", run.key)
+        evaluations.append(gap and Evaluation(*tensors, gap))
+    return evaluations
+
+
+def _gap(run: Run, dataset: FactorDataset, mean: Tensor, log_var: Tensor) -> mig.MutualInformationGap | None:
+    """Return the mutual information of latents and factors; None if it is not finite."""
+    sizes, scored = dataset.factor_sizes, DEFAULTS[run.dataset].scored
+    unscored = [f for f, size in enumerate(sizes) if size > 1 and scored and f not in scored]
+    options = {"factors": scored, "unscored": unscored, "subsample": 10_000}
+    generator = run.generator(dataset.device, _MIG)
+    gap = mig.mutual_information_gap(mean, log_var, sizes, **options, generator=generator)
+    sums = [x.sum().item() for x in (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)]
+    finite = np.isfinite([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score, *sums]).all()
+    return gap if finite else None
 
 
 def subspaces(run: Run) -> list[list[int]] | None:
@@ -62,111 +115,17 @@ def subspaces(run: Run) -> list[list[int]] | None:
 
     A prior without subspaces is compared by the default layout of the data set, if the number of latents agrees.
     """
-    sizes = () if run.tree is None else run.tree.sizes
-    if max(sizes, default=1) == 1:
-        sizes = DEFAULTS[run.dataset].subspaces
+    within = run.tree is not None and max(run.tree.sizes) > 1
+    sizes = run.tree.sizes if within else DEFAULTS[run.dataset].subspaces
     if len(sizes) < 2 or sum(sizes) != run.latent_dim:
         return None
-    ends = np.cumsum(sizes).tolist()
-    return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+    return [group.tolist() for group in torch.arange(run.latent_dim).split(list(sizes))]
 
 
-@torch.no_grad()
-def evaluate(
-    networks: Networks,
-    runs: Sequence[Run],
-    dataset: FactorDataset,
-    *,
-    rows: Sequence[int] | None = None,
-    n_samples: int | None = None,
-    progress: bool | None = None,
-) -> list[Evaluation | None]:
-    """Measure P trained models in one pass over all images.
-
-    Parameters
-    ----------
-    networks, runs
-        The stacked networks, left in evaluation mode, and their P runs, whose seeds determine the noise.
-    dataset
-        The images, on the device of the networks.
-    rows
-        Models whose mutual information is measured; all by default.
-    n_samples
-        Number of draws for the entropies of the MIG; all images by default.
-    progress
-        Show a progress bar; by default if stderr is a terminal.
-
-    Returns
-    -------
-    list of Evaluation
-        For each of ``rows``; None if posteriors or reconstructions are not finite, or log-variances beyond ±500.
-    """
-    networks.eval()
-    device, size, likelihood = dataset.device, len(runs), objectives.LIKELIHOODS[runs[0].likelihood]
-    prior = networks.prior()
-    dtype = networks.dtype if dataset.packed else torch.float32
-    sources = [run.generator(device, _EVALUATION) for run in runs]
-    fit, kl = torch.empty(2, size, len(dataset), device=device)
-    mean, log_var = torch.empty(2, size, len(dataset), runs[0].latent_dim, device=device)
-    disable = None if progress is None else not progress  # None: where stderr is not a terminal
-    with tqdm(total=len(dataset), unit=" images", desc="evaluating", disable=disable, mininterval=0.5) as bar:
-        for index in torch.arange(len(dataset), device=device).split(_BATCH):
-            x = dataset.images(index, dtype=dtype, check=False).expand(size, -1, -1, -1, -1)
-            shape = len(index), runs[0].latent_dim
-            noise = torch.stack([torch.randn(shape, generator=source, device=device) for source in sources])
-            logits, z, mean[:, index], log_var[:, index] = networks(x, noise)
-            fit[:, index] = likelihood(logits, x)
-            kl[:, index] = objectives.gaussian_log_density(z, mean[:, index], log_var[:, index]) - prior.log_prob(z)
-            bar.update(len(index))
-    usable = log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT
-    for values in (fit, kl, mean, log_var):
-        usable &= values.isfinite().flatten(1).all(1)
-    evaluations = []
-    for row in range(size) if rows is None else rows:
-        tensors = fit[row], kl[row], mean[row], log_var[row]
-        evaluations.append(_information(runs[row], dataset, n_samples, *tensors) if usable[row] else None)
-        if evaluations[-1] is None:
-            _logger.warning("%s cannot be measured: its posteriors or reconstructions are out of bounds", runs[row].key)
-    return evaluations
-
-
-def _information(
-    run: Run, dataset: FactorDataset, n_samples: int | None, fit: Tensor, kl: Tensor, mean: Tensor, log_var: Tensor
-) -> Evaluation | None:
-    """Add the mutual information of latents and factors; None if it is not finite."""
-    device = dataset.device
-    scored = DEFAULTS[run.dataset].scored
-    unscored = [f for f, size in enumerate(dataset.factor_sizes) if size > 1 and scored and f not in scored]
-    gap = mig.mutual_information_gap(
-        mean,
-        log_var,
-        dataset.factor_sizes,
-        factors=scored,
-        n_samples=n_samples,
-        generator=run.generator(device, _MIG),
-        unscored=unscored,
-        subsample=10_000,
-    )
-    sums = [x.sum().item() for x in (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)]
-    if not np.isfinite([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score, *sums]).all():
-        return None
-    groups, joint = subspaces(run), None
-    if groups is not None:
-        source = run.generator("cpu", _SUBSPACES)
-        random = random_groupings([len(group) for group in groups], _GROUPINGS[device.type], source)
-        options = {"n_draws": min(_DRAWS, len(dataset)), "generator": source}
-        joint = subspace_information(mean, log_var, [groups, *random], dataset.factor_sizes, **options)
-    binned, _ = mig.mutual_information_gap_binned(mean, dataset.factor_sizes, scored)
-    return Evaluation(fit, kl, mean, log_var, mig.active_units(mean), gap, binned, groups, joint)
-
-
-def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, Any]:
-    """Return what a record contains of an evaluation."""
+def measurements(evaluation: Evaluation, run: Run, dataset: FactorDataset) -> dict[str, Any]:
+    """Return what the record of a run contains of an evaluation."""
     gap, names, sizes = evaluation.mig, dataset.factor_names, dataset.factor_sizes
     fit, kl = evaluation.log_likelihood.double(), evaluation.kl.double()
-    unscored = list(gap.unscored)
-    grid = fit.view(sizes)
-    by_value = [grid.movedim(factor, 0).flatten(1).mean(1).tolist() for factor in unscored]
     scored = [names[factor] for factor in gap.factors]
     record = {
         "mig": gap.score,
@@ -182,19 +141,23 @@ def measurements(evaluation: Evaluation, dataset: FactorDataset) -> dict[str, An
         "mutual_information": gap.mutual_information.tolist(),
         "entropy": gap.entropy.tolist(),
         "conditional_entropy": gap.conditional_entropy.tolist(),
-        "unscored": [names[factor] for factor in unscored],
-        "log_likelihood_by_value": by_value,
+        "unscored": [names[factor] for factor in gap.unscored],
+        "log_likelihood_by_value": [fit.view(sizes).movedim(f, 0).flatten(1).mean(1).tolist() for f in gap.unscored],
         "unscored_mutual_information": gap.unscored_mutual_information.tolist(),
-        "mig_binned": evaluation.binned,
+        "mig_binned": mig.mutual_information_gap_binned(evaluation.mean, sizes, gap.factors)[0],
         "mig_10000_samples": gap.subsampled_score,
     }
-    if (joint := evaluation.subspaces) is not None:
-        subspaces, *random = joint.mutual_information.cpu()
-        ranked = torch.stack(random).sort(-1, descending=True).values
+    if (groups := subspaces(run)) is not None:
+        source = run.generator("cpu", _SUBSPACES)
+        random = random_groupings([len(group) for group in groups], _GROUPINGS[dataset.device.type], source)
+        options = {"n_draws": min(_DRAWS, len(dataset)), "generator": source}
+        joint = subspace_information(evaluation.mean, evaluation.log_var, [groups, *random], sizes, **options)
+        own, *others = joint.mutual_information
+        ranked = torch.stack(others).sort(-1, descending=True).values
         record |= {
-            "subspaces_compared": evaluation.groups,
+            "subspaces_compared": groups,
             "subspace_factors": [names[factor] for factor in joint.factors],
-            "subspace_mutual_information": subspaces.tolist(),
+            "subspace_mutual_information": own.tolist(),
             "subspace_standard_error": joint.standard_error[0].tolist(),
             "random_subspace_mean": ranked.mean(0).tolist(),
             "random_subspace_deviation": ranked.std(0).tolist(),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,8 @@ from isa.data import FactorDataset
 from isa.evaluate import Evaluation, evaluate, measurements
 from isa.prior import LpNested
 from isa.run import Run
-from isa.stacked import unstack
 
-if TYPE_CHECKING:
-    from isa.engine import Trained
-
-__all__ = ["Result", "commit", "device_name", "load_model", "measure", "read_record"]
+__all__ = ["Result", "Trained", "commit", "device_name", "load_model", "measure", "read_record", "trained_prior"]
 
 
 @dataclass(frozen=True)
@@ -36,20 +32,15 @@ class Result:
     """A run that has been trained, and what was measured of it."""
 
     run: Run
-    model: models.VAE
-    """The networks after the last step, in evaluation mode."""
-    discriminator: models.Discriminator | None
-    prior: Distribution
-    """The prior, with its learned exponents, on the CPU."""
-    curve: dict[str, np.ndarray]
-    """Every term of the objective and every learned exponent at every step, each (steps,)."""
+    model: models.VAE  #: The networks after the last step, in evaluation mode.
+    prior: Distribution  #: The prior, with its learned exponents, on the CPU.
+    curve: dict[str, np.ndarray]  #: Terms of the objective and learned exponents at every step, each (steps,).
+    #: Step, counted from 0, at which a term was not finite, or from which the loss stayed out of bounds; the number of
+    #: steps if only the parameters after the last one, or their measurement, showed it. The curve ends there.
     diverged_at: int | None
-    """Step, counted from 0, at which a term was not finite, or from which the loss stayed out of bounds; the number of
-    steps if only the parameters after the last one, or their measurement, showed it. The curve ends there."""
-    record: dict[str, Any] = field(repr=False)
-    """Everything that is reported of the run, as JSON represents it."""
-    evaluation: Evaluation | None = field(repr=False, default=None)
-    """None if the run diverged or was not measured."""
+    #: Everything that is reported of the run, as JSON represents it.
+    record: dict[str, Any] = field(repr=False, default_factory=dict)
+    evaluation: Evaluation | None = field(repr=False, default=None)  #: None if it diverged or was not measured.
 
     @property
     def exponents(self) -> tuple[float, ...] | None:
@@ -59,14 +50,15 @@ class Result:
     def cpu(self) -> Result:
         """Return the result with everything on the CPU."""
         self.model.cpu()
-        return replace(self, evaluation=self.evaluation and self.evaluation.cpu())
+        if self.evaluation is None:
+            return self
+        tensors = {name: x.cpu() for name, x in vars(self.evaluation).items() if isinstance(x, torch.Tensor)}
+        return replace(self, evaluation=replace(self.evaluation, **tensors))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``model.safetensors``, ``curve.safetensors`` and ``record.json``, the record last."""
         folder = Path(folder)
         tensors = {f"vae.{name}": value for name, value in self.model.state_dict().items()}
-        if self.discriminator is not None:
-            tensors |= {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
         metadata = {"run": self.run.to_dict(), "hash": self.run.hash, "exponents": self.exponents}
         save_tensors(folder / "model.safetensors", tensors, {**metadata, "channels": self.model.channels})
         curve = {name: torch.from_numpy(values) for name, values in self.curve.items()}
@@ -76,34 +68,30 @@ class Result:
         return folder
 
 
-def measure(
-    trained: Trained,
-    dataset: FactorDataset,
-    *,
-    evaluation: bool = True,
-    n_samples: int | None = None,
-    progress: bool | None = None,
-) -> list[Result]:
-    """Measure runs that have been trained, and make their records.
+class Trained(NamedTuple):
+    """Runs of a pack after their last step, and their results without records and measurements."""
 
-    Parameters
-    ----------
-    trained, dataset
-        Runs that :func:`isa.engine.fit` has yielded, and the images, on their device, where results stay.
-    evaluation, n_samples, progress
-        As for :func:`isa.engine.train_pack`.
-    """
-    began, steps = time.perf_counter(), trained.curves.shape[1]
-    wanted = [row for row in trained.rows if evaluation and trained.diverged[row] is None]
-    options = {"rows": wanted, "n_samples": n_samples, "progress": progress}
-    evaluations = evaluate(trained.networks, trained.pack, dataset, **options) if wanted else []
-    evaluated = dict(zip(wanted, evaluations, strict=True))
-    numbers = {row: measurements(one, dataset) for row, one in evaluated.items() if one is not None}
-    seconds = (time.perf_counter() - began) / max(len(wanted), 1)
+    runs: list[Run]
+    results: list[Result]
+    pack_size: int
+    seconds: float  #: of the pack's training
+    compiled: bool
+
+
+def measure(
+    trained: Trained, dataset: FactorDataset, *, evaluation: bool = True, progress: bool | None = None
+) -> list[Result]:
+    """Measure runs that :func:`isa.engine.fit` has yielded, and make their records. Results stay on the device."""
+    began = time.perf_counter()
+    healthy = [result for result in trained.results if evaluation and result.diverged_at is None]
+    trios = [(result.run, result.model, result.prior) for result in healthy]
+    evaluations = dict(zip([run for run, *_ in trios], evaluate(trios, dataset, progress), strict=True))
+    numbers = {run: measurements(evaluated, run, dataset) for run, evaluated in evaluations.items() if evaluated}
+    seconds = (time.perf_counter() - began) / max(len(trios), 1)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     circumstances = {
         "train_seconds": trained.seconds,
-        "pack_size": len(trained.pack),
+        "pack_size": trained.pack_size,
         "compiled": trained.compiled,
         "device": device_name(dataset.device),
         "versions": versions | {"isa": isa.__version__},
@@ -113,15 +101,11 @@ def measure(
         "images_checksum": dataset.checksum,
         "procedural": dataset.procedural,
     }
-    results = []
-    for run, row in zip(trained.runs, trained.rows, strict=True):
-        at = trained.diverged[row]
-        if row in wanted and row not in numbers:  # losses are those before each step: the last step shows only here
-            at = steps
-        curve = trained.curves[row, : steps if at is None else at + 1]
-        terms = {name: curve[:, column].copy() for column, name in enumerate(trained.names)}
-        vae, discriminator = _networks(trained, run, row, dataset.image_shape[0])
-        prior = _prior(run, _exponents(trained, row, None if at is None else curve))
+    measured = []
+    for result in trained.results:
+        run, at = result.run, result.diverged_at
+        if run in evaluations and run not in numbers:  # the loss after the last step is not in the curve
+            at = run.total_steps
         record = {
             "hash": run.hash,
             "key": run.key,
@@ -130,39 +114,17 @@ def measure(
             "diverged_at": at,
             "total_steps": run.total_steps,
             "reduced": run.reduced,
-            "exponents": list(prior.tree.exponents) if run.tree is not None else None,
+            "exponents": None if run.tree is None else list(result.exponents),
             **circumstances,
         }
-        if row in numbers:
-            record |= numbers[row] | {"evaluation_seconds": seconds}
-        results.append(Result(run, vae, discriminator, prior, terms, at, record, evaluated.get(row)))
-    return results
+        if run in numbers:
+            record |= numbers[run] | {"evaluation_seconds": seconds}
+        measured.append(replace(result, diverged_at=at, record=record, evaluation=evaluations.get(run)))
+    return measured
 
 
-def _networks(trained: Trained, run: Run, row: int, channels: int) -> tuple[models.VAE, models.Discriminator | None]:
-    with torch.device("meta"):
-        vae = models.MODELS[run.model](run.latent_dim, channels).eval()
-    discriminator = models.build_discriminator(run.latent_dim) if trained.networks.discriminator else None
-    for part, module in (("encoder", vae.encoder), ("decoder", vae.decoder), ("discriminator", discriminator)):
-        prefix = f"{part}."
-        stacked = {name.removeprefix(prefix): x for name, x in trained.state.items() if name.startswith(prefix)}
-        if stacked:
-            unstack(stacked, row, module.net)
-    return vae, discriminator
-
-
-def _exponents(trained: Trained, row: int, curve: np.ndarray | None) -> list[float] | None:
-    """Return a run's learned exponents; of a run that diverged, the last ones that a prior can have."""
-    if not trained.networks.prior.learned:
-        return None
-    if curve is None:
-        return trained.networks.prior.exponents()[row, 1:].tolist()
-    learned = curve[:, [name.startswith("exponent_") for name in trained.names]]
-    proper = learned[(np.isfinite(learned) & (learned > 0)).all(1)]
-    return proper[-1].tolist() if len(proper) else None
-
-
-def _prior(run: Run, learned: Sequence[float] | None) -> Distribution:
+def trained_prior(run: Run, learned: Sequence[float] | None) -> Distribution:
+    """Return the prior of a run with its learned exponents, all except the root's; None for the initial ones."""
     if run.tree is None:
         return objectives.standard_normal(run.latent_dim)
     exponents = run.tree.exponents if learned is None else [run.tree.exponents[0], *learned]
@@ -180,7 +142,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
     metadata = read_metadata(path)
     try:
         run, exponents = Run(**metadata["run"]), metadata["exponents"]
-        prior = _prior(run, exponents and exponents[1:])
+        prior = trained_prior(run, exponents and exponents[1:])
         with torch.device("meta"):
             vae = models.MODELS[run.model](run.latent_dim, metadata["channels"]).eval()
     except (KeyError, TypeError, ValueError) as error:

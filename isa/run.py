@@ -1,39 +1,33 @@
-"""What one training is: every choice that changes its result, and a hash of these choices.
-
-::
-
-    run = Run(dataset="dsprites", objective="isa-vae", beta=2.0, seed=0)
-    run.hash, run.total_steps, run.tree
-    run.replace(seed=1)
-"""
+"""Definition of one training: every choice that changes its result, and a hash of these choices."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isa import models
+from isa.data.base import seeded_generator
 from isa.prior import LpNested, Node
 
-__all__ = ["DEFAULTS", "OBJECTIVES", "Defaults", "Run", "sentence"]
+__all__ = ["DEFAULTS", "OBJECTIVES", "Defaults", "Run"]
 
 
 class Defaults(NamedTuple):
-    """Default settings of one data set; ``scored`` are the factors that enter the MIG, all if None."""
+    """Default settings of one data set."""
 
     model: str
     latent_dim: int
     epochs: float
     subspaces: tuple[int, ...]
     p1: float  # of fixed exponents; learned ones start at 2
-    images: int  # from which the number of steps follows before anything is loaded
-    scored: tuple[int, ...] | None
+    images: int
+    scored: tuple[int, ...] | None  # factors in the MIG, all if None
 
 
 DEFAULTS: dict[str, Defaults] = {
@@ -54,10 +48,23 @@ OBJECTIVES: dict[str, str] = {
 }
 """Key in ``isa.objectives.OBJECTIVES`` of each objective. The prefix isa- stands for an ISA prior."""
 
-_FORMAT = 1
-"""Part of every hash. Raise it if a change of this package changes the result of a run."""
+_FORMAT = 1  # part of every hash, to be raised if a change of this package changes the result of a run
 
-_MAX_STEPS = 100_000_000  # every term of every step is kept
+Text = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Weight = Annotated[float, Field(strict=True, ge=0, le=1e38), AfterValidator(abs)]  # one hash for 0.0 and -0.0
+Positive = Annotated[float, Field(strict=True, gt=0, le=1e38)]
+
+
+def _sentence(error: ValidationError) -> str:
+    """Return the first error in one sentence that names the field, its value and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name = first["loc"][0]
+    if first["type"] == "extra_forbidden":
+        return f"{name!r} is not a field of Run: the fields are {', '.join(Run.model_fields)}"
+    return f"{re.sub('^[A-Z][a-z]+ should', f'{name} must', first['msg'])}, got {first['input']!r}"
 
 
 def _refuse(wrong: bool, allowed: str, value: object) -> None:
@@ -65,25 +72,8 @@ def _refuse(wrong: bool, allowed: str, value: object) -> None:
         raise ValueError(f"{allowed}, got {value!r}")
 
 
-Text = Annotated[str, BeforeValidator(lambda path: os.fspath(path) if isinstance(path, os.PathLike) else path)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Weight = Annotated[float, Field(strict=True, ge=0, le=1e38), AfterValidator(abs)]  # one hash for 0.0 and -0.0
-Positive = Annotated[float, Field(strict=True, gt=0, le=1e38)]
-
-
-def sentence(error: ValidationError) -> str:
-    """Return the first error in one sentence that names the field, its value and what is allowed."""
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    name = first["loc"][0]
-    if first["type"] == "extra_forbidden":
-        return f"{name!r} is not a field of {error.title}: the fields are {', '.join(Run.model_fields)}"
-    return f"{first['msg'].replace('Input should', f'{name} must', 1)}, got {first['input']!r}"
-
-
 class Run(BaseModel):
-    """Everything that determines one training; checked when it is made, before any data is loaded.
+    """Everything that determines the result of one training.
 
     Fields left out take the data set's defaults (:data:`DEFAULTS`). Bad ones raise a ``ValueError`` of one sentence.
 
@@ -128,15 +118,15 @@ class Run(BaseModel):
     beta: Weight = 1.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     prior: str | None = None
-    subspaces: tuple[Count, ...] | None = None
+    subspaces: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     p0: Positive | None = None
     p1: Positive | tuple[Positive, ...] | None = None
     scale: Positive | Literal["unit"] | None = None
     learn_exponents: Annotated[bool, Field(strict=True)] = False
     model: str | None = None
     latent_dim: Annotated[Count, Field(le=models.IMAGE_SIZE**2)] | None = None
-    epochs: Positive | None = None
-    steps: Annotated[Count, Field(le=_MAX_STEPS)] | None = None
+    epochs: Annotated[Positive, Field(le=100_000)] | None = None
+    steps: Annotated[Count, Field(le=100_000_000)] | None = None
     batch_size: Count = 2048
     learning_rate: Positive = 1e-3
     exponent_learning_rate: Positive = 5e-4
@@ -149,51 +139,46 @@ class Run(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ValueError(sentence(error)) from None
+            raise ValueError(_sentence(error)) from None
 
     @model_validator(mode="after")
     def _complete(self) -> Run:
         """Fill in the defaults of the data set, and check what concerns several fields."""
         defaults, isa = DEFAULTS[self.dataset], self.objective.startswith("isa-")
         self._fill(model=defaults.model, epochs=float(defaults.epochs), prior="isa" if isa else "normal")
-        normal, tcvae, size = self.prior == "normal", self.base == "beta-tcvae", self.batch_size
+        normal, size = self.prior == "normal", self.batch_size
         _refuse(self.model not in models.MODELS, f"model must be one of {', '.join(models.MODELS)}", self.model)
         _refuse(size > defaults.images, f"batch_size must be at most {defaults.images:,}", size)
-        _refuse(self.total_steps > _MAX_STEPS, f"epochs must make at most {_MAX_STEPS:,} steps", self.epochs)
         for name in ("subspaces", "p0", "p1"):
             value = getattr(self, name)
             _refuse(self.prior != "isa" and value is not None, f"{name} requires the prior 'isa'", value)
         _refuse(normal and isa, "prior must be 'isa' or the text of a tree with this objective", self.prior)
         _refuse(normal and self.scale is not None, "scale requires an ISA prior", self.scale)
         _refuse(normal and self.learn_exponents, "learn_exponents requires an ISA prior", True)
-        allowed = "kl must be monte_carlo with an ISA prior and with TCVAE objectives"
-        _refuse(self.kl == "closed_form" and (tcvae or not normal), allowed, self.kl)
-        allowed = "batch_size must be at least 2 for sampling 'stratified'"
-        _refuse(self.sampling == "stratified" and size < 2, allowed, size)
+        wrong = self.kl == "closed_form" and (self.base == "beta-tcvae" or not normal)
+        _refuse(wrong, "kl must be monte_carlo with an ISA prior and with TCVAE objectives", self.kl)
+        wrong = self.sampling == "stratified" and size < 2
+        _refuse(wrong, "batch_size must be at least 2 for sampling 'stratified'", size)
         if normal:
             self._fill(latent_dim=defaults.latent_dim)
-        else:
-            self._complete_isa(defaults)
-        return self
-
-    def _complete_isa(self, defaults: Defaults) -> None:
+            return self
         if self.prior == "isa":
             self._fill(subspaces=defaults.subspaces, p0=2.1, p1=2.0 if self.learn_exponents else defaults.p1)
             number = len(self.subspaces)
-            _refuse(not number, "subspaces must contain at least one size", self.subspaces)
             wrong = isinstance(self.p1, tuple) and len(self.p1) != number
             _refuse(wrong, f"p1 must be one number or {number}, one for each subspace", self.p1)
         self._fill(scale=1.0)
-        unit = self.scale == "unit" and self.learn_exponents
-        _refuse(unit, "scale must be a number if exponents are learned", self.scale)
+        wrong = self.scale == "unit" and self.learn_exponents
+        _refuse(wrong, "scale must be a number if exponents are learned", self.scale)
         try:
             tree = self.tree
         except ValueError as error:
             raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
         LpNested(tree, self.scale)  # raises if no single scale gives every latent variance 1
         self._fill(latent_dim=tree.n_leaves)
-        leaves = f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}"
-        _refuse(self.latent_dim != tree.n_leaves, leaves, self.latent_dim)
+        wrong = self.latent_dim != tree.n_leaves
+        _refuse(wrong, f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}", self.latent_dim)
+        return self
 
     def _fill(self, **values: Any) -> None:
         for name, value in values.items():
@@ -202,7 +187,7 @@ class Run(BaseModel):
 
     @property
     def base(self) -> str:
-        """What is minimised, whatever the prior: ``"beta-vae"``, ``"beta-tcvae"`` or ``"factor-vae"``."""
+        """Objective without its prior: ``"beta-vae"``, ``"beta-tcvae"`` or ``"factor-vae"``."""
         return OBJECTIVES[self.objective]
 
     @property
@@ -218,23 +203,17 @@ class Run(BaseModel):
     @property
     def total_steps(self) -> int:
         """Number of steps."""
-        if self.steps is not None:
-            return self.steps
-        return max(1, round(self.epochs * (DEFAULTS[self.dataset].images // self.batch_size)))
+        return self.steps or max(1, round(self.epochs * (DEFAULTS[self.dataset].images // self.batch_size)))
 
     @property
     def reduced(self) -> bool:
         """True if the run sees fewer images than at the paper's scale; such a result is labelled."""
         defaults = DEFAULTS[self.dataset]
-        full = defaults.epochs * (defaults.images // 2048) * 2048
-        return self.total_steps * self.batch_size < 0.99 * full
+        return self.total_steps * self.batch_size < 0.99 * defaults.epochs * (defaults.images // 2048) * 2048
 
     @property
     def hash(self) -> str:
-        """Sixteen hexadecimal digits that identify everything that determines the result.
-
-        Equivalent descriptions of a run, such as an ISA prior and the text of its tree, have the same hash.
-        """
+        """Sixteen hexadecimal digits, equal for equivalent descriptions, such as an ISA prior and its tree's text."""
         return self._digest(steps=self.total_steps)
 
     @property
@@ -244,8 +223,8 @@ class Run(BaseModel):
 
     def _digest(self, **values: int) -> str:
         tree = self.tree
-        names = ("dataset", "beta", "seed", "model", "latent_dim", "batch_size", "learning_rate", "likelihood")
-        values |= {name: getattr(self, name) for name in (*names, "precision")} | {
+        names = {"dataset", "beta", "seed", "model", "latent_dim", "batch_size", "learning_rate", "likelihood"}
+        values |= self.model_dump(include=names | {"precision"}) | {
             "objective": self.base,
             "source": "drawn" if self.source is None else "published",
             "prior": "normal" if tree is None else str(tree),
@@ -268,13 +247,13 @@ class Run(BaseModel):
         """Equal for runs that can be trained together: everything except seed, beta, exponents and scale."""
         tree = self.tree
         shape = None if tree is None else (tree.structure, self.learn_exponents, self.exponent_learning_rate)
-        names = ("dataset", "source", "base", "model", "latent_dim", "total_steps", "batch_size", "learning_rate")
-        return (*(getattr(self, name) for name in (*names, "likelihood", "kl", "sampling", "precision")), shape)
+        names = {"dataset", "source", "model", "latent_dim", "batch_size", "learning_rate", "likelihood"}
+        fields = self.model_dump(include=names | {"kl", "sampling", "precision"})
+        return (*fields.values(), self.base, self.total_steps, shape)
 
     def generator(self, device: torch.device | str, *stream: int) -> torch.Generator:
         """Return a generator of the run's random numbers, whose state is a function of the seed and of ``stream``."""
-        low, high = np.random.SeedSequence([self.seed, *stream]).generate_state(2, np.uint32).tolist()
-        return torch.Generator(device).manual_seed(low << 31 ^ high)
+        return seeded_generator(device, self.seed, *stream)
 
     def replace(self, **values: Any) -> Run:
         """Return a run with some fields changed."""
@@ -286,5 +265,5 @@ class Run(BaseModel):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
-        """Make a run of what :meth:`to_dict` or a specification gives."""
+        """Make a run of what :meth:`to_dict` returns."""
         return cls(**values)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from browser import Page, find_chromium
+from hypothesis import HealthCheck, settings
 from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, Weibull
 
 from isa import LpNested, Node, isa_prior, models
@@ -92,3 +93,7 @@ def small_discriminator(monkeypatch) -> None:
     from tiny_runs import SmallDiscriminator
 
     monkeypatch.setattr(models, "build_discriminator", SmallDiscriminator)
+
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # no test fails because other processes keep the cores busy

@@ -9,33 +9,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_runs import KINDS, numbers, stack, tiny, train, train_pack
+from tiny_runs import KINDS, numbers, tiny, train, train_pack
 from tiny_sweep import DATASET, small
 from torch.distributions import Bernoulli, Normal
 
-from isa import mig, models
+from isa import mig, models, objectives
 from isa.data import Factor, FactorDataset
 from isa.evaluate import evaluate, measurements, subspaces
+from isa.prior import LpNested
 from isa.results import Result
 
 pytestmark = pytest.mark.usefixtures("small_discriminator")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def _shapes() -> FactorDataset:
-    """Return images with the factors of dSprites: a bar of three shapes at two sizes, angles and positions."""
-    sizes = (3, 2, 2, 2, 3)
-    images = np.zeros((*sizes, 64, 64), np.uint8)
-    for shape, scale, angle, x, y in np.ndindex(sizes):
-        width, height = (4 + 8 * shape, 4 + 4 * scale)[:: 1 - 2 * angle]
-        images[shape, scale, angle, x, y, 15 * y : 15 * y + height, 15 * x : 15 * x + width] = 1
-    factors = [
-        Factor(name, range(size)) for name, size in zip(("shape", "scale", "angle", "x", "y"), sizes, strict=True)
-    ]
-    return FactorDataset.from_array("dsprites", "bars", factors, images * 255, DATASET.provenance)
-
-
-@pytest.mark.parametrize(("kind", "model"), [(kind, "small") for kind in KINDS] + [("isa-vae", "conv")])
+@pytest.mark.parametrize(("kind", "model"), [(kind, "small") for kind in KINDS] + [("isa-vae", "narrow")])
 def test_evaluation_matches_plain_formulas(kind, model):
     runs = [tiny(**KINDS[kind], model=model, steps=3, seed=seed) for seed in (0, 4)]
     x = DATASET.images(torch.arange(len(DATASET)))
@@ -59,19 +47,22 @@ def test_evaluation_matches_plain_formulas(kind, model):
         assert record["elbo"] == pytest.approx((fit - kl).mean().item(), rel=1e-6)
         assert record["active_units"] == int((mean.var(0, correction=0) > 0.01).sum())
         assert record["mig"] == found.mig.score
-        assert np.shape(record["mutual_information"]) == (len(record["factors"]), run.latent_dim)
-        (alone,) = evaluate(stack([result.model], run, getattr(result.prior, "tree", None)), [run], DATASET)
+        (alone,) = evaluate([(run, result.model, result.prior)], DATASET)
         torch.testing.assert_close(alone.log_likelihood, found.log_likelihood, rtol=1e-6, atol=0)
-        torch.testing.assert_close(alone.kl, found.kl, rtol=1e-5, atol=1e-5)
-        assert alone.mig.score == pytest.approx(found.mig.score, rel=1e-4, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
 def bars() -> tuple[FactorDataset, Result]:
-    """Images with an unscored factor, and a model of them with three subspaces."""
-    shapes = {"latent_dim": None, "subspaces": (2, 1, 2), "dataset": "dsprites", "learning_rate": 0.01}
-    images = _shapes()
-    return images, train(tiny(objective="isa-vae", **shapes, steps=60), dataset=images, evaluation=True)
+    """Bars with the factors of dSprites, of which the shape is not scored, and a model with three subspaces."""
+    sizes = {"shape": 3, "scale": 2, "angle": 2, "x": 2, "y": 3}
+    pixels = np.zeros((*sizes.values(), 64, 64), np.uint8)
+    for shape, scale, angle, x, y in np.ndindex(*sizes.values()):
+        width, height = (4 + 8 * shape, 4 + 4 * scale)[:: 1 - 2 * angle]
+        pixels[shape, scale, angle, x, y, 15 * y : 15 * y + height, 15 * x : 15 * x + width] = 255
+    factors = [Factor(name, range(size)) for name, size in sizes.items()]
+    images = FactorDataset.from_array("dsprites", "bars", factors, pixels, DATASET.provenance)
+    fields = {"latent_dim": None, "subspaces": (2, 1, 2), "dataset": "dsprites", "learning_rate": 0.01}
+    return images, train(tiny(objective="isa-vae", **fields, steps=60), dataset=images, evaluation=True)
 
 
 def test_record_measures_every_factor(bars):
@@ -85,7 +76,6 @@ def test_record_measures_every_factor(bars):
     np.testing.assert_allclose(information, every.mutual_information, atol=0.25)  # other draws of 72 images
     assert record["mig_binned"] == mig.mutual_information_gap_binned(found.mean, images.factor_sizes, (1, 2, 3, 4))[0]
     assert record["mig_10000_samples"] == pytest.approx(record["mig"])  # these have 72 images
-    assert record["evaluation_seconds"] > 0
 
 
 def test_record_compares_subspaces_with_random_ones(bars):
@@ -94,10 +84,8 @@ def test_record_compares_subspaces_with_random_ones(bars):
     assert record["subspaces_compared"] == [[0, 1], [2], [3, 4]]
     assert record["subspace_factors"] == list(images.factor_names)
     assert record["random_groupings"] > 1 and record["subspace_draws"] == 72
-    tables = ("subspace_mutual_information", "subspace_standard_error")
-    own, error, mean, deviation = (
-        np.array(record[name]) for name in (*tables, "random_subspace_mean", "random_subspace_deviation")
-    )
+    own, error = (np.array(record[f"subspace_{name}"]) for name in ("mutual_information", "standard_error"))
+    mean, deviation = (np.array(record[f"random_subspace_{name}"]) for name in ("mean", "deviation"))
     for table in (own, error, mean, deviation):
         assert table.shape == (5, 3) and np.isfinite(table).all()
     assert (error > 0).all() and (deviation >= 0).all()
@@ -105,17 +93,18 @@ def test_record_compares_subspaces_with_random_ones(bars):
     assert (own < np.log(images.factor_sizes)[:, None] + 5 * error).all()
 
 
+SIXES = [list(range(6)), list(range(6, 12)), list(range(12, 18))]
+
+
 @pytest.mark.parametrize(
     ("fields", "groups"),
     [
         ({"objective": "isa-vae", "subspaces": (2, 1)}, [[0, 1], [2]]),
-        ({"objective": "isa-vae", "prior": "2.1[1.5[2], 1]"}, [[0, 1], [2]]),
-        ({"objective": "isa-vae", "prior": "2.1[2, 1.5[1.2[2], 1]]", "latent_dim": 5}, [[0], [1], [2, 3, 4]]),
-        ({"objective": "isa-vae", "prior": "2.1[1.5[3]]"}, None),
-        ({"prior": "2.1[3]"}, None),
+        ({"prior": "2.1[2, 1.5[1.2[2], 1]]", "latent_dim": 5}, [[0], [1], [2, 3, 4]]),
+        ({"prior": "2.1[1.5[3]]"}, None),
         ({}, None),
-        ({"latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
-        ({"prior": "1.2[18]", "latent_dim": 18}, [list(range(6)), list(range(6, 12)), list(range(12, 18))]),
+        ({"latent_dim": 18}, SIXES),
+        ({"prior": "1.2[18]", "latent_dim": 18}, SIXES),
     ],
 )
 def test_subspaces_of_the_prior_or_the_data_set(fields, groups):
@@ -123,11 +112,11 @@ def test_subspaces_of_the_prior_or_the_data_set(fields, groups):
 
 
 def test_record_has_the_mean_of_the_first_10000_images():
-    fit = torch.zeros(20_000)
+    fit, result = torch.zeros(20_000), train(tiny(), evaluation=True)
     fit[10_000:] = -2.0
-    changed = dataclasses.replace(train(tiny(), evaluation=True).evaluation, log_likelihood=fit, kl=fit)
+    changed = dataclasses.replace(result.evaluation, log_likelihood=fit, kl=fit, mean=torch.zeros(20_000, 3))
     grid = SimpleNamespace(factor_names=DATASET.factor_names, factor_sizes=(2, 100, 100))
-    found = measurements(changed, grid)
+    found = measurements(changed, result.run, grid)
     assert found["log_likelihood_first_10000"] == 0.0 and found["log_likelihood"] == -1.0
 
 
@@ -141,23 +130,22 @@ def _constant(mean: float, log_var: float) -> models.VAE:
     return vae
 
 
-PRIORS = ["normal", "2.1[2.2[2], 1]", "0.5[3]", "10[3]", "10[0.5[2], 1]", "0.5[10[2], 1]"]
-MEANS = (0.0, 1e-30, 1.0, 1e3, 1e4, 1e20, 3e38, math.inf, math.nan)
-LOG_VARS = (-1e3, -500.0, -89.0, -80.0, 0.0, 80.0, 89.0, 500.0, 1e3, math.nan)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("prior", PRIORS)
-def test_extreme_posteriors_are_finite_or_refused(prior, precision, caplog):
-    run = tiny(prior=prior, precision=precision)
-    extremes = [(mean, log_var) for mean in MEANS for log_var in LOG_VARS]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    networks = stack([_constant(*extreme) for extreme in extremes], run, run.tree, dtype)
-    evaluations = evaluate(networks, [run] * len(extremes), DATASET)
-    measured = {extreme for extreme, found in zip(extremes, evaluations, strict=True) if found is not None}
-    for found in evaluations:
-        assert found is None or all(map(math.isfinite, numbers(measurements(found, DATASET))))
-    assert {(0.0, 0.0), (1e-30, 0.0), (1.0, 0.0), (0.0, -80.0)} <= measured
+@pytest.mark.parametrize(
+    ("tree", "precision"),
+    [(None, "fp32"), ("2.1[2.2[2], 1]", "bf16"), ("10[0.5[2], 1]", "fp32"), ("0.5[10[2], 1]", "bf16")],
+)
+def test_extreme_posteriors_are_finite_or_refused(tree, precision, caplog):
+    run = tiny(prior=tree or "normal", precision=precision)
+    prior = LpNested(run.tree) if tree else objectives.standard_normal(3)
+    means = (0.0, 1e-30, 1.0, 1e4, 3e38, math.inf, math.nan)
+    log_vars = (-1e3, -500.0, -89.0, -80.0, 0.0, 89.0, 500.0, math.nan)
+    extremes = [(mean, log_var) for mean in means for log_var in log_vars]
+    models = [(run, _constant(*extreme), prior) for extreme in extremes]
+    evaluations = dict(zip(extremes, evaluate(models, DATASET), strict=True))
+    measured = {extreme: found for extreme, found in evaluations.items() if found is not None}
+    for found in measured.values():
+        assert all(map(math.isfinite, numbers(measurements(found, run, DATASET))))
+    assert {(0.0, 0.0), (1e-30, 0.0), (1.0, 0.0), (0.0, -80.0)} <= set(measured)
     assert all(abs(log_var) < 100 and math.isfinite(mean) for mean, log_var in measured)
     assert caplog.text.count(f"{run.key} cannot be measured") == len(extremes) - len(measured)
 
@@ -167,7 +155,7 @@ def test_extreme_posteriors_are_finite_or_refused(prior, precision, caplog):
 def test_gpu_evaluation_matches_the_cpu(kind):
     run = tiny(**KINDS[kind], steps=20)
     result = train(run, device="cuda", evaluation=True)
-    (again,) = evaluate(stack([result.model], run, getattr(result.prior, "tree", None)), [run], DATASET)
+    (again,) = evaluate([(run, result.model, result.prior)], DATASET)
     torch.testing.assert_close(result.evaluation.mean, again.mean, rtol=0, atol=1e-4)
     torch.testing.assert_close(result.evaluation.log_var, again.log_var, rtol=0, atol=1e-4)
     assert result.evaluation.mig.score == pytest.approx(again.mig.score, abs=0.05)  # its draws are different ones

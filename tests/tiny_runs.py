@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
 from tiny_sweep import DATASET, SIZES
-from torch import Tensor, nn
+from torch import nn
 
-from isa import Node, engine, models, stacked
+from isa import engine, models
 from isa.data import FactorDataset
-from isa.prior import StackedPrior
 from isa.results import Result
 from isa.run import Run
 
@@ -33,37 +31,24 @@ GOLDEN = Path(__file__).parent / "golden" / "training.json"
 
 
 def narrow(latent_dim: int, channels: int) -> models.VAE:
-    """Build the convolutional pair with an eighth of its channels."""
-
-    def normalised(layer: nn.Module, width: int) -> list[nn.Module]:
-        return [layer, nn.BatchNorm2d(width), nn.ReLU()]
-
-    widths, halve = (channels, 4, 4, 8, 8), {"kernel_size": 4, "stride": 2, "padding": 1}
-    down, up = [], [nn.Unflatten(1, (latent_dim, 1, 1)), *normalised(nn.ConvTranspose2d(latent_dim, 8, 4), 8)]
-    for before, after in itertools.pairwise(widths):
-        down += normalised(nn.Conv2d(before, after, **halve), after)
-    for before, after in itertools.pairwise(widths[:0:-1]):
-        up += normalised(nn.ConvTranspose2d(before, after, **halve), after)
-    down += [nn.Conv2d(8, 2 * latent_dim, 4), nn.Flatten()]
-    up += [nn.ConvTranspose2d(4, channels, **halve)]
+    """Build two convolutions each way with a normalisation between them."""
+    down = [nn.Conv2d(channels, 4, 8, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2 * latent_dim, 8), nn.Flatten()]
+    up = [nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 4, 8), nn.BatchNorm2d(4), nn.ReLU()]
+    up += [nn.ConvTranspose2d(4, channels, 8, 8)]
     return models.VAE(models.Encoder(nn.Sequential(*down), latent_dim), models.Decoder(nn.Sequential(*up), channels))
 
 
 models.MODELS["narrow"] = narrow
 
 
-class SmallDiscriminator(nn.Module):
+class SmallDiscriminator(models.Discriminator):
     """A discriminator of one hidden layer."""
 
     def __init__(self, latent_dim: int, seed: int = 0) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = nn.Sequential(nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return logits (B, 2)."""
-        return self.net(z)
 
 
 def grey() -> FactorDataset:
@@ -103,17 +88,8 @@ def assert_same(one: Result, other: Result) -> None:
     assert one.run == other.run and one.curve.keys() == other.curve.keys()
     for name, values in one.curve.items():
         np.testing.assert_array_equal(other.curve[name], values, err_msg=name)
-    for part in ("model", "discriminator"):
-        if getattr(one, part) is not None:
-            expected, found = dict(getattr(one, part).state_dict()), dict(getattr(other, part).state_dict())
-            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    tensors = (dict(result.model.state_dict()) for result in (one, other))
+    torch.testing.assert_close(*tensors, rtol=0, atol=0, equal_nan=True)
     circumstances = ("train_seconds", "evaluation_seconds", "pack_size", "commit")
     records = ({k: v for k, v in result.record.items() if k not in circumstances} for result in (one, other))
     assert next(records) == next(records)
-
-
-def stack(vaes: list[models.VAE], run: Run, tree: Node | None, dtype: torch.dtype = torch.float32) -> stacked.Networks:
-    """Stack models with a prior of one tree, ready to be evaluated."""
-    encoder, decoder = (stacked.stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
-    prior = StackedPrior([tree] * len(vaes), [run.scale] * len(vaes), run.latent_dim, False)
-    return stacked.Networks(encoder, decoder, prior, None, dtype)

@@ -26,6 +26,7 @@ __all__ = [
     "SourceMissingError",
     "expand",
     "reading",
+    "seeded_generator",
 ]
 
 
@@ -96,6 +97,12 @@ class Provenance:
     rendering: str  #: how the images were made and how they agree with the published ones, in one sentence
     procedural: bool  #: stand-in drawn by this package, to be labelled wherever its images are shown
     source_checksum: str = ""  #: ``algorithm:hex`` of what was read
+
+
+def seeded_generator(device: torch.device | str, *entropy: int) -> torch.Generator:
+    """Return a generator of random numbers whose state is a function of some integers."""
+    low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
+    return torch.Generator(device).manual_seed(low << 31 ^ high)
 
 
 def choose(name: str, factors: Sequence[Factor], fixed: Mapping[str, int | Sequence[int]]) -> list[np.ndarray]:
@@ -304,8 +311,7 @@ class FactorDataset:
 
         It depends on ``(seed, number)`` only: not on the device, other epochs, or the global random state.
         """
-        state = np.random.SeedSequence([seed, number]).generate_state(2, np.uint32)
-        generator = torch.Generator("cpu").manual_seed(int(state[0]) << 31 ^ int(state[1]))
+        generator = seeded_generator("cpu", seed, number)
         return torch.randperm(len(self), generator=generator, device="cpu").to(self.device)
 
     def _flat(self, index: int | Sequence[int] | np.ndarray | Tensor, check: bool = True) -> Tensor:
