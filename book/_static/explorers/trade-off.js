@@ -8,10 +8,6 @@ Explorers.tradeOff = (() => {
 
   const folder = new URL("files/", document.currentScript.src);
 
-  /** Runs out of rows and the names of their columns. */
-  const unpack = ({ columns, rows }) =>
-    rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
-
   /** Indices of the runs that pass; a filter that is null lets all pass. */
   const filter = (runs, wanted) =>
     runs.flatMap((run, i) =>
@@ -47,15 +43,14 @@ Explorers.tradeOff = (() => {
   };
   const SIGNS = { o: "●", s: "■", "^": "▲", v: "▼", D: "◆", P: "✚" };
 
-  return { folder, unpack, filter, range, nearest, OUTLINES, SIGNS };
+  return { folder, filter, range, nearest, OUTLINES, SIGNS };
 })();
 
 Explorers.define("trade-off", (explorer, data) => {
   "use strict";
   const { fixed, plain, count } = Explorers;
   const T = Explorers.tradeOff;
-  const runs = T.unpack(data.runs);
-  const { methods, studies } = data;
+  const { runs, methods, studies } = data;
   const method = (run) => methods[run.method];
   const different = (name, of = runs) => [...new Set(of.map((run) => run[name]))].sort((a, b) => a - b);
   const now = { shown: [], run: null };
@@ -314,13 +309,11 @@ Explorers.define("trade-off", (explorer, data) => {
       ...Object.fromEntries(run.gaps.map((value, i) => [gap(i), value])),
       run: name(run),
       trained: studies[run.study].title,
-      prior: data.priors[run.prior],
       mig: `${fixed(run.mig, 3)} ± ${fixed(run.mig_error, 3)}`,
       active: String(run.active),
       exponents: run.exponents ? run.exponents.map((p) => fixed(p, 2)).join(", ") : "none",
       seconds: fixed(run.seconds, 0),
-      device: data.devices[run.device],
-      commit: data.commits[run.commit],
+      commit: run.commit ?? "none",
     };
     table.set(values);
     const gaps = data.factors.map((factor, i) => `${factor} ${fixed(run.gaps[i])}`).join(", ");
