@@ -105,10 +105,6 @@ def _apply(tensors: Mapping[str, Tensor], layer: int, h: Tensor) -> Tensor:
     return h + tensors[f"{layer}.bias"]
 
 
-def _means(decoded: Tensor, likelihood: str) -> Tensor:
-    return decoded.sigmoid() if likelihood == "bernoulli" else decoded
-
-
 def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the values in 8 bits, the scale of every row, and their product in double precision."""
     scale = matrix.abs().amax(1).clamp(min=1e-30) / 127
@@ -140,7 +136,7 @@ def low_rank(h: Tensor, y: Tensor, weight: Tensor, rank: int) -> dict[str, Tenso
     return {"down": down, "down.scale": down_scale, "up": up, "up.scale": up_scale, "bias": bias}
 
 
-def _ranks(outputs: Sequence[Tensor], weights: Sequence[Tensor], inputs: Sequence[int], room: int) -> list[int]:
+def _ranks(outputs: list[Tensor], weights: list[Tensor], inputs: list[int], budget: int) -> list[int]:
     """Return the layers' ranks that fit into a number of bytes: largest share of a layer's variance per byte first."""
     shares, costs, layers = [], [], []
     for layer, (y, weight, n) in enumerate(zip(outputs, weights, inputs, strict=True)):
@@ -150,10 +146,10 @@ def _ranks(outputs: Sequence[Tensor], weights: Sequence[Tensor], inputs: Sequenc
         shares.append(spectrum / spectrum.sum() / costs[-1])
         layers.append(torch.full_like(spectrum, layer, dtype=torch.long))
     order = torch.cat(shares).argsort(descending=True, stable=True)
-    affordable = order[torch.cat(costs)[order].cumsum(0) <= room]
+    affordable = order[torch.cat(costs)[order].cumsum(0) <= budget]
     ranks = torch.cat(layers)[affordable].bincount(minlength=len(outputs)).tolist()
     if min(ranks) == 0:
-        raise ValueError("most_bytes must leave room for a rank of every layer")
+        raise ValueError("most_bytes must allow every layer a rank of 1")
     return ranks
 
 
@@ -178,8 +174,8 @@ def compress(
     weights = [weight + 1e-6 * weight.max() for weight in weights]
 
     tensors = {"0.weight": first.weight.float().clone(), "0.bias": first.bias.float().clone()}
-    room = most_bytes - 4 * sum(tensor.numel() for tensor in tensors.values()) - 8 * sum(y.shape[1] for y in outputs)
-    ranks = _ranks(outputs, weights, [layer.in_features for layer in linear], room)
+    budget = most_bytes - 4 * sum(tensor.numel() for tensor in tensors.values()) - 8 * sum(y.shape[1] for y in outputs)
+    ranks = _ranks(outputs, weights, [layer.in_features for layer in linear], budget)
     for layer, (y, weight, rank) in enumerate(zip(outputs, weights, ranks, strict=True), 1):
         h = h.tanh()
         tensors |= {f"{layer}.{name}": tensor for name, tensor in low_rank(h, y, weight, rank).items()}
@@ -208,11 +204,12 @@ def export(
     fitted = len(index) // 2
     compressed = compress(model, mean[:fitted], log_var[:fitted], run.likelihood)
 
+    means = torch.sigmoid if run.likelihood == "bernoulli" else torch.clone
     log_likelihood, rows = objectives.LIKELIHOODS[run.likelihood], []
     samples = _samples(mean[fitted:], log_var[fitted:], seed=1)
     for part, z in zip(index[fitted:].split(_BATCH), samples.split(_BATCH), strict=True):
         x, ours, theirs = dataset.images(part), compressed.decode(z), model.decode(z)
-        change = (_means(ours, run.likelihood) - _means(theirs, run.likelihood)).abs().mean((1, 2, 3))
+        change = (means(ours) - means(theirs)).abs().mean((1, 2, 3))
         rows.append(torch.stack([change, log_likelihood(ours, x), log_likelihood(theirs, x)]))
     names = ("pixel", "log_likelihood", "original_log_likelihood")
     error = dict(zip(names, torch.cat(rows, 1).double().mean(1).tolist(), strict=True))
@@ -230,20 +227,19 @@ def to_script(path: str | os.PathLike[str]) -> str:
     return f"Explorers.latents.receive({json.dumps(path.stem)}, {json.dumps(text)});\n"
 
 
-def representatives(spec: Spec, objective_names: Sequence[str] = ("beta-vae", "isa-vae"), beta: float = 1.0) -> list:
-    """Return the keys of the runs that represent their objectives in a specification's records (A.5).
+def representatives(spec: Spec) -> list[str]:
+    """Return the keys of the runs that represent beta-vae and isa-vae at beta = 1 in a specification's records (A.5).
 
-    If runs of one objective and beta were trained in several ways, the first in the specification counts.
+    If the runs of an objective were trained in several ways, the first in the specification counts.
     """
     records, keys = sweep(spec, budget=0), []
-    for name in objective_names:
-        rows = list(records.select(objective=name, beta=beta, status="trained"))
+    for objective in ("beta-vae", "isa-vae"):
+        rows = list(records.select(objective=objective, beta=1, status="trained"))
         if not rows:
-            raise ValueError(f"{spec.record} must have a run of {name} at beta = {beta:g}: {records.command} trains it")
+            raise ValueError(f"{spec.record} must have a run of {objective} at beta = 1: {records.command} trains it")
         kind = ("total_steps", "batch_size", "prior", "learn_exponents")
         rows = [row for row in rows if all(row[field] == rows[0][field] for field in kind)]
-        row = rows[representative([row["mig"] for row in rows], [row["log_likelihood"] for row in rows])]
-        keys.append(row["key"])
+        keys.append(rows[representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]["key"])
     return keys
 
 
@@ -251,10 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write decoders for pages, as ``python -m edition.explorers.decoders``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m edition.explorers.decoders",
-        description="Make the decoders of the models that represent beta-vae and isa-vae at beta = 1 small enough to "
-        "run in a page, and measure the difference. The models are those that `isa sweep SPEC --keep-models` left.",
+        description="Compress the decoders of the models that represent beta-vae and isa-vae at beta = 1, as "
+        "`isa sweep SPEC --keep-models` left them, and measure the error.",
     )
-    parser.add_argument("spec", metavar="SPEC", type=Path, help="specification of the models' runs, *.yaml")
+    parser.add_argument("spec", metavar="SPEC", help="specification of the models' runs, *.yaml")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/decoders"), help="(runs/decoders)")
     arguments = parser.parse_args(argv)
     try:

@@ -91,12 +91,11 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
     pictures = _portraits([row["hash"] for row in rows], portraits)
     pictured = [number for number, run in enumerate(runs) if run["hash"] in pictures]
     first_study = [number for number, run in enumerate(runs) if run["study"] == 0]
-    looks = [METHODS[name] for name in names]
-    weights = ["γ" if name == "factor-vae" else "β" for name in names]
     return {
         "methods": [
-            {"label": look.label, "colour": _COLOURS[look.colour], "marker": look.marker, "weight": weight}
-            for look, weight in zip(looks, weights, strict=True)
+            METHODS[name]._asdict()
+            | {"colour": _COLOURS[METHODS[name].colour], "weight": "γ" if name == "factor-vae" else "β"}
+            for name in names
         ],
         "studies": [{"title": one, "reduced": reduced[one]} for one in titles],
         "factors": factors,
@@ -186,10 +185,10 @@ def choose(paths: Iterable[Path], objectives: Sequence[str], beta: float) -> dic
 def latents(chosen: Mapping[str, Exhibit], start: str = "heart") -> dict[str, Any]:
     """Return the data of the latent explorer for these decoders, as :func:`choose` returns them.
 
-    ``start`` names the image that is started from, or the first image is. The result is for
-    ``book/_static/explorers/latents.js``: ``sides``, one for each decoder, each with ``label``, ``title``, ``file``,
-    the ``bytes`` that a page loads, and ``sliders``, one for each active latent; ``starts``, with ``name`` and
-    ``image``, base64 of its bytes; and ``start``, the number of an image.
+    ``start`` names the image that is started from; the first by default. The result is for
+    ``book/_static/explorers/latents.js``: ``sides``, one for each decoder, with ``label``, ``title``, ``file``, the
+    ``bytes`` that a page loads, and ``sliders`` of the active latents; ``starts``, with ``name`` and ``image``, base64
+    of its bytes; and ``start``, the number of an image.
     """
     sides = []
     for name, one in chosen.items():
