@@ -440,7 +440,9 @@ def test_page_draws_what_python_draws(site, data, chosen):
     at = [decoder.tensors["starts"][start].clone() for decoder in decoders]
     compare(*at)
     slider, k = sides[1]["sliders"][0], sides[1]["sliders"][0]["latent"]
-    words = f"z{k + 1}, which knows most of {slider['factor']}, is {slider['high']:.2f}; it was {at[1][k]:.2f} "
+    words = (
+        f"z{k + 1}, which is most informative about {slider['factor']}, is {slider['high']:.2f}; it was {at[1][k]:.2f} "
+    )
     press(page, f"ISA-VAE-z{k + 1}", "End")
     at[1][k] = slider["high"]
     compare(*at)
@@ -461,7 +463,7 @@ def test_missing_decoder(browser, data, tmp_path):
     push(browser, "Load the decoders")
     wait_for(browser, "!document.querySelector('button').disabled")
     words = browser.evaluate(f"{STATE}.pending")
-    assert words == "The decoders are not here: its file could not be loaded."
+    assert words == "The decoders are not available: a file could not be loaded."
     assert browser.evaluate("document.querySelectorAll('input').length") == 0
 
 
@@ -538,7 +540,7 @@ def test_traversals_are_loaded(site, data, portrait):
     assert page.evaluate(f"{STATE}.pictured()") == [tiles.shape[2] * 64, tiles.shape[0] * tiles.shape[1] * 64]
     label = page.evaluate("[...document.querySelectorAll('canvas')].at(-1).getAttribute('aria-label')")
     first = data["runs"][data["first"]]
-    assert label.startswith(f"Traversals of {named(data, first)[0]}") and "nats of" in label
+    assert label.startswith(f"Traversals of {named(data, first)[0]}") and "nats about" in label
     choose(page, study=0)
     panel = "getComputedStyle([...document.querySelectorAll('.explorer-panel')].at(-1)).display"
     assert page.evaluate(panel) == "none"

@@ -63,7 +63,7 @@ Explorers.latents = (() => {
         script.addEventListener("error", () => {
           delete awaited[key];
           script.remove();
-          reject(new Error("its file could not be loaded"));
+          reject(new Error("a file could not be loaded"));
         });
         script.src = new URL(`${key}.js`, folder);
         document.head.append(script);
@@ -123,7 +123,7 @@ Explorers.define("latents", (explorer, data) => {
     },
   });
 
-  /** What a picture holds, for readers who do not see it. */
+  /** A picture in words, for readers who cannot see it. */
   function seen(pixels, [channels, height, width]) {
     let [sum, across, down] = [0, 0, 0];
     pixels.forEach((value, i) => {
@@ -133,7 +133,7 @@ Explorers.define("latents", (explorer, data) => {
       down += value * Math.floor(at / width);
     });
     const area = fixed(sum / channels, 0);
-    return `light for ${area} pixels, centred on column ${fixed(across / sum, 0)}, row ${fixed(down / sum, 0)}`;
+    return `of ${area} light pixels, centred on column ${fixed(across / sum, 0)}, row ${fixed(down / sum, 0)}`;
   }
 
   // --- sliders, once the decoders are there
@@ -212,7 +212,7 @@ Explorers.define("latents", (explorer, data) => {
         } catch (error) {
           button.disabled = false;
           for (const side of sides) side.decoder = null;
-          explorer.describe(`The decoders are not here: ${error.message}.`);
+          explorer.describe(`The decoders are not available: ${error.message}.`);
           console.error(error);
         }
         explorer.changed();
@@ -224,7 +224,7 @@ Explorers.define("latents", (explorer, data) => {
     if (!sides.every(({ decoder }) => decoder) || !start) {
       strip.describe("nothing is loaded yet");
       if (!row.firstChild.disabled && !explorer.pending)
-        explorer.describe(`Nothing is loaded yet: ${megabytes(total)} come when you ask for them.`);
+        explorer.describe(`No decoder is loaded yet; the files have ${megabytes(total)}.`);
       return;
     }
     const from = data.starts[start.value];
@@ -237,13 +237,13 @@ Explorers.define("latents", (explorer, data) => {
         }
       side.pixels = side.decoder.pixels(side.z);
       side.picture = imageOf(side.pixels, side.decoder.image);
-      return `${side.label} draws a picture that is ${seen(side.pixels, side.decoder.image)}`;
+      return `${side.label} draws a shape ${seen(side.pixels, side.decoder.image)}`;
     });
     strip.describe(`started from ${from.name || "the image in the middle"}. ${words.join(". ")}`);
     const last = moved
-      ? `${moved.side.label}: z${moved.latent + 1}, which knows most of ${moved.factor}, is ${fixed(moved.shown)}; it was ` +
+      ? `${moved.side.label}: z${moved.latent + 1}, which is most informative about ${moved.factor}, is ${fixed(moved.shown)}; it was ` +
         `${fixed(moved.side.decoder.starts[start.value][moved.latent])} at the start. `
-      : `Both at the start: ${from.name || "the image in the middle"}, as each model reads it. `;
+      : `Both at the start: ${from.name || "the image in the middle"}, as each model encodes it. `;
     explorer.describe(`${last}${words.join(". ")}.`);
   };
 });

@@ -1,7 +1,7 @@
 /* The trade-off explorer: MIG against reconstruction, every recorded run a mark, and the record of the one that is chosen.
  *
  * Nothing is computed here but what is in view; means and standard errors come from edition.stats. A run's traversals are
- * one picture beside the page (book/_ext/pages.py), loaded when the run is chosen.
+ * one picture in a file of its own (book/_ext/pages.py), loaded when the run is chosen.
  */
 Explorers.tradeOff = (() => {
   "use strict";
@@ -265,8 +265,8 @@ Explorers.define("trade-off", (explorer, data) => {
     const rows = Math.max(latents.length, 1);
     tiles.canvas.style.aspectRatio = String((steps * size[1]) / ((1 - LABELS) * rows * (size[0] + GAP)));
     tiles.describe(
-      "a row for each active latent, from the least to the greatest posterior mean; " +
-        latents.map(([latent, factor, nats]) => `z${latent + 1} knows ${fixed(nats, 1)} nats of ${factor}`).join(", "),
+      "a row for each active latent, from its minimum to its maximum posterior mean; " +
+        latents.map(([latent, factor, nats]) => `z${latent + 1} has ${fixed(nats, 1)} nats about ${factor}`).join(", "),
       `Traversals of ${name(run)}`,
     );
   }
