@@ -1,4 +1,4 @@
-"""Static versions of the interactive figures, for print and for readers without scripts."""
+"""The explorers at rest: what stands beside a figure that moves, for paper and for readers without scripts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from edition.figures.style import BLUE, VERMILION, styled, subplots
+from edition.figures.latents import picture
+from edition.figures.style import BLUE, VERMILION, WIDTH, bare, styled, subplots
 
 
 def prior_stills(
     stills: Mapping[str, tuple[Sequence[np.ndarray], np.ndarray, np.ndarray]], names: Sequence[tuple[str, str]]
 ) -> Figure:
-    """Draw two plane sections of a density, and its samples in the second plane: one row for each setting.
+    """Two plane sections of a density and its samples in the second plane: one row a setting.
 
     ``stills``: title of each row to the closed curves f = 1 in the two planes, each ``(M, 2)``, the factors ``(D,)``
     that make the density's contours out of them, and samples ``(N, 2)``; ``names``: of the two coordinates of each
@@ -34,4 +35,29 @@ def prior_stills(
                 ax.locator_params(nbins=3)
             row[0].set_title(title, loc="left")
         axes[0, 2].set_title("samples")
+    return figure
+
+
+def latent_stills(panels: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
+    """Images along each active latent of several models, one panel below the other.
+
+    ``panels``: title of each to the names of its rows, and its images, uint8 ``(rows, steps, channels, height,
+    width)``.
+    """
+    label = 0.9
+    side = (WIDTH - label) / max(images.shape[1] for _, images in panels.values())
+    heights = [0.5 + max(len(rows), 1) * side for rows, _ in panels.values()]
+    with styled():
+        figure, grid = subplots(len(panels), 1, height=sum(heights), squeeze=False, height_ratios=heights)
+        figure.get_layout_engine().set(h_pad=0.08)
+        for axes, (title, (rows, images)) in zip(grid[:, 0], panels.items(), strict=True):
+            axes.set_title(title, loc="left", fontweight="bold")
+            if not len(rows):
+                bare(axes)
+                axes.text(0, 1, "No latent is active.", va="top", transform=axes.transAxes)
+                continue
+            middles, columns = picture(axes, images)
+            axes.set_anchor("W")
+            axes.set_yticks(middles, rows)
+            axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
     return figure
