@@ -128,8 +128,8 @@ def test_standing(studies):
     rows = [row for row, own in zip(studies[0], kinds, strict=True) if own == kind]
     best = rows.pop(stats.representative([r["mig"] for r in rows], [r["log_likelihood"] for r in rows]))
     count = f"{len(rows) + 1} recorded runs"
-    assert exhibits.standing(best, studies) == f"stands for {count}"
-    assert exhibits.standing(rows[0], studies) == f"one of {count}, for which seed {best['seed']} would stand"
+    assert exhibits.standing(best, studies) == f"represents {count}"
+    assert exhibits.standing(rows[0], studies) == f"one of {count}, represented by seed {best['seed']}"
     assert exhibits.standing(best, [[best, studies[1][0]]]) == "the only one recorded"
     assert exhibits.standing(best, [rows]) == "not among the records of this page"
 

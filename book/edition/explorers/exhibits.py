@@ -185,10 +185,10 @@ def choose(paths: Iterable[Path], objectives: Sequence[str], beta: float) -> dic
 def latents(chosen: Mapping[str, Exhibit], start: str = "heart") -> dict[str, Any]:
     """Return the data of the latent explorer for these decoders, as :func:`choose` returns them.
 
-    ``start`` names the image that is started from; the first by default. The result is for
-    ``book/_static/explorers/latents.js``: ``sides``, one for each decoder, with ``label``, ``title``, ``file``, the
-    ``bytes`` that a page loads, and ``sliders`` of the active latents; ``starts``, with ``name`` and ``image``, base64
-    of its bytes; and ``start``, the number of an image.
+    ``start`` is the name of the first image to show; if there is none of this name, it is the first of all. The result
+    is for ``book/_static/explorers/latents.js``: ``sides``, one for each decoder, with ``label``, ``title``, ``file``,
+    the ``bytes`` that a page loads, and ``sliders`` of the active latents; ``starts``, with ``name`` and ``image``,
+    base64 of its bytes; and ``start``, the number of an image.
     """
     sides = []
     for name, one in chosen.items():
@@ -222,5 +222,5 @@ def standing(run: Mapping[str, Any], studies: Iterable[Iterable[Mapping[str, Any
     if len(rows) == 1:
         return "the only one recorded"
     if row["hash"] == run["hash"]:
-        return f"stands for {len(rows)} recorded runs"
-    return f"one of {len(rows)} recorded runs, for which seed {row['seed']} would stand"
+        return f"represents {len(rows)} recorded runs"
+    return f"one of {len(rows)} recorded runs, represented by seed {row['seed']}"
