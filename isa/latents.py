@@ -7,9 +7,8 @@ r"""A portrait of a trained model: what its latents encode, small enough to keep
     Portrait.load("runs/portraits/first.npz").informative
 
 **Against the true factors**, a latent is shown by its posterior mean, averaged over the images that share the values of
-one or two factors, as Chen et al. do (*Isolating Sources of Disentanglement in Variational Autoencoders*, 2018).
-:class:`View` names the factors that are kept apart in these averages: on dSprites the shape in all of them, and x and y
-in the map of a latent over position.
+one or two factors, as by Chen et al. (*Isolating Sources of Disentanglement in Variational Autoencoders*, 2018). On
+dSprites every average is taken for each shape, and the map of a latent over position for all shapes together.
 
 **A traversal** changes one latent and decodes. It starts from the posterior mean of the image at the middle of all
 factors and moves the latent from the minimum to the maximum posterior mean of all images.
@@ -34,31 +33,28 @@ from isa.data.base import reading
 
 __all__ = ["VIEWS", "Portrait", "Representative", "View", "find_representative", "portrait"]
 
-_FORMAT = 1
-_ARRAYS = ("mean", "deviation", "noise", "mutual_information", "plane", "shown", "values")
-_ARRAYS += ("originals", "reconstructions", "traversals")
-
+_ARRAYS = ("noise", "mutual_information", "plane", "shown", "values", "originals", "reconstructions", "traversals")
 _KEPT = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "scale", "learn_exponents", "likelihood")
 _KEPT += ("batch_size", "total_steps", "reduced", "mig", "mig_standard_error", "log_likelihood", "active_units")
 _KEPT += ("images", "images_title", "procedural", "precision", "commit")
-"""Fields of a record that a portrait keeps: numbers and words, no paths."""
+"""Fields of a record that a portrait keeps: numbers and text, no paths."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Factors that are kept apart in the averages of a portrait."""
+    """Factors that the averages of a portrait distinguish."""
 
-    split: str | None = None  #: has few values; each of them has its own curves and traversals
+    split: str | None = None  #: a factor of few values, each with its own curves and traversals
     plane: tuple[str, str] | None = None  #: rows and columns of the map of every latent
 
 
 VIEWS: dict[str, View] = {"dsprites": View("shape", ("y", "x"))}
-"""Views by data set; the others have neither split nor plane."""
+"""Views by data set; all other data sets have neither split nor plane."""
 
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """What K latents encode of a data set with F factors, of which factor f has V_f values.
+    """The content of K latents of a data set with F factors, of which factor f has V_f values.
 
     S is the number of values of the view's split, 1 without one; A counts active latents, T the steps of a traversal.
     Images are uint8, grey levels 0 to 255.
@@ -68,8 +64,6 @@ class Portrait:
     factors: tuple[Factor, ...]
     view: View
     scored: tuple[str, ...]  #: the F' factors of ``mutual_information``
-    mean: np.ndarray  #: (K,) mean of the posterior mean over all images
-    deviation: np.ndarray  #: (K,) standard deviation of the posterior mean over all images
     noise: np.ndarray  #: (K,) root mean square of the posterior's standard deviation
     mutual_information: np.ndarray  #: (F', K) nats
     #: by factor, (K, S, V_f): posterior mean averaged over all other factors except the split; (K, 1, S) for the split
@@ -84,7 +78,7 @@ class Portrait:
     @property
     def latents(self) -> int:
         """Number of latents K."""
-        return len(self.mean)
+        return self.mutual_information.shape[1]
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -104,16 +98,11 @@ class Portrait:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the portrait as ``.npz``, atomically, and return the path; equal portraits give equal bytes."""
         header = {
-            "format": _FORMAT,
             "about": self.about,
             "factors": [{"name": one.name, "values": one.values.tolist(), "unit": one.unit} for one in self.factors],
             "split": self.view.split,
             "plane": self.view.plane,
             "scored": self.scored,
-            "latents": self.latents,
-            "shown": len(self.shown),
-            "steps": self.values.shape[-1],
-            "image": self.originals.shape[1:],
         }
         text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
@@ -132,8 +121,6 @@ class Portrait:
         with reading(Path(path), "a portrait") as file:
             archive = np.load(file, allow_pickle=False)
             header = json.loads(archive["header"].tobytes())
-            if header["format"] != _FORMAT:
-                raise ValueError(f"its format is {header['format']}")
             factors = tuple(Factor(**factor) for factor in header["factors"])
             view = View(header["split"], header["plane"] and tuple(header["plane"]))
             arrays = {"plane": None} | {name: archive[name] for name in _ARRAYS if name in archive}
@@ -142,10 +129,10 @@ class Portrait:
 
 
 def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, steps: int = 8) -> Portrait:
-    """Make the portrait of a model that has just been trained and evaluated on ``dataset``.
+    """Make the portrait of a model that was trained and evaluated on ``dataset``.
 
-    ``result`` comes from :func:`isa.train` and has an evaluation, as all but runs that diverged. ``view`` is by
-    default the data set's in :data:`VIEWS`; ``steps`` is the number of images of a traversal.
+    ``result`` is an :class:`isa.results.Result` with an evaluation. ``view`` is by default the data set's in
+    :data:`VIEWS`; ``steps`` is the number of images of a traversal.
     """
     view = VIEWS.get(dataset.name, View()) if view is None else view
     names, sizes = dataset.factor_names, dataset.factor_sizes
@@ -178,8 +165,6 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
         factors=dataset.factors_info,
         view=view,
         scored=tuple(names[number] for number in mig.factors),
-        mean=_single(mean.double().mean(0)),
-        deviation=_single(mean.double().std(0, correction=0)),
         noise=_single(log_var.double().exp().mean(0).sqrt()),
         mutual_information=_single(mig.mutual_information),
         curves={
@@ -213,29 +198,24 @@ def _decode(model: Any, likelihood: str, z: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Representative:
-    """The run that A.5 would show of all runs of one kind, as far as it exists."""
+    """The run that represents all runs of one kind (A.5), if there is one."""
 
     study: int  #: index of the study that it is from
     recorded: int  #: number of runs of this kind in that study that are recorded and did not diverge
     wanted: int  #: number of runs of this kind that the study specifies
-    record: Mapping[str, Any] | None  #: record of the chosen run, if one is recorded
-    portrait: Portrait | None  #: its portrait, if there is one
+    record: Mapping[str, Any] | None  #: record of the chosen run; None if none is recorded
+    portrait: Portrait | None  #: its portrait; None if there is none
 
 
 def find_representative(
     studies: Sequence[Any], choose: Callable[[np.ndarray, np.ndarray], int], portraits: Iterable[Path]
 ) -> Representative:
-    """Choose one of several runs, and find its portrait.
+    """Choose the run that represents its kind, and load its portrait.
 
-    Parameters
-    ----------
-    studies
-        In order of preference, :class:`isa.sweep.Records` of runs of one kind. The first whose representative has a
-        portrait is taken; if none has, the first with a run; otherwise the first.
-    choose
-        Maps MIG and log-likelihood of all runs to the index of one of them.
-    portraits
-        Files of portraits, whose names end with the hash of the run.
+    ``studies`` are, in order of preference, :class:`isa.sweep.Records` of runs of one kind: the first whose
+    representative has a portrait is taken; if none has, the first with a run; otherwise the first. ``choose`` maps MIG
+    and log-likelihood of all runs to the index of one of them. ``portraits`` are files whose names end with the hash of
+    their run.
     """
     paths = {path.stem.rpartition("-")[2]: path for path in portraits}
     found = []

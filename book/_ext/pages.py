@@ -2,9 +2,9 @@
 
 An output that says ``data-explorer="NAME"`` (``edition.explorers.explorer``) is an explorer. Its page, and no other,
 loads ``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files. Where its data
-say ``"file":"runs/decoders/NAME.bin"`` or ``"runs/portraits/NAME.npz"``, the reader may ask for this file later, and it
-is put beside the page: a decoder as a script, ``_static/explorers/files/NAME.js``, since a browser lets a page that was
-opened from disk read no other kind of file; a portrait's traversals as a picture, ``NAME.png``.
+say ``"file":"runs/decoders/NAME.safetensors"`` or ``"runs/portraits/NAME.npz"``, the reader may ask for this file
+later, and it is put beside the page: a decoder as a script, ``_static/explorers/files/NAME.js``, since a browser lets a
+page that was opened from disk read no other kind of file; a portrait's traversals as a picture, ``NAME.png``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from sphinx.errors import SphinxError
 
-ASKED = re.compile(r'"file":"(runs/(?:decoders/[\w.-]+\.bin|portraits/[\w.-]+\.npz))"')
+ASKED = re.compile(r'"file":"(runs/(?:decoders/[\w.-]+\.safetensors|portraits/[\w.-]+\.npz))"')
 
 
 class PageError(SphinxError):

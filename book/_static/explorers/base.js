@@ -37,7 +37,7 @@ window.Explorers = (() => {
     return made;
   }
 
-  /** A number with so many digits after the point; "number" as people write it, with a true minus sign. */
+  /** A number with a given number of decimal places, and a true minus sign. */
   function fixed(value, digits = 2) {
     if (Number.isNaN(value)) return "undefined";
     if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -237,7 +237,7 @@ window.Explorers = (() => {
       });
     }
 
-    /** The contour of a Gaussian with this 2 x 2 covariance, at so many standard deviations. */
+    /** The contour of a Gaussian with this 2 x 2 covariance, `radius` standard deviations from the mean. */
     ellipse(cov, colour, { radius = 1, ...options } = {}) {
       const [[a, b], [, d]] = cov;
       const root = Math.sqrt(a); // Cholesky: the unit circle times the lower factor

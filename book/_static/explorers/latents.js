@@ -1,45 +1,30 @@
-/* The latent explorer: decoders of trained models, run in the page, a slider for each active latent.
+/* The latent explorer: decoders of trained models, run in the page, and a slider for each active latent.
  *
- * A decoder is a file as book/edition/explorers/decoders.py describes it, in base64 within a script that calls `Explorers.latents.receive`,
- * and is loaded when it is asked for. `Explorers.latents.read` gives `{header, decode(z), pixels(z)}` and is tested
- * against `CompressedDecoder`.
+ * A decoder is a safetensors file as book/edition/explorers/decoders.py describes it, in base64 within a script that calls
+ * `Explorers.latents.receive`. It is loaded when the reader asks for it.
  */
 Explorers.latents = (() => {
   "use strict";
 
-  const MAGIC = "ISADEC1\n";
   const folder = new URL("files/", document.currentScript.src);
   const awaited = {};
+  const ARRAYS = { F32: Float32Array, I8: Int8Array };
 
-  /** The layers of a decoder from the bytes of its file. */
-  function read(bytes) {
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    const ascii = (from, to) => String.fromCharCode(...bytes.subarray(from, to));
-    if (ascii(0, MAGIC.length) !== MAGIC) throw new Error("this file holds no decoder");
-    let place = MAGIC.length + 4;
-    const length = view.getUint32(MAGIC.length, true);
-    const header = JSON.parse(new TextDecoder().decode(bytes.subarray(place, place + length)));
-    place += length;
-    const floats = (count) => {
-      const found = Float32Array.from({ length: count }, (_, i) => view.getFloat32(place + 4 * i, true));
-      place += 4 * count;
-      return found;
+  /** A decoder from the bytes of its file: `image`, `starts`, `decode(z)` and `pixels(z)`. */
+  function read({ buffer }) {
+    const start = 8 + Number(new DataView(buffer).getBigUint64(0, true));
+    const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+    const about = JSON.parse(header.__metadata__.decoder);
+    const tensor = (name) => {
+      const { dtype, data_offsets: [from, to] } = header[name];
+      return new ARRAYS[dtype](buffer.slice(start + from, start + to));
     };
-    const small = (count) => {
-      const found = new Int8Array(bytes.buffer.slice(bytes.byteOffset + place, bytes.byteOffset + place + count));
-      place += Math.ceil(count / 4) * 4;
-      return found;
-    };
-    const layers = header.layers.map(({ bits, sizes }) => {
-      const matrices = [];
-      for (let i = 1; i < sizes.length; i++) {
-        const scale = bits === 8 ? floats(sizes[i]) : null;
-        matrices.push({ scale, values: (bits === 8 ? small : floats)(sizes[i] * sizes[i - 1]) });
-      }
-      return { matrices, bias: floats(sizes.at(-1)) };
-    });
+    const factor = (name) => ({ values: tensor(name), scale: tensor(`${name}.scale`) });
+    const layers = [{ factors: [{ values: tensor("0.weight") }], bias: tensor("0.bias") }];
+    for (let i = 1; header[`${i}.bias`]; i++)
+      layers.push({ factors: [factor(`${i}.down`), factor(`${i}.up`)], bias: tensor(`${i}.bias`) });
 
-    function product({ scale, values }, h) {
+    function product(h, { values, scale }) {
       const columns = h.length;
       const result = new Float32Array(values.length / columns);
       for (let i = 0; i < result.length; i++) {
@@ -51,18 +36,16 @@ Explorers.latents = (() => {
     }
 
     /** Logits, or means under a Gaussian likelihood, of the latents z. */
-    function decode(z) {
-      let h = Float32Array.from(z);
-      layers.forEach(({ matrices, bias }, number) => {
-        if (number) h = h.map(Math.tanh);
-        for (const matrix of matrices) h = product(matrix, h);
-        h = h.map((value, i) => value + bias[i]);
-      });
-      return h;
-    }
+    const decode = (z) =>
+      layers.reduce(
+        (h, { factors, bias }, i) => factors.reduce(product, i ? h.map(Math.tanh) : h).map((value, k) => value + bias[k]),
+        Float32Array.from(z),
+      );
 
-    const mean = header.likelihood === "bernoulli" ? (logit) => 1 / (1 + Math.exp(-logit)) : (value) => value;
-    return { header, decode, pixels: (z) => decode(z).map(mean) };
+    const mean = about.likelihood === "bernoulli" ? (logit) => 1 / (1 + Math.exp(-logit)) : (value) => value;
+    const [count, size] = header.starts.shape;
+    const starts = Array.from({ length: count }, (_, i) => tensor("starts").slice(i * size, (i + 1) * size));
+    return { image: about.image, starts, decode, pixels: (z) => decode(z).map(mean) };
   }
 
   const fromBase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -80,7 +63,7 @@ Explorers.latents = (() => {
         script.addEventListener("error", () => {
           delete awaited[key];
           script.remove();
-          reject(new Error("its file could not be loaded"));
+          reject(new Error("a file could not be loaded"));
         });
         script.src = new URL(`${key}.js`, folder);
         document.head.append(script);
@@ -89,7 +72,7 @@ Explorers.latents = (() => {
     return awaited[key].decoder;
   }
 
-  return { read, receive, load, fromBase64 };
+  return { receive, load, fromBase64 };
 })();
 
 Explorers.define("latents", (explorer, data) => {
@@ -97,7 +80,7 @@ Explorers.define("latents", (explorer, data) => {
   const { fixed } = Explorers;
   const megabytes = (bytes) => `${fixed(bytes / 1e6, 1)} MB`;
   const sides = data.sides.map((side) => ({ ...side, picture: null }));
-  const stem = (file) => file.replace(/^.*\/|\.bin$/g, "");
+  const stem = (file) => file.replace(/^.*\/|\.safetensors$/g, "");
   explorer.values = { values: sides };
   let original = null;
   let start = null;
@@ -140,7 +123,7 @@ Explorers.define("latents", (explorer, data) => {
     },
   });
 
-  /** What a picture holds, for readers who do not see it. */
+  /** A picture in words, for readers who cannot see it. */
   function seen(pixels, [channels, height, width]) {
     let [sum, across, down] = [0, 0, 0];
     pixels.forEach((value, i) => {
@@ -150,13 +133,13 @@ Explorers.define("latents", (explorer, data) => {
       down += value * Math.floor(at / width);
     });
     const area = fixed(sum / channels, 0);
-    return `light for ${area} pixels, centred on column ${fixed(across / sum, 0)}, row ${fixed(down / sum, 0)}`;
+    return `of ${area} light pixels, centred on column ${fixed(across / sum, 0)}, row ${fixed(down / sum, 0)}`;
   }
 
   // --- sliders, once the decoders are there
 
   function set(side) {
-    side.z = [...side.starts[start.value].z];
+    side.z = [...side.decoder.starts[start.value]];
     for (const one of side.sliders) {
       one.control.value = side.z[one.latent];
       one.shown = one.control.value; // the nearest that the slider has; the exact value is kept in z
@@ -164,10 +147,6 @@ Explorers.define("latents", (explorer, data) => {
   }
 
   function offer(side) {
-    const { about, image } = side.decoder.header;
-    side.image = image;
-    side.starts = about.starts;
-    side.sliders = about.sliders.map((one) => ({ ...one }));
     const title = document.createElement("h3");
     title.className = "explorer-title";
     title.textContent = side.title;
@@ -195,13 +174,12 @@ Explorers.define("latents", (explorer, data) => {
   }
 
   function show() {
-    const { about } = sides[0].decoder.header;
     const boxes = sides.map(offer);
     start = explorer.choice({
       name: "start",
       label: "start from",
-      options: about.starts.map(({ name }, value) => ({ label: name || "the image in the middle", value })),
-      value: Math.min(data.start, about.starts.length - 1),
+      options: data.starts.map(({ name }, value) => ({ label: name || "the image in the middle", value })),
+      value: data.start,
     });
     start.input.addEventListener("input", reset);
     explorer.buttons("Sliders", [{ label: "Back to the start", action: reset }]);
@@ -234,7 +212,7 @@ Explorers.define("latents", (explorer, data) => {
         } catch (error) {
           button.disabled = false;
           for (const side of sides) side.decoder = null;
-          explorer.describe(`The decoders are not here: ${error.message}.`);
+          explorer.describe(`The decoders are not available: ${error.message}.`);
           console.error(error);
         }
         explorer.changed();
@@ -246,11 +224,11 @@ Explorers.define("latents", (explorer, data) => {
     if (!sides.every(({ decoder }) => decoder) || !start) {
       strip.describe("nothing is loaded yet");
       if (!row.firstChild.disabled && !explorer.pending)
-        explorer.describe(`Nothing is loaded yet: ${megabytes(total)} come when you ask for them.`);
+        explorer.describe(`No decoder is loaded yet; the files have ${megabytes(total)}.`);
       return;
     }
-    const from = sides[0].starts[start.value];
-    original = imageOf([...Explorers.latents.fromBase64(from.image)].map((value) => value / 255), sides[0].image);
+    const from = data.starts[start.value];
+    original = imageOf([...Explorers.latents.fromBase64(from.image)].map((value) => value / 255), sides[0].decoder.image);
     const words = sides.map((side) => {
       for (const one of side.sliders)
         if (one.control.value !== one.shown) {
@@ -258,14 +236,14 @@ Explorers.define("latents", (explorer, data) => {
           moved = { side, ...one };
         }
       side.pixels = side.decoder.pixels(side.z);
-      side.picture = imageOf(side.pixels, side.image);
-      return `${side.label} draws a picture that is ${seen(side.pixels, side.image)}`;
+      side.picture = imageOf(side.pixels, side.decoder.image);
+      return `${side.label} draws a shape ${seen(side.pixels, side.decoder.image)}`;
     });
     strip.describe(`started from ${from.name || "the image in the middle"}. ${words.join(". ")}`);
     const last = moved
-      ? `${moved.side.label}: z${moved.latent + 1}, which knows most of ${moved.factor}, is ${fixed(moved.shown)}; it was ` +
-        `${fixed(moved.side.starts[start.value].z[moved.latent])} at the start. `
-      : `Both at the start: ${from.name || "the image in the middle"}, as each model reads it. `;
+      ? `${moved.side.label}: z${moved.latent + 1}, which is most informative about ${moved.factor}, is ${fixed(moved.shown)}; it was ` +
+        `${fixed(moved.side.decoder.starts[start.value][moved.latent])} at the start. `
+      : `Both at the start: ${from.name || "the image in the middle"}, as each model encodes it. `;
     explorer.describe(`${last}${words.join(". ")}.`);
   };
 });

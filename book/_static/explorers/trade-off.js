@@ -1,16 +1,12 @@
 /* The trade-off explorer: MIG against reconstruction, every recorded run a mark, and the record of the one that is chosen.
  *
  * Nothing is computed here but what is in view; means and standard errors come from edition.stats. A run's traversals are
- * one picture beside the page (book/_ext/pages.py), loaded when the run is chosen.
+ * one picture in a file of its own (book/_ext/pages.py), loaded when the run is chosen.
  */
 Explorers.tradeOff = (() => {
   "use strict";
 
   const folder = new URL("files/", document.currentScript.src);
-
-  /** Runs out of rows and the names of their columns. */
-  const unpack = ({ columns, rows }) =>
-    rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
 
   /** Indices of the runs that pass; a filter that is null lets all pass. */
   const filter = (runs, wanted) =>
@@ -47,15 +43,14 @@ Explorers.tradeOff = (() => {
   };
   const SIGNS = { o: "●", s: "■", "^": "▲", v: "▼", D: "◆", P: "✚" };
 
-  return { folder, unpack, filter, range, nearest, OUTLINES, SIGNS };
+  return { folder, filter, range, nearest, OUTLINES, SIGNS };
 })();
 
 Explorers.define("trade-off", (explorer, data) => {
   "use strict";
   const { fixed, plain, count } = Explorers;
   const T = Explorers.tradeOff;
-  const runs = T.unpack(data.runs);
-  const { methods, studies } = data;
+  const { runs, methods, studies } = data;
   const method = (run) => methods[run.method];
   const different = (name, of = runs) => [...new Set(of.map((run) => run[name]))].sort((a, b) => a - b);
   const now = { shown: [], run: null };
@@ -270,8 +265,8 @@ Explorers.define("trade-off", (explorer, data) => {
     const rows = Math.max(latents.length, 1);
     tiles.canvas.style.aspectRatio = String((steps * size[1]) / ((1 - LABELS) * rows * (size[0] + GAP)));
     tiles.describe(
-      "a row for each active latent, from the least to the greatest posterior mean; " +
-        latents.map(([latent, factor, nats]) => `z${latent + 1} knows ${fixed(nats, 1)} nats of ${factor}`).join(", "),
+      "a row for each active latent, from its minimum to its maximum posterior mean; " +
+        latents.map(([latent, factor, nats]) => `z${latent + 1} has ${fixed(nats, 1)} nats about ${factor}`).join(", "),
       `Traversals of ${name(run)}`,
     );
   }
@@ -314,13 +309,11 @@ Explorers.define("trade-off", (explorer, data) => {
       ...Object.fromEntries(run.gaps.map((value, i) => [gap(i), value])),
       run: name(run),
       trained: studies[run.study].title,
-      prior: data.priors[run.prior],
       mig: `${fixed(run.mig, 3)} ± ${fixed(run.mig_error, 3)}`,
       active: String(run.active),
       exponents: run.exponents ? run.exponents.map((p) => fixed(p, 2)).join(", ") : "none",
       seconds: fixed(run.seconds, 0),
-      device: data.devices[run.device],
-      commit: data.commits[run.commit],
+      commit: run.commit ?? "none",
     };
     table.set(values);
     const gaps = data.factors.map((factor, i) => `${factor} ${fixed(run.gaps[i])}`).join(", ");

@@ -1,7 +1,7 @@
 """Interactive figures: data that a notebook puts into its page for a script of ``book/_static/explorers`` to draw.
 
-The scripts and their style are added to the pages that need them by ``book/_ext/pages.py``. Without scripts, and on
-paper, a sentence stands in their place that points to the static figure, which every such page has.
+``book/_ext/pages.py`` adds the scripts and their style to the pages that need them. Without JavaScript, and on paper, a
+sentence refers to the static figure that every such page has.
 """
 
 from __future__ import annotations
@@ -16,31 +16,23 @@ from IPython.display import display
 
 __all__ = ["explorer", "explorer_html"]
 
+_STATIC = "With JavaScript this is an interactive figure. The numbered figure below is its static version."
+
 
 def explorer_html(name: str, title: str, data: Mapping[str, Any]) -> str:
     """Return the HTML of an explorer: a container with its data as JSON, and a text for readers without scripts.
 
-    Parameters
-    ----------
-    name
-        Of the script, ``book/_static/explorers/NAME.js``.
-    title
-        Name of the figure for assistive technology.
-    data
-        JSON's types and numpy arrays. Floats keep all their digits: round what is only drawn.
+    ``name`` is that of the script, ``book/_static/explorers/NAME.js``; ``title`` names the figure for assistive
+    technology; ``data`` has JSON's types and numpy arrays. Floats keep all their digits.
     """
     text = json.dumps(data, default=methodcaller("tolist"), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    text = text.replace("<", "\\u003c")  # or a "</script>" within the data would end them
+    text = text.replace("<", "\\u003c")  # a "</script>" within the data would end them
     label = html.escape(title, quote=True)
-    return (
-        f'<div class="explorer" data-explorer="{name}" role="region" aria-label="{label}">\n'
-        "<noscript><p>A figure that moves stands here where scripts may run. "
-        "The numbered figure below shows it at rest.</p></noscript>\n"
-        '<p class="explorer-paper">On the screen a figure that moves stands here. '
-        "The numbered figure below shows it at rest.</p>\n"
-        f'<script type="application/json">{text}</script>\n'
-        "</div>"
-    )
+    return f"""<div class="explorer" data-explorer="{name}" role="region" aria-label="{label}">
+<noscript><p>{_STATIC}</p></noscript>
+<p class="explorer-paper">{_STATIC}</p>
+<script type="application/json">{text}</script>
+</div>"""
 
 
 def explorer(name: str, title: str, data: Mapping[str, Any]) -> None:

@@ -1,33 +1,30 @@
-r"""A trained decoder small enough to run in a page: low-rank factors of 8-bit weights, in a file of its own.
+r"""A trained decoder small enough to run in a page: low-rank factors of 8-bit weights in a safetensors file.
 
 ::
 
-    exhibit = export("runs/work/dsprites/models/KEY")       # a model that a sweep has kept
-    exhibit.save("runs/decoders/KEY.bin")
-    CompressedDecoder.load("runs/decoders/KEY.bin").decode(z)
+    compressed = export("runs/work/dsprites/models/KEY", Portrait.load("runs/portraits/KEY.npz"))
+    compressed.save("runs/decoders/KEY.safetensors")
+    CompressedDecoder.load("runs/decoders/KEY.safetensors").decode(z)
 
-and from a shell, for the representatives of the two objectives in a specification's records (A.5), or for any model::
+and from a shell, for the representatives of the two objectives in a specification's records (A.5)::
 
     python -m edition.explorers.decoders runs/dsprites.yaml
-    python -m edition.explorers.decoders runs/work/dsprites/models/KEY
 
-**How it is made smaller.** The decoder of A.4 has 7.9 million weights, but on samples z of the posteriors of images
-the activations before each layer fill few directions. Layer by layer, from the first on, the map from activations h
-(as the compressed layers before give them) to the original's outputs y is fitted by least squares with a rank r,
+**Compression.** The decoder of A.4 has 7.9 million weights, but on samples z of the posteriors of images the
+activations before each layer span few directions. Layer by layer, from the first on, the map from activations h (as the
+compressed layers before give them) to the original's outputs y is fitted by least squares with a rank r,
 
 .. math:: y \approx A B h + c, \qquad \min_{A, B, c}\ \E \sum_i w_i (y_i - \hat y_i)^2 ,
 
-where w weighs an output by how much it matters behind its nonlinearity: the mean of :math:`(1 - \tanh^2 y_i)^2`
-within, of the Bernoulli variance :math:`p_i (1 - p_i)` at the pixels. This is reduced-rank regression (Izenman, 1975).
-B is then rounded to 8 bits with a scale a row; A is fitted to the rounded activations, and rounded in the same way.
-Each byte of the file goes to the rank that explains most. Nothing is trained.
+where w weighs an output by its effect behind its nonlinearity: the mean of :math:`(1 - \tanh^2 y_i)^2` at a hidden
+unit, of the Bernoulli variance :math:`p_i (1 - p_i)` at a pixel. This is reduced-rank regression (Izenman, 1975). B is
+then rounded to 8 bits with a scale for each row; A is fitted to the rounded activations and rounded in the same way.
+Ranks are allotted by the share of a layer's variance that they explain for each byte. Nothing is trained.
 
-**The file** is little-endian: eight bytes ``ISADEC1\n``; the length of the header, uint32; the header, JSON in UTF-8,
-padded by spaces to a multiple of four; then every matrix of every layer in the order in which they are applied, each as
-float32 scales, one a row, and int8 values, row after row, padded by zeros to a multiple of four (where ``bits`` is 32
-there are no scales, and the values are float32), and after the matrices of a layer its float32 biases. Between layers
-is a tanh. The header has ``layers``, a list of ``{"bits", "sizes"}`` with sizes [inputs, outputs] or
-[inputs, rank, outputs]; ``image``, its three sizes; ``likelihood``; and ``about``, see :class:`CompressedDecoder`.
+**The file** has float32 ``0.weight`` and ``0.bias`` of the first layer; for each later layer l int8 ``l.down`` (B) and
+``l.up`` (A), float32 ``l.down.scale`` and ``l.up.scale``, one number for each row, and ``l.bias`` (c). Between layers
+is a tanh. ``starts`` (S, K) are posterior means of the images that a portrait's traversals start from. Its metadata
+``decoder`` is JSON with the other fields of :class:`CompressedDecoder`.
 """
 
 from __future__ import annotations
@@ -35,248 +32,124 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import math
 import os
-import struct
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
+import safetensors
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 
 from edition.stats import representative
-from isa import data, latents, models, objectives, results
+from isa import data, models, objectives, results
 from isa.data import FactorDataset
-from isa.mig import active_units
+from isa.latents import Portrait
 from isa.sweep import Spec, sweep
 
-__all__ = ["CompressedDecoder", "Layer", "Regression", "compress", "export", "main", "representatives", "to_script"]
+__all__ = ["CompressedDecoder", "compress", "export", "low_rank", "main", "representatives", "to_script"]
 
-_MAGIC = b"ISADEC1\n"
-_RUN = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "subspaces", "p0", "p1", "scale")
-_RUN += ("learn_exponents", "exponents", "total_steps", "batch_size", "reduced", "mig", "log_likelihood")
-_RUN += ("active_units", "images_title", "procedural", "commit")
-"""Fields kept of a run's record."""
-_FLOOR = 1e-7  # of the largest eigenvalue: directions of activations below it are rounding errors
+_FLOOR = 1e-7  # directions of activations whose variance is smaller, relative to the largest, are rounding errors
 _BATCH = 2048
-_IMAGES = 20_000  # at most, drawn at random: to fit to, and as many others to measure the error over
-
-
-class Layer(NamedTuple):
-    """Matrices that are applied one after the other, and biases that are added.
-
-    Each matrix is ``(scale, values)``: float32 ``(m,)`` and int8 ``(m, n)``, or None and float32 ``(m, n)``.
-    """
-
-    matrices: tuple[tuple[np.ndarray | None, np.ndarray], ...]
-    bias: np.ndarray
-
-    @property
-    def sizes(self) -> list[int]:
-        """Inputs, rank where there is one, outputs."""
-        return [self.matrices[0][1].shape[1], *(values.shape[0] for _, values in self.matrices)]
-
-    @property
-    def bits(self) -> int:
-        """Of a value: 8 or 32."""
-        return 32 if self.matrices[0][0] is None else 8
+_IMAGES = 20_000  # maximum number, drawn at random, to fit to, and of as many others to measure the error on
 
 
 @dataclass(frozen=True, eq=False)
 class CompressedDecoder:
-    """A decoder from K latents to images, with the data of a page about it.
+    """A decoder from K latents to images."""
 
-    ``about`` is empty, or as :func:`export` makes it: ``run``, fields of its record; ``sliders``, a dict for each
-    active latent, with ``latent`` from 0, the ``factor`` that it has most information on, ``nats``, and ``low`` and
-    ``high``, the minimum and maximum of its posterior mean; ``starts``, with ``name``, ``z`` of K numbers, and
-    ``image``, base64 of its bytes; and ``error``, with the number of ``images``, ``pixel``, the mean absolute error of
-    a pixel's mean, and ``log_likelihood`` and ``original_log_likelihood`` in nats an image.
-    """
-
-    layers: tuple[Layer, ...]
-    """Between them is a tanh."""
-    image: tuple[int, int, int]
-    """Channels, height and width."""
-    likelihood: str
-    """``"bernoulli"``, where outputs are logits, or ``"gaussian"``, where they are means."""
-    about: dict[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(repr=False)  #: as in the file
+    image: tuple[int, int, int]  #: channels, height and width
+    likelihood: str  #: ``"bernoulli"``, where outputs are logits, or ``"gaussian"``, where they are means
+    #: number of ``images`` compared, mean absolute error of a ``pixel``'s mean, and ``log_likelihood`` and
+    #: ``original_log_likelihood`` in nats an image; empty if it was not measured
+    error: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def latents(self) -> int:
-        """Number of latents K."""
-        return self.layers[0].sizes[0]
-
-    @cached_property
-    def _tensors(self) -> list[tuple[list[Tensor], Tensor]]:
-        def dense(scale: np.ndarray | None, values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values if scale is None else scale[:, None] * values)
-
-        return [([dense(*one) for one in layer.matrices], torch.from_numpy(layer.bias)) for layer in self.layers]
+    def ranks(self) -> list[int]:
+        """Ranks of all layers but the first."""
+        return [len(tensor) for name, tensor in sorted(self.tensors.items()) if name.endswith(".down")]
 
     def decode(self, z: Tensor) -> Tensor:
         """Return logits, or means under a Gaussian likelihood, ``(B, C, H, W)``, of latents ``(B, K)``; in float32."""
-        h = z.float()
-        for number, (matrices, bias) in enumerate(self._tensors):
-            h = h if number == 0 else h.tanh()
-            for matrix in matrices:
-                h = h @ matrix.T
-            h = h + bias
+        h = z.float() @ self.tensors["0.weight"].T + self.tensors["0.bias"]
+        for layer in range(1, 1 + len(self.ranks)):
+            h = _apply(self.tensors, layer, h.tanh())
         return h.view(-1, *self.image)
 
-    def pixels(self, z: Tensor) -> Tensor:
-        """Return the mean of every pixel, ``(B, C, H, W)``: probabilities under a Bernoulli likelihood."""
-        return _pixels(self.decode(z), self.likelihood)
-
-    def traversals(self, start: str, steps: int) -> tuple[list[str], np.ndarray]:
-        """Return labels and images, uint8 ``(rows, steps, C, H, W)``, along every active latent.
-
-        They begin at the start of this name, or at the first if there is none.
-        """
-        starts = {one["name"]: one["z"] for one in reversed(self.about["starts"])}
-        z = torch.tensor(starts.get(start, self.about["starts"][0]["z"]))
-        sliders = self.about["sliders"]
-        along = z.repeat(len(sliders), steps, 1)
-        for row, one in enumerate(sliders):
-            along[row, :, one["latent"]] = torch.linspace(one["low"], one["high"], steps)
-        images = (self.pixels(along.flatten(0, 1)).clamp(0, 1) * 255).round().to(torch.uint8)
-        labels = [f"$z_{{{one['latent'] + 1}}}$\n{one['factor']}\n{one['nats']:.2f} nats" for one in sliders]
-        return labels, images.view(len(sliders), steps, *self.image).numpy()
-
-    def to_bytes(self) -> bytes:
-        """Return the file's content; the same decoder gives the same bytes."""
-        header = {
-            "layers": [{"bits": layer.bits, "sizes": layer.sizes} for layer in self.layers],
-            "image": list(self.image),
-            "likelihood": self.likelihood,
-            "about": self.about,
-        }
-        text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 4)
-        parts = [_MAGIC, struct.pack("<I", len(text)), text]
-        for layer in self.layers:
-            for scale, values in layer.matrices:
-                parts += [] if scale is None else [scale.astype("<f4").tobytes()]
-                matrix = values.astype("<f4" if scale is None else "i1").tobytes()
-                parts.append(matrix + bytes(-len(matrix) % 4))
-            parts.append(layer.bias.astype("<f4").tobytes())
-        return b"".join(parts)
-
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file."""
+        """Write the file and return its path; equal decoders give equal bytes."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.to_bytes())
+        about = {"image": self.image, "likelihood": self.likelihood, "error": self.error}
+        path.write_bytes(save(dict(self.tensors), {"decoder": json.dumps(about)}))
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CompressedDecoder:
-        """Read a decoder; a ValueError names a file that is not one, or is truncated."""
+        """Read a decoder; a file that is not one raises a ``ValueError`` that names it."""
         try:
-            return cls._of(Path(path).read_bytes())
-        except (ValueError, TypeError, KeyError, struct.error) as error:
+            with safetensors.safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["decoder"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return cls(tensors, tuple(about["image"]), about["likelihood"], about["error"])
+        except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a decoder: {error}") from None
 
-    @classmethod
-    def _of(cls, contents: bytes) -> CompressedDecoder:
-        if not contents.startswith(_MAGIC):
-            raise ValueError(f"it does not begin with {_MAGIC.decode().strip()}")
-        (length,) = struct.unpack_from("<I", contents, len(_MAGIC))
-        position = len(_MAGIC) + 4 + length
-        header = json.loads(contents[len(_MAGIC) + 4 : position])
 
-        def take(kind: str, *shape: int) -> np.ndarray:
-            nonlocal position
-            values = np.frombuffer(contents, kind, math.prod(shape), position).reshape(shape)
-            position += -(-values.nbytes // 4) * 4
-            return values.astype(np.float32 if kind == "<f4" else np.int8)
-
-        layers = []
-        for layer in header["layers"]:
-            matrices = []
-            for columns, rows in pairwise(layer["sizes"]):
-                scale = take("<f4", rows) if layer["bits"] == 8 else None
-                matrices.append((scale, take("<f4" if scale is None else "i1", rows, columns)))
-            layers.append(Layer(tuple(matrices), take("<f4", layer["sizes"][-1])))
-        if position != len(contents):
-            raise ValueError(f"it has {len(contents):,} bytes in place of {position:,}")
-        return cls(tuple(layers), tuple(header["image"]), header["likelihood"], header["about"])
+def _apply(tensors: Mapping[str, Tensor], layer: int, h: Tensor) -> Tensor:
+    for factor in (f"{layer}.down", f"{layer}.up"):
+        h = h @ tensors[factor].float().T * tensors[f"{factor}.scale"]
+    return h + tensors[f"{layer}.bias"]
 
 
-def _pixels(decoded: Tensor, likelihood: str) -> Tensor:
-    return decoded.sigmoid() if likelihood == "bernoulli" else decoded
+def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the values in 8 bits, the scale of every row, and their product in double precision."""
+    scale = matrix.abs().amax(1).clamp(min=1e-30) / 127
+    values = (matrix / scale[:, None]).round()
+    return values.to(torch.int8).contiguous(), scale.float(), values * scale.float().double()[:, None]
 
 
-def _layer_bytes(bits: int, sizes: Sequence[int]) -> int:
-    size = 4 * sizes[-1]
-    for columns, rows in pairwise(sizes):
-        size += 4 * rows * columns if bits == 32 else 4 * rows + -(-rows * columns // 4) * 4
-    return size
+def low_rank(h: Tensor, y: Tensor, weight: Tensor, rank: int) -> dict[str, Tensor]:
+    """Fit outputs y ``(N, m)``, with weights ``(m,)``, to activations h ``(N, n)``: reduced-rank regression in 8 bits.
+
+    Return ``down`` (rank, n) and ``up`` (m, rank), each with a ``scale``, and ``bias`` (m,), as in a layer of the file.
+    """
+    h_mean, y_mean = h.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
+    gram, cross = (torch.zeros(h.shape[1], x.shape[1], dtype=torch.float64) for x in (h, y))
+    for left, right in zip(h.split(_BATCH), y.split(_BATCH), strict=True):
+        centred = left - h_mean.float()
+        gram += centred.T @ centred
+        cross += centred.T @ (right - y_mean.float())
+    values, vectors = torch.linalg.eigh(gram)
+    used = values > _FLOOR * values[-1]
+    whiten = vectors[:, used] / values[used].sqrt()
+    explained = whiten.T @ (cross * weight.sqrt())
+    power, basis = torch.linalg.eigh(explained @ explained.T)
+    down, down_scale, inner = _rounded((whiten @ basis[:, -rank:] * power[-rank:].clamp(min=0).sqrt()).T)
+    normal = inner @ gram @ inner.T
+    normal.diagonal().add_(_FLOOR * normal.diagonal().mean())
+    up, up_scale, outer = _rounded(torch.linalg.solve(normal, inner @ cross).T)
+    bias = (y_mean - outer @ (inner @ h_mean)).float()
+    return {"down": down, "down.scale": down_scale, "up": up, "up.scale": up_scale, "bias": bias}
 
 
-def _rank_bytes(inputs: int, outputs: int) -> int:
-    """Return the maximum number of bytes of one more rank in 8 bits."""
-    return 4 + inputs + 3 + outputs + 3
-
-
-def _rounded(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scale of every row, and its values in 8 bits."""
-    scale = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-    return scale[:, 0].float().numpy(), (matrix / scale).round().to(torch.int8).numpy()
-
-
-class Regression:
-    """Reduced-rank regression of outputs y ``(N, m)``, with weights ``(m,)``, on activations h ``(N, n)``."""
-
-    def __init__(self, h: Tensor, y: Tensor, weight: Tensor) -> None:
-        self.h_mean, self.y_mean = h.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
-        self.gram = torch.zeros(h.shape[1], h.shape[1], dtype=torch.float64)
-        self.cross = torch.zeros(h.shape[1], y.shape[1], dtype=torch.float64)
-        for left, right in zip(h.split(_BATCH), y.split(_BATCH), strict=True):
-            centred = left - self.h_mean.float()
-            self.gram += centred.T @ centred
-            self.cross += centred.T @ (right - self.y_mean.float())
-        self.gram /= len(h)
-        self.cross /= len(h)
-        self.weight = weight
-        values, vectors = torch.linalg.eigh(self.gram)
-        kept = values > _FLOOR * values[-1].clamp(min=1e-30)
-        self.whiten = vectors[:, kept] / values[kept].sqrt()
-        # rows: unit directions of h; what each explains of the weighted outputs
-        explained = self.whiten.T @ (self.cross * weight.sqrt())
-        power, basis = torch.linalg.eigh(explained @ explained.T)
-        self.power, self.basis = power.flip(0).clamp(min=0), basis.flip(1)
-
-    def layer(self, rank: int) -> Layer:
-        """Fit the two factors and the biases, the second factor to what the first became by rounding."""
-        size = self.power[:rank].sqrt()
-        inner = _rounded((self.basis[:, :rank] * size).T @ self.whiten.T)
-        down = torch.from_numpy(inner[0][:, None] * inner[1]).double()
-        gram = down @ self.gram @ down.T
-        gram.diagonal().add_(_FLOOR * gram.diagonal().mean())
-        outer = _rounded(torch.linalg.solve(gram, down @ self.cross).T)
-        up = torch.from_numpy(outer[0][:, None] * outer[1]).double()
-        bias = self.y_mean - up @ (down @ self.h_mean)
-        return Layer((inner, outer), bias.float().numpy())
-
-
-def _ranks(spectra: Sequence[Tensor], sizes: Sequence[tuple[int, int]], room: int) -> list[int]:
-    """Assign ranks, each to the layer where it explains most of the layer's outputs for its bytes."""
-    ranks = [1] * len(sizes)
-    most = [
-        min(int((power > 0).sum()), math.ceil(n * m / (n + m))) for power, (n, m) in zip(spectra, sizes, strict=True)
-    ]
-    cost = [_rank_bytes(n, m) for n, m in sizes]
-    room -= sum(cost)
-    while grows := [i for i in range(len(sizes)) if ranks[i] < most[i] and cost[i] <= room]:
-        best = max(grows, key=lambda i: float(spectra[i][ranks[i]] / spectra[i].sum()) / cost[i])
-        ranks[best] += 1
-        room -= cost[best]
+def _ranks(outputs: list[Tensor], weights: list[Tensor], inputs: list[int], budget: int) -> list[int]:
+    """Return the layers' ranks that fit into a number of bytes: largest share of a layer's variance per byte first."""
+    shares, costs, layers = [], [], []
+    for layer, (y, weight, n) in enumerate(zip(outputs, weights, inputs, strict=True)):
+        few = (y - y.mean(0))[: 2 * n] * weight.sqrt()
+        spectrum = torch.linalg.svdvals(few)[: min(n, y.shape[1])].square()
+        costs.append(torch.full_like(spectrum, n + 4 + y.shape[1]))
+        shares.append(spectrum / spectrum.sum() / costs[-1])
+        layers.append(torch.full_like(spectrum, layer, dtype=torch.long))
+    order = torch.cat(shares).argsort(descending=True, stable=True)
+    affordable = order[torch.cat(costs)[order].cumsum(0) <= budget]
+    ranks = torch.cat(layers)[affordable].bincount(minlength=len(outputs)).tolist()
+    if min(ranks) == 0:
+        raise ValueError("most_bytes must allow every layer a rank of 1")
     return ranks
 
 
@@ -284,56 +157,30 @@ def _ranks(spectra: Sequence[Tensor], sizes: Sequence[tuple[int, int]], room: in
 def compress(
     model: models.VAE, mean: Tensor, log_var: Tensor, likelihood: str = "bernoulli", most_bytes: int = 2_000_000
 ) -> CompressedDecoder:
-    """Compress a model's decoder, so that it stays close on samples of these posteriors; with an empty ``about``.
+    """Compress a model's decoder, so that it stays close on samples of these posteriors.
 
-    Parameters
-    ----------
-    model
-        Its decoder must be linear layers with tanh between them, as the perceptrons of A.4.
-    mean, log_var
-        ``(N, K)`` posteriors of N images, more than a layer is wide; one sample of each is used.
-    likelihood
-        Of the decoder's outputs, ``"bernoulli"`` or ``"gaussian"``.
-    most_bytes
-        Maximum size of the weights.
+    ``model``: a decoder of linear layers with tanh between them, as the perceptrons of A.4; ``mean``, ``log_var``:
+    ``(N, K)`` posteriors of N images, more than a layer is wide, of which one sample each is used; ``likelihood``: of
+    the decoder's outputs, ``"bernoulli"`` or ``"gaussian"``; ``most_bytes``: maximum size of the weights.
     """
-    linear, between = list(model.decoder.net)[::2], list(model.decoder.net)[1::2]
-    if not all(isinstance(one, nn.Linear) for one in linear) or not all(isinstance(one, nn.Tanh) for one in between):
-        raise ValueError("model must have a decoder of linear layers with tanh between them, as the perceptrons of A.4")
-    widest = max(one.in_features for one in linear)
-    z = _samples(mean, log_var, seed=0)
-    sizes = [(one.in_features, one.out_features) for one in linear]
-    first = Layer(((None, linear[0].weight.float().numpy().copy()),), linear[0].bias.float().numpy().copy())
-    fixed = _layer_bytes(32, sizes[0]) + sum(_layer_bytes(8, (n, 1, m)) - _rank_bytes(n, m) for n, m in sizes[1:])
-    room = most_bytes - fixed
-    if room < sum(_rank_bytes(n, m) for n, m in sizes[1:]):
-        raise ValueError(f"most_bytes must leave room for a rank of every layer, got {most_bytes}")
-
-    outputs = []  # of every layer but the first, before its nonlinearity
-    h = linear[0](z)
-    for layer in linear[1:]:
-        outputs.append(layer(h.tanh()))
-        h = outputs[-1]
-    weights = [(1 - y.tanh().square()).square().mean(0, dtype=torch.float64) for y in outputs[:-1]]
-    if likelihood == "bernoulli":
-        p = outputs[-1].sigmoid()
-        weights.append((p * (1 - p)).mean(0, dtype=torch.float64))
-    else:
-        weights.append(torch.ones(outputs[-1].shape[1], dtype=torch.float64))
+    first, *linear = list(model.decoder.net)[::2]
+    outputs = [first(_samples(mean, log_var, seed=0))]  # of every layer, before its nonlinearity
+    for layer in linear:
+        outputs.append(layer(outputs[-1].tanh()))
+    h, *outputs = outputs
+    weights = [(1 - y.tanh().square()).square().mean(0) for y in outputs[:-1]]
+    p = outputs[-1].sigmoid()
+    weights.append((p * (1 - p)).mean(0) if likelihood == "bernoulli" else torch.ones_like(p[0]))
     weights = [weight + 1e-6 * weight.max() for weight in weights]
 
-    inputs = [linear[0](z), *outputs[:-1]]
-    few = slice(max(2 * widest, _BATCH))  # enough to assign the ranks by
-    spectra = [Regression(h[few].tanh(), y[few], w).power for h, y, w in zip(inputs, outputs, weights, strict=True)]
-    layers, h = [first], inputs[0]
-    for y, weight, rank in zip(outputs, weights, _ranks(spectra, sizes[1:], room), strict=True):
-        activation = h.tanh()
-        layers.append(Regression(activation, y, weight).layer(rank))
-        h = activation
-        for scale, values in layers[-1].matrices:
-            h = h @ torch.from_numpy(scale[:, None] * values).T
-        h = h + torch.from_numpy(layers[-1].bias)
-    return CompressedDecoder(tuple(layers), (model.channels, models.IMAGE_SIZE, models.IMAGE_SIZE), likelihood)
+    tensors = {"0.weight": first.weight.float().clone(), "0.bias": first.bias.float().clone()}
+    budget = most_bytes - 4 * sum(tensor.numel() for tensor in tensors.values()) - 8 * sum(y.shape[1] for y in outputs)
+    ranks = _ranks(outputs, weights, [layer.in_features for layer in linear], budget)
+    for layer, (y, weight, rank) in enumerate(zip(outputs, weights, ranks, strict=True), 1):
+        h = h.tanh()
+        tensors |= {f"{layer}.{name}": tensor for name, tensor in low_rank(h, y, weight, rank).items()}
+        h = _apply(tensors, layer, h)
+    return CompressedDecoder(tensors, (model.channels, models.IMAGE_SIZE, models.IMAGE_SIZE), likelihood)
 
 
 def _samples(mean: Tensor, log_var: Tensor, seed: int) -> Tensor:
@@ -341,141 +188,83 @@ def _samples(mean: Tensor, log_var: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def _posteriors(model: models.VAE, dataset: FactorDataset, index: Tensor) -> tuple[Tensor, Tensor]:
-    found = [model.encode(dataset.images(part)) for part in index.split(_BATCH)]
-    return torch.cat([one.mean for one in found]), torch.cat([one.log_var for one in found])
-
-
-@torch.no_grad()
-def _error(
-    compressed: CompressedDecoder, model: models.VAE, dataset: FactorDataset, index: Tensor, z: Tensor
-) -> dict[str, float]:
-    """Compare both decoders at samples z of the posteriors of these images."""
-    log_likelihood = objectives.LIKELIHOODS[compressed.likelihood]
-    sums = torch.zeros(3, dtype=torch.float64)
-    for batch, part in zip(index.split(_BATCH), z.split(_BATCH), strict=True):
-        x, ours, theirs = dataset.images(batch), compressed.decode(part), model.decode(part)
-        far = (_pixels(ours, compressed.likelihood) - _pixels(theirs, compressed.likelihood)).abs()
-        sums += torch.stack(
-            [far.double().mean((1, 2, 3)).sum(), *(log_likelihood(y, x).double().sum() for y in (ours, theirs))]
-        )
-    pixel, ours, theirs = (sums / len(index)).tolist()
-    return {"images": len(index), "pixel": pixel, "log_likelihood": ours, "original_log_likelihood": theirs}
-
-
-def export(folder: str | os.PathLike[str], dataset: FactorDataset | None = None) -> CompressedDecoder:
+def export(
+    folder: str | os.PathLike[str], portrait: Portrait, dataset: FactorDataset | None = None
+) -> CompressedDecoder:
     """Compress the decoder of a kept model, and measure it on images that it was not fitted to.
 
-    The folder has ``model.safetensors`` and ``record.json``, as ``isa sweep --keep-models`` leaves them. By default the
-    run's data set is loaded.
+    The folder has ``model.safetensors``, as ``isa sweep --keep-models`` leaves it, and ``portrait`` is that of the run.
+    By default the run's data set is loaded.
     """
-    folder = Path(folder)
-    record = results.read_record(folder / "record.json")
     run, model, _ = results.load_model(folder)
-    if record["hash"] != run.hash or record.get("mig") is None:
-        raise ValueError(f"{folder} must hold a model with its record, and the run must have been measured")
-    record |= {**run.to_dict(), "key": run.key}
     dataset = data.load(run.dataset, run.source) if dataset is None else dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    fitted = min(_IMAGES, len(dataset) // 2)
-    index = order[: fitted + _IMAGES]
-    mean, log_var = _posteriors(model, dataset, index)
+    index = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: 2 * _IMAGES]
+    posteriors = [model.encode(dataset.images(part)) for part in index.split(_BATCH)]
+    mean, log_var = (torch.cat([getattr(one, name) for one in posteriors]) for name in ("mean", "log_var"))
+    fitted = len(index) // 2
     compressed = compress(model, mean[:fitted], log_var[:fitted], run.likelihood)
-    held_out = _samples(mean[fitted:], log_var[fitted:], seed=1)
-    about = {
-        "run": {name: record[name] for name in _RUN},
-        "sliders": _sliders(mean, record),
-        "starts": _starts(model, dataset),
-        "error": _error(compressed, model, dataset, index[fitted:], held_out),
-    }
-    return replace(compressed, about=about)
 
-
-def _sliders(mean: Tensor, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the active latents in the order of a portrait: by the factor of most information, then by its amount."""
-    information = np.array(record["mutual_information"])
-    best, nats = information.argmax(0), information.max(0)
-    low, high = (ends.tolist() for ends in torch.aminmax(mean, dim=0))
-    shown = sorted(active_units(mean).nonzero().flatten().tolist(), key=lambda k: (best[k], -nats[k], k))
-    names = record["factors"]
-    return [
-        {"latent": k, "factor": names[best[k]], "nats": float(nats[k]), "low": low[k], "high": high[k]} for k in shown
-    ]
-
-
-def _starts(model: models.VAE, dataset: FactorDataset) -> list[dict[str, Any]]:
-    """Return the images in the middle of all factors but the split of the data set's view, as in a portrait."""
-    split = latents.VIEWS.get(dataset.name, latents.View()).split
-    middle = {
-        name: size // 2 for name, size in zip(dataset.factor_names, dataset.factor_sizes, strict=True) if name != split
-    }
-    index = dataset.index(**middle)
-    names = [""] if split is None else [str(value) for value in dataset.values[split]]
-    mean, _ = _posteriors(model, dataset, index)
-    images = (dataset.images(index) * 255).round().to(torch.uint8).numpy()
-    return [
-        {"name": name, "z": z.tolist(), "image": base64.b64encode(image.tobytes()).decode()}
-        for name, z, image in zip(names, mean, images, strict=True)
-    ]
+    means = torch.sigmoid if run.likelihood == "bernoulli" else torch.clone
+    log_likelihood, rows = objectives.LIKELIHOODS[run.likelihood], []
+    samples = _samples(mean[fitted:], log_var[fitted:], seed=1)
+    for part, z in zip(index[fitted:].split(_BATCH), samples.split(_BATCH), strict=True):
+        x, ours, theirs = dataset.images(part), compressed.decode(z), model.decode(z)
+        change = (means(ours) - means(theirs)).abs().mean((1, 2, 3))
+        rows.append(torch.stack([change, log_likelihood(ours, x), log_likelihood(theirs, x)]))
+    names = ("pixel", "log_likelihood", "original_log_likelihood")
+    error = dict(zip(names, torch.cat(rows, 1).double().mean(1).tolist(), strict=True))
+    starts = model.encode(torch.from_numpy(portrait.originals) / 255).mean
+    return CompressedDecoder(
+        {**compressed.tensors, "starts": starts}, compressed.image, run.likelihood, {"images": len(samples), **error}
+    )
 
 
 def to_script(path: str | os.PathLike[str]) -> str:
-    """Return the script that brings a decoder to a page, which can load no other kind of file from disk."""
+    """Return a script with the file of a decoder: a page that was opened from disk can load no other kind of file."""
     path = Path(path)
     CompressedDecoder.load(path)
     text = base64.b64encode(path.read_bytes()).decode()
     return f"Explorers.latents.receive({json.dumps(path.stem)}, {json.dumps(text)});\n"
 
 
-def representatives(
-    spec_path: str | os.PathLike[str], objective_names: Sequence[str] = ("beta-vae", "isa-vae"), beta: float = 1.0
-) -> dict[str, Path]:
-    """Return the folders of the kept models that represent their objectives in a specification's records (A.5).
+def representatives(spec: Spec) -> list[str]:
+    """Return the keys of the runs that represent beta-vae and isa-vae at beta = 1 in a specification's records (A.5).
 
-    If runs of one objective and beta were trained in several ways, the first in the specification counts.
+    If the runs of an objective were trained in several ways, the first in the specification counts.
     """
-    spec = Spec.read(spec_path)
-    records = sweep(spec, budget=0)
-    found = {}
-    for name in objective_names:
-        rows = list(records.select(objective=name, beta=beta, status="trained"))
+    records, keys = sweep(spec, budget=0), []
+    for objective in ("beta-vae", "isa-vae"):
+        rows = list(records.select(objective=objective, beta=1, status="trained"))
         if not rows:
-            raise ValueError(f"{spec.record} must have a run of {name} at beta = {beta:g}: {records.command} trains it")
+            raise ValueError(f"{spec.record} must have a run of {objective} at beta = 1: {records.command} trains it")
         kind = ("total_steps", "batch_size", "prior", "learn_exponents")
         rows = [row for row in rows if all(row[field] == rows[0][field] for field in kind)]
-        row = rows[representative([row["mig"] for row in rows], [row["log_likelihood"] for row in rows])]
-        found[name] = spec.work / "models" / row["key"]
-        if not (found[name] / "model.safetensors").is_file():
-            raise ValueError(f"{found[name]}, the model that represents {name}, was not kept: sweep with --keep-models")
-    return found
+        keys.append(rows[representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]["key"])
+    return keys
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write decoders for pages, as ``python -m edition.explorers.decoders``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m edition.explorers.decoders",
-        description="Make the decoders of trained models small enough to run in a page, and measure the difference.",
+        description="Compress the decoders of the models that represent beta-vae and isa-vae at beta = 1, as "
+        "`isa sweep SPEC --keep-models` left them, and measure the error.",
     )
-    models_help = (
-        "folder of a kept model, or a specification for the representatives of beta-vae and isa-vae at beta = 1"
-    )
-    parser.add_argument("models", metavar="MODEL", nargs="+", type=Path, help=models_help)
+    parser.add_argument("spec", metavar="SPEC", help="specification of the models' runs, *.yaml")
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/decoders"), help="(runs/decoders)")
     arguments = parser.parse_args(argv)
     try:
-        folders = []
-        for path in arguments.models:
-            folders += representatives(path).values() if path.suffix == ".yaml" else [path]
-        for folder in folders:
-            exhibit = export(folder)
-            path = exhibit.save(arguments.output / f"{exhibit.about['run']['key']}.bin")
-            error = exhibit.about["error"]
-            print(f"{path}: {path.stat().st_size:,} bytes, ranks {[layer.sizes[1] for layer in exhibit.layers[1:]]}")
+        spec = Spec.read(arguments.spec)
+        for key in representatives(spec):
+            portrait = Portrait.load(spec.path.parent / "portraits" / f"{key}.npz")
+            compressed = export(spec.work / "models" / key, portrait)
+            path, error = compressed.save(arguments.output / f"{key}.safetensors"), compressed.error
             print(
-                f"  over {error['images']:,} other images: mean absolute error of a pixel {error['pixel']:.5f}, "
-                f"log-likelihood {error['log_likelihood']:.3f} in place of {error['original_log_likelihood']:.3f} nats"
+                f"{path}: {path.stat().st_size:,} bytes, ranks {compressed.ranks}; on {error['images']:,} other images "
+                f"mean absolute error of a pixel {error['pixel']:.5f}, log-likelihood {error['log_likelihood']:.3f} "
+                f"in place of {error['original_log_likelihood']:.3f} nats"
             )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"edition.explorers.decoders: error: {error}", file=sys.stderr)
         return 1
     return 0
