@@ -2,7 +2,7 @@
 
 A figure cell shows all formats in one output (``edition.page.show``); the page displays the first that suits it. This
 transform copies each under the figure's own name and offers it for download, so the links also work for outputs that
-come from the execution cache. A figure of pictures has no numbers, and no such link.
+come from the execution cache. A figure of pictures has no numbers (``edition.figures.numbers``), and no such link.
 """
 
 from __future__ import annotations
