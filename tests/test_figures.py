@@ -154,17 +154,6 @@ def test_table_broadcasts_its_columns_and_leaves_nan_empty():
     assert figure.to_csv() == "name,x [nats],k,other\na b,0.1,1,\na b,0.1,2,\na b,,1,\na b,,2,\n,,,3\n"
 
 
-def test_mosaic_shows_every_image_at_its_place():
-    images = RNG.integers(0, 256, (2, 3, 1, 4, 5), dtype=np.uint8)
-    _, axes = style.subplots(height=1)
-    rows, columns = style.mosaic(axes, images)
-    picture = axes.images[0].get_array()
-    assert picture.shape == (10, 19, 3) and set(picture[4].ravel()) == {190}
-    for (r, y), (c, x) in itertools.product(enumerate(rows), enumerate(columns)):
-        tile = picture[int(y - 1.5) : int(y + 2.5), int(x - 2) : int(x + 3)]
-        np.testing.assert_array_equal(tile, np.repeat(images[r, c, 0, ..., None], 3, axis=-1))
-
-
 @pytest.mark.parametrize(
     "fields, name",
     [
