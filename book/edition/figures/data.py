@@ -52,10 +52,8 @@ def sheet(
     rows, columns = images.shape[:2]
     figure, axes = style.subplots(height=(style.WIDTH - 0.3) * rows / columns + (0.8 if title else 0.5))
     row_places, column_places = style.mosaic(axes, images)
-    if len(column_values):
-        axes.set_xticks(column_places, column_values, fontsize=8)
-    if len(row_values):
-        axes.set_yticks(row_places, row_values, fontsize=8)
+    axes.set_xticks(column_places[: len(column_values)], column_values, fontsize=8)
+    axes.set_yticks(row_places[: len(row_values)], row_values, fontsize=8)
     axes.set(xlabel=column_label, ylabel=row_label)
     figure.suptitle(title)
     return figure

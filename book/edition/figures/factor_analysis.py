@@ -253,15 +253,15 @@ def amplitude(betas: np.ndarray, rotation: np.ndarray, pruning: np.ndarray) -> F
 
 @style.styled
 def shrinkage(
-    betas: np.ndarray, held: np.ndarray, learned: np.ndarray, held_noise: np.ndarray, learned_noise: np.ndarray
+    betas: np.ndarray, fixed: np.ndarray, learned: np.ndarray, fixed_noise: np.ndarray, learned_noise: np.ndarray
 ) -> Figure:
     """Draw the variance that each direction of the optimal weights explains, and the noise, against beta.
 
-    ``betas`` ``(B,)``: weights of the KL term; ``held``, ``learned`` ``(B, K)``: squared lengths of the optimal
-    columns, with the noise variance held and learned; ``held_noise``, ``learned_noise`` ``(B,)``: noise variance.
+    ``betas`` ``(B,)``: weights of the KL term; ``fixed``, ``learned`` ``(B, K)``: squared lengths of the optimal
+    columns, with the noise variance fixed and learned; ``fixed_noise``, ``learned_noise`` ``(B,)``: noise variance.
     """
     figure, panels = style.subplots(1, 2, height=3.4, sharey=True)
-    settings = {"noise held": (held, held_noise), "noise learned": (learned, learned_noise)}
+    settings = {"noise fixed": (fixed, fixed_noise), "noise learned": (learned, learned_noise)}
     for axes, (title, (squared, noise)) in zip(panels, settings.items(), strict=True):
         for k, (column, colour) in enumerate(zip(squared.T, style.CYCLE, strict=False), 1):
             axes.plot(betas, column, color=colour, label=rf"$\|w_{k}\|^2$")
@@ -273,5 +273,5 @@ def shrinkage(
         lengths = {f"squared length of w{k}": column for k, column in enumerate(squared.T, 1)}
         figure.record({"panel": title, "beta": betas, "noise variance": noise} | lengths)
     panels[0].set_ylabel("variance")
-    figure.key(ncols=held.shape[1] + 1)
+    figure.key(ncols=fixed.shape[1] + 1)
     return figure

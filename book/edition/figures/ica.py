@@ -134,8 +134,7 @@ def steps_to_pruning(beta: np.ndarray, steps: np.ndarray) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel=r"$\beta$", ylabel="steps until a column is pruned")
     axes.minorticks_off()
     axes.set_xticks(beta, [f"{value:g}" for value in beta])
-    ticks = [20, 50, 100, 200]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.set_yticks([20, 50, 100, 200], ["20", "50", "100", "200"])
     axes.legend()
     figure.record({"beta": beta[:, None], "data set": np.arange(steps.shape[1]), "steps to pruning": steps})
     return figure

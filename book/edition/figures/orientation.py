@@ -136,9 +136,8 @@ def seeds(
 ) -> Figure:
     """Draw the alignment of each run against the prior's exponent: one panel a setting.
 
-    ``panels``: for each panel's title and exponent, the alignment of every recorded run; ``means``: means with
-    intervals, for the panels that are to show them; ``live``: alignment of the runs trained on the page, drawn as
-    diamonds.
+    ``panels``: alignment of every recorded run, by the panel's title and the exponent; ``means``, ``live``: in the same
+    way, means with intervals, and alignment of the runs trained on the page, drawn as diamonds.
     """
     looks = {
         "recorded run": {"color": style.SKY, "marker": "o", "markersize": 5, "linestyle": "none"},

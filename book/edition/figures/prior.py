@@ -61,8 +61,7 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
         axes.set_box_aspect((1, 1, 1), zoom=1.02)
         axes.view_init(elev=ELEVATION, azim=AZIMUTH)
         axes.text2D(0.5, 0.02, rf"$p_0={p0:g},\ p_1={p1:g}$", transform=axes.transAxes, ha="center", fontsize=11)
-        z = {f"z_{k + 1}": points[::4, ::4, k] for k in range(3)}
-        figure.record({"p0": p0, "p1": p1} | z)
+        figure.record({"p0": p0, "p1": p1} | {f"z_{k + 1}": points[::4, ::4, k] for k in range(3)})
     return figure
 
 
@@ -204,10 +203,9 @@ def sampling_steps(
 ) -> Figure:
     """Draw Algorithm 1 on a small tree: uniform points on the sphere, the new radius, the finished samples.
 
-    ``sphere``, ``samples``: ``(N, 2)``: two coordinates of the points on the unit sphere and of the samples; ``radii``:
-    ``(N,)``, drawn with ``radial_density`` on ``grid``; ``plane``, ``log_density``: the square on which the log
-    density of the two coordinates is contoured, ``(M,)`` and ``(M, M)``; ``names``: of the two coordinates. The table
-    has the first 2,000 points.
+    ``sphere``, ``samples`` ``(N, 2)``: two coordinates of the points on the unit sphere and of the samples; ``radii``
+    ``(N,)``, drawn with ``radial_density`` on ``grid``; ``log_density`` ``(M, M)``: of the two coordinates, on a square
+    with the side ``plane`` ``(M,)``; ``names``: of the two. The table has the first 2,000 points.
     """
     figure, (left, middle, right) = style.subplots(1, 3, height=2.8)
     left.plot(*sphere.T, ".", color=BLUE, markersize=1.5, alpha=0.35, rasterized=True)

@@ -152,8 +152,7 @@ def mig_distributions(
         axes.set(xlim=(-0.65, len(methods) - 0.35), title=fill(title, 54 // len(panels)))
         axes.grid(axis="y", color=style.GREY, alpha=0.2)
     low, high = grid[0, 0].get_ylim()
-    low = min(0, low)
-    grid[0, 0].set(ylabel=MIG, ylim=(low, high + 0.03 * (high - low)))  # 0 is in sight, and the highest run whole
+    grid[0, 0].set(ylabel=MIG, ylim=(min(0, low), high + 0.03 * (high - low)))  # shows 0, and the highest run whole
     entries = {
         "a run": {"color": style.BLACK, "marker": "o", "alpha": 0.55, "linestyle": "", "markersize": 4},
         "quartiles": Patch(facecolor="white", edgecolor=style.GREY),
@@ -170,7 +169,7 @@ def trade_off(
 ) -> Figure:
     """Draw MIG against reconstruction over beta, one marker a beta, joined in the order of beta (Fig. 5b, 5c and 6).
 
-    Error bars are one standard error to every side, dots are runs. Beta stands beside the marker where there is room.
+    Error bars are one standard error to every side, dots are runs. Beta stands next to the marker where there is room.
 
     ``panels``: title of each panel, one below the other, to methods (keys of :data:`METHODS`) and their curves;
     ``paper``: by title and method: points that the paper prints, as beta, log-likelihood and MIG.

@@ -42,8 +42,6 @@ WIDTH = 6.4
 
 RC = {
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.labelsize": 11,
@@ -51,7 +49,6 @@ RC = {
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
     "legend.frameon": False,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": BLACK,
@@ -60,8 +57,6 @@ RC = {
     "xtick.color": BLACK,
     "ytick.color": BLACK,
     "lines.linewidth": 1.8,
-    "mathtext.fontset": "dejavusans",
-    "svg.hashsalt": "isa",
 }
 
 styled = mpl.rc_context(RC)

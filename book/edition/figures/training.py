@@ -49,7 +49,6 @@ def information(share: np.ndarray, factors: Sequence[str], active: np.ndarray) -
     image = style.printed_table(axes, share.T, np.vectorize("{:.2f}".format)(share.T), cmap=_SHARE, vmin=0, vmax=1)
     axes.set_xticks(range(len(factors)), factors)
     axes.xaxis.tick_top()
-    axes.tick_params(length=0)
     axes.set_yticks(range(latents), [f"$z_{{{latent + 1}}}$" for latent in range(latents)])
     for name, on in zip(axes.get_yticklabels(), active, strict=True):
         name.set_color(style.BLACK if on else style.GREY)
