@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 from pydantic import Field
 
 import edition.page
+from edition.figures.style import BookFigure
 from edition.page import (
     Count,
     Exponent,
@@ -115,12 +116,12 @@ def displayed(monkeypatch) -> list[dict[str, str]]:
 
 
 def test_show_gives_one_output_with_svg_png_and_csv(displayed):
-    figure, ax = plt.subplots(figsize=(3, 2))
-    ax.plot([1, 2])
+    figure = plt.figure(figsize=(3, 2), FigureClass=BookFigure)
+    figure.record({"x": [1, 2], "y [nats]": 0.5})
     show(figure, dpi=100)
     (bundle,) = displayed
     assert set(bundle) == {"image/svg+xml", "image/png", "text/csv", "text/plain"}
-    assert bundle["text/csv"] == "panel,kind,series,x,y\n,line,line,0.0,1.0\n,line,line,1.0,2.0\n"
+    assert bundle["text/csv"] == "x,y [nats]\n1,0.5\n2,0.5\n"
     assert ElementTree.fromstring(bundle["image/svg+xml"]).tag.endswith("}svg")
     pixels = plt.imread(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert pixels.shape[:2] == (200, 300)
@@ -128,10 +129,9 @@ def test_show_gives_one_output_with_svg_png_and_csv(displayed):
     assert not plt.fignum_exists(figure.number), "an open figure shows a second time"
 
 
-def test_a_figure_of_pictures_has_no_table(displayed):
-    figure, ax = plt.subplots(figsize=(3, 2))
-    ax.imshow(np.zeros((4, 4, 3)))
-    show(figure)
+@pytest.mark.parametrize("options", [{}, {"FigureClass": BookFigure}])
+def test_figure_without_numbers_has_no_csv(displayed, options):
+    show(plt.figure(**options))
     assert set(displayed[0]) == {"image/svg+xml", "image/png", "text/plain"}
 
 

@@ -17,8 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from edition.figures.compact import compact
-from edition.figures.numbers import to_csv
+from edition.figures.style import BookFigure
 from isa.prior import Node
 
 __all__ = [
@@ -102,20 +101,18 @@ def _sentence(problem: dict) -> str:
 
 
 def show(figure: Figure, dpi: int = 200) -> None:
-    """Display a figure as SVG, as PNG and, where it holds numbers, as CSV in one output, and close it.
+    """Display a figure as SVG, as PNG and, if it carries numbers, as CSV in one output, and close it.
 
     The page shows the SVG and offers all three for download. Marks that were drawn with ``rasterized=True`` are
-    embedded in the SVG as pixels. The table is that of :func:`edition.figures.numbers.to_csv`.
+    embedded in the SVG as pixels. The table is that of :class:`edition.figures.style.BookFigure`.
     """
-    bundle = {}
-    for mime_type, suffix, text in (("image/svg+xml", "svg", True), ("image/png", "png", False)):
-        buffer = io.BytesIO()
-        with plt.rc_context({"svg.hashsalt": "isa"}):  # without it, names inside of an SVG are drawn anew every time
-            figure.savefig(buffer, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
-        data = buffer.getvalue()
-        bundle[mime_type] = compact(data.decode()) if text else base64.b64encode(data).decode()
+    svg, png = io.StringIO(), io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "isa"}):  # otherwise the names inside an SVG are random
+        figure.savefig(svg, format="svg", dpi=dpi, metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=dpi)
+    bundle = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode()}
     width, height = figure.get_size_inches()
-    if (numbers := to_csv(figure)) is not None:
+    if isinstance(figure, BookFigure) and (numbers := figure.to_csv()) is not None:
         bundle["text/csv"] = numbers
     bundle["text/plain"] = f"<figure, {width:.1f} x {height:.1f} in>"
     plt.close(figure)

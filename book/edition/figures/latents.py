@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.ticker import MaxNLocator
 
 from edition.figures import style
 from edition.figures.results import METHODS, scale
@@ -19,17 +19,14 @@ if TYPE_CHECKING:
     from isa.data import Factor
     from isa.latents import Portrait
 
-SHAPES = {"ellipse": style.VERMILION, "square": style.GREEN, "heart": style.BLUE}
-"""The paper's colours of the shapes: red, green and blue."""
+__all__ = ["latent_stills", "latents", "title", "traversals"]
 
-_PANELS = 3
 _LINE = 68  # characters of a line of text
-_GAP = 2
 _LABEL = 0.9  # inches left of a row, for what its latent is
 
 
 def title(objective: str, beta: float, portrait: Portrait | None = None) -> str:
-    """How a model is headed: its name and beta, and of its portrait MIG, log-likelihood and scale."""
+    """Return a model's heading: its name and beta, and of its portrait MIG, log-likelihood and scale."""
     name = f"{METHODS[objective].label}, β = {beta:g}"
     if portrait is None:
         return name
@@ -45,40 +42,75 @@ def _row_label(portrait: Portrait, latent: int) -> str:
     return f"$z_{{{latent + 1}}}$\n{factor}\n{nats:.2f} nats"
 
 
-def _say(axes: Axes, text: str) -> None:
+def _text(axes: Axes, text: str) -> None:
     style.bare(axes)
     axes.text(0, 1, textwrap.fill(text, _LINE), va="top", transform=axes.transAxes)
 
 
-def _words(model: Portrait | str) -> str:
-    """Why there is nothing to draw of a model, empty where there is something."""
+def _reason(model: Portrait | str) -> str:
+    """Return why there is nothing to draw of a model, empty where there is something."""
     if isinstance(model, str):
         return model
     return "" if len(model.shown) else "No latent of this model is active: it draws one image, whatever it is shown."
 
 
-def _factor_axis(axes: Axes, factor: Factor) -> None:
-    axes.set_xlim(factor.values[0], factor.values[-1])
-    if factor.unit == "rad":
-        axes.xaxis.set_major_locator(MultipleLocator(np.pi))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: {0: "0", 1: "π"}.get(round(value / np.pi), f"{round(value / np.pi)}π"))
-        )
-    else:
+def _name(factor: Factor) -> str:
+    return f"{factor.name} [rad]" if factor.unit == "rad" else factor.name
+
+
+def _ticks(limit: float) -> MaxNLocator:
+    return MaxNLocator(3, symmetric=True, integer=limit > 1)
+
+
+def _edges(factor: Factor) -> tuple[float, float]:
+    """Return the edges of an image whose pixels lie at the values of a factor."""
+    half = np.ptp(factor.values) / max(factor.size - 1, 1) / 2 or 0.5
+    return float(factor.values[0] - half), float(factor.values[-1] + half)
+
+
+def _maps(figure: style.BookFigure, column: np.ndarray, model: Portrait, limit: float) -> None:
+    """Draw each active latent over the plane of two factors, in a column of panels."""
+    down, across = map(model.factor, model.view.plane)
+    extent = (*_edges(across), *_edges(down)[::-1])
+    look = {"cmap": style.DIVERGING, "vmin": -limit, "vmax": limit, "aspect": "auto", "interpolation": "nearest"}
+    for axes, latent in zip(column, model.shown, strict=True):
+        values = model.plane[latent]
+        image = axes.imshow(values, extent=extent, **look)
+        axes.set_box_aspect(values.shape[0] / values.shape[1])
+        style.bare(axes)
+        plane = {_name(across): across.values, _name(down): down.values[:, None]}
+        figure.record({"latent": latent + 1} | plane | {"posterior mean": values})
+    column[0].set_title(f"{across.name} and {down.name}")
+    bar = figure.colorbar(image, ax=column, location="bottom", aspect=14, pad=0.01, label="posterior mean")
+    bar.locator = _ticks(limit)
+
+
+def _curves(
+    figure: style.BookFigure, column: np.ndarray, model: Portrait, factor: Factor, groups: dict[str, str], limit: float
+) -> None:
+    """Draw each active latent against a factor, a curve for each value of the split, in a column of panels."""
+    x = factor.values
+    for axes, latent in zip(column, model.shown, strict=True):
+        axes.axhline(0, color=style.GREY, linewidth=0.6)
+        noise = model.noise[latent]
+        for curve, (group, colour) in zip(model.curves[factor.name][latent], groups.items(), strict=True):
+            axes.fill_between(x, curve - noise, curve + noise, color=colour, alpha=0.1, linewidth=0)
+            axes.plot(x, curve, color=colour)
+            about = {"latent": latent + 1, model.view.split or "images": group or "all", _name(factor): x}
+            figure.record(about | {"posterior mean": curve, "posterior standard deviation": noise})
+        axes.set(xlim=(x[0], x[-1]), ylim=(-limit, limit))
+        axes.yaxis.set_major_locator(_ticks(limit))
         axes.xaxis.set_major_locator(MaxNLocator(3))
+        if factor.unit == "rad":
+            turns = range(int(x[-1] / np.pi + 0.01) + 1)
+            axes.set_xticks(np.pi * np.array(turns), ["0", "π", *(f"{turn}π" for turn in turns[2:])][: len(turns)])
+        axes.tick_params(labelbottom=axes is column[-1])
+    column[0].set_title(_name(factor))
 
 
-def _extent(columns: Factor, rows: Factor) -> tuple[float, float, float, float]:
-    """Edges of an image whose pixels lie at the values of two factors, the first row at the top."""
-    edges = []
-    for factor in (columns, rows):
-        half = np.ptp(factor.values) / max(factor.size - 1, 1) / 2 or 0.5
-        edges.append((float(factor.values[0] - half), float(factor.values[-1] + half)))
-    return *edges[0], *edges[1][::-1]
-
-
+@style.styled
 def latents(heading: str, model: Portrait | str) -> Figure:
-    """Each active latent against the true factors: a map over the plane of two, curves against up to two others.
+    """Draw each active latent against the true factors: a map over the plane of two, curves against up to two others.
 
     Everything is the posterior mean, averaged over the factors that are not shown, on one scale for all panels; colour
     in a map is height in a curve. Shaded is one standard deviation of the posterior to either side.
@@ -86,129 +118,95 @@ def latents(heading: str, model: Portrait | str) -> Figure:
     ``heading``: heading of the figure, see :func:`title`; ``model``: the model, or why there is none: the figure then
     says so.
     """
-    words = _words(model)
-    if words:
-        with style.styled():
-            figure, axes = style.subplots(height=0.5 + 0.2 * (1 + len(words) // _LINE))
-            axes.set_title(heading, loc="left", fontweight="bold")
-            _say(axes, words)
+    if reason := _reason(model):
+        figure, axes = style.subplots(height=0.5 + 0.2 * (1 + len(reason) // _LINE))
+        axes.set_title(heading, loc="left", fontweight="bold")
+        _text(axes, reason)
         return figure
-    portrait = model
-    view = portrait.view
-    apart = {view.split, *(view.plane or ())}
-    others = [factor for factor in portrait.factors if factor.name not in apart and factor.values.dtype.kind in "if"]
-    others = others[: _PANELS - (view.plane is not None)]
-    shown = portrait.shown
-    groups = portrait.bases
-    colours = [SHAPES.get(group, style.CYCLE[number % len(style.CYCLE)]) for number, group in enumerate(groups)]
-    drawn = [portrait.curves[factor.name][shown] for factor in others]
-    drawn += [] if portrait.plane is None else [portrait.plane[shown]]
+    view, shown, maps = model.view, model.shown, int(model.plane is not None)
+    numbers = [factor for factor in model.factors if factor.values.dtype.kind in "if"]
+    others = [factor for factor in numbers if factor.name not in (view.split, *(view.plane or ()))][: 3 - maps]
+    drawn = [model.curves[factor.name][shown] for factor in others] + ([model.plane[shown]] if maps else [])
     limit = 1.05 * max(float(np.abs(values).max()) for values in drawn)
+    colours = zip(model.bases, itertools.cycle(style.CYCLE), strict=False)
+    groups = {group: style.SHAPES.get(group, colour) for group, colour in colours}
 
-    with style.styled():
-        ratios = [1.0] * (portrait.plane is not None) + [1.5] * len(others)
-        figure, grid = style.subplots(
-            len(shown), len(ratios), height=1.15 * len(shown) + 1.2, squeeze=False, gridspec_kw={"width_ratios": ratios}
-        )
-        figure.get_layout_engine().set(
-            h_pad=0.03, w_pad=0.03, rect=(_LABEL / style.WIDTH, 0, 1 - _LABEL / style.WIDTH, 1)
-        )
-        for row, latent in zip(grid, shown.tolist(), strict=True):
-            panels = list(row)
-            where = ("figure fraction", "axes fraction")
-            label = row[0].annotate(_row_label(portrait, latent), (0.01, 0.5), xycoords=where, va="center", fontsize=10)
-            label.set_in_layout(False)
-            if portrait.plane is not None:
-                image = panels[0].imshow(
-                    portrait.plane[latent],
-                    cmap=style.DIVERGING,
-                    vmin=-limit,
-                    vmax=limit,
-                    interpolation="nearest",
-                    aspect="auto",
-                    label=f"{view.plane[1]} and {view.plane[0]}, z{latent + 1}",
-                    extent=_extent(portrait.factor(view.plane[1]), portrait.factor(view.plane[0])),
-                )
-                panels[0].set_box_aspect(portrait.plane.shape[1] / portrait.plane.shape[2])
-                style.bare(panels.pop(0))
-            for axes, factor in zip(panels, others, strict=True):
-                axes.axhline(0, color=style.GREY, linewidth=0.6)
-                noise = portrait.noise[latent]
-                for curve, group, colour in zip(portrait.curves[factor.name][latent], groups, colours, strict=True):
-                    name = f"{factor.name}, z{latent + 1} {group}".strip()
-                    band = {"alpha": 0.1, "linewidth": 0, "label": f"{name}, one standard deviation"}
-                    axes.fill_between(factor.values, curve - noise, curve + noise, color=colour, **band)
-                    axes.plot(factor.values, curve, color=colour, label=name)
-                axes.set_ylim(-limit, limit)
-                axes.yaxis.set_major_locator(MaxNLocator(3, symmetric=True, integer=limit > 1))
-                _factor_axis(axes, factor)
-                axes.tick_params(labelbottom=latent == shown[-1], labelleft=axes is panels[0])
-        for axes, factor in zip(grid[0, -len(others) :], others, strict=True):
-            axes.set_title(f"{factor.name} [rad]" if factor.unit == "rad" else factor.name)
-        if portrait.plane is not None:
-            grid[0, 0].set_title(f"{view.plane[1]} and {view.plane[0]}")
-            bar = figure.colorbar(image, ax=grid[:, 0], location="bottom", aspect=14, pad=0.01)
-            bar.set_label("posterior mean")
-            bar.locator = MaxNLocator(3, symmetric=True, integer=limit > 1)
-        if view.split:
-            handles = [Line2D([], [], color=colour) for colour in colours]
-            figure.legend(handles, groups, loc="lower right", ncols=min(3, len(groups)))
-        figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    options = {"squeeze": False, "width_ratios": [1.0] * maps + [1.5] * len(others)}
+    figure, grid = style.subplots(len(shown), maps + len(others), height=1.15 * len(shown) + 1.2, **options)
+    left = _LABEL / style.WIDTH
+    figure.get_layout_engine().set(h_pad=0.03, w_pad=0.03, rect=(left, 0, 1 - left, 1))
+    if maps:
+        _maps(figure, grid[:, 0], model, limit)
+    for column, factor in zip(grid.T[maps:], others, strict=True):
+        _curves(figure, column, model, factor, groups, limit)
+    for axes in grid[:, maps + 1 :].flat:
+        axes.tick_params(labelleft=False)
+    for axes, latent in zip(grid[:, 0], shown.tolist(), strict=True):
+        place = {"xycoords": ("figure fraction", "axes fraction"), "va": "center", "fontsize": 10}
+        axes.annotate(_row_label(model, latent), (0.01, 0.5), **place).set_in_layout(False)
+    if view.split:
+        looks = {group: {"color": colour} for group, colour in groups.items()}
+        figure.key(looks, loc="lower right", ncols=min(3, len(groups)))
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
 
 
-def _mosaic(images: np.ndarray) -> np.ndarray:
-    """Images ``(R, C, channels, H, W)``, grey levels, as one RGB picture with grey gaps between them."""
-    rows, columns, _, height, width = images.shape
-    tiles = np.broadcast_to(images, (rows, columns, 3, height, width))
-    tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, _GAP), (0, _GAP)), constant_values=190)
-    mosaic = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + _GAP), columns * (width + _GAP), 3)
-    return mosaic[:-_GAP, :-_GAP]
+def _strips(
+    parts: Sequence[tuple[str, Sequence[str], np.ndarray]], top: tuple[Sequence[str], np.ndarray] | None = None
+) -> Figure:
+    """Draw images along each latent of several models, one below the other.
+
+    ``parts``: heading, names of the latents, and images ``(latents, steps, channels, H, W)``, or a text and nothing;
+    ``top``: names and images ``(N, channels, H, W)`` of a row above all.
+    """
+    side = (style.WIDTH - _LABEL) / max([images.shape[1] for *_, images in parts if len(images)], default=8)
+    heights = [1.5 * side + 0.3] if top else []
+    for heading, names, images in parts:
+        content = 0.45 + len(images) * side if len(images) else 0.2 * (1 + len(names) // _LINE)
+        heights.append(0.4 + 0.2 * heading.count("\n") + content)
+    figure, grid = style.subplots(len(heights), 1, height=sum(heights), squeeze=False, height_ratios=heights)
+    figure.get_layout_engine().set(h_pad=0.1)
+    panels = list(grid[:, 0])
+    if top:
+        axes = panels.pop(0)
+        _, columns = style.mosaic(axes, top[1][None])
+        axes.set_xticks(columns, top[0])
+        axes.xaxis.tick_top()
+    for axes, (heading, names, images) in zip(panels, parts, strict=True):
+        axes.set_title(heading, loc="left", fontweight="bold")
+        if not len(images):
+            _text(axes, names)
+            continue
+        rows, columns = style.mosaic(axes, images)
+        axes.set_anchor("W")
+        axes.set_yticks(rows, names)
+        axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
+    return figure
 
 
-def picture(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Show images ``(R, C, channels, H, W)`` as a mosaic; return the middles of its rows and columns."""
-    axes.imshow(_mosaic(images), interpolation="none")  # an SVG then holds each pixel once
-    style.bare(axes)
-    axes.tick_params(length=0, pad=3)
-    height, width = images.shape[3:]
-    rows, columns = (np.arange(count) for count in images.shape[:2])
-    return rows * (height + _GAP) + (height - 1) / 2, columns * (width + _GAP) + (width - 1) / 2
-
-
+@style.styled
 def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figure:
-    """Traversals of every active latent of several models from one image, above them the image as each rebuilds it.
+    """Draw traversals of every active latent of several models from one image, below its reconstruction by each.
 
     ``models``: heading, see :func:`title`, and the model, or why there is none; ``base``: the image that is started
     from, one of the portraits' ``bases``.
     """
-    drawn = [(heading, model) for heading, model in models if not isinstance(model, str)]
-    side = (style.WIDTH - _LABEL) / max([portrait.traversals.shape[2] for _, portrait in drawn], default=1)
-    heights = [1.5 * side + 0.3] if drawn else []
+    parts, labels, images = [], ["image"], []
     for heading, model in models:
-        words = _words(model)
-        text = 0.2 + 0.2 * (1 + heading.count("\n"))
-        heights.append(text + (0.2 * (1 + len(words) // _LINE) if words else 0.45 + len(model.shown) * side))
-    with style.styled():
-        figure, grid = style.subplots(
-            len(heights), 1, height=sum(heights), squeeze=False, gridspec_kw={"height_ratios": heights}
-        )
-        figure.get_layout_engine().set(h_pad=0.1)
-        rows = list(grid[:, 0])
-        if drawn:
-            where = [portrait.bases.index(base) for _, portrait in drawn]
-            seen = [portrait.reconstructions[place] for (_, portrait), place in zip(drawn, where, strict=True)]
-            axes = rows.pop(0)
-            _, middles = picture(axes, np.stack([drawn[0][1].originals[where[0]], *seen])[None])
-            axes.set_xticks(middles, ["image", *(heading.partition(",")[0] for heading, _ in drawn)])
-            axes.xaxis.tick_top()
-        for axes, (heading, model) in zip(rows, models, strict=True):
-            axes.set_title(heading, loc="left", fontweight="bold")
-            if _words(model):
-                _say(axes, _words(model))
-                continue
-            middles, columns = picture(axes, model.traversals[:, model.bases.index(base)])
-            axes.set_anchor("W")
-            axes.set_yticks(middles, [_row_label(model, latent) for latent in model.shown.tolist()])
-            axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
-    return figure
+        reason = _reason(model)
+        names = reason or [_row_label(model, latent) for latent in model.shown.tolist()]
+        parts.append((heading, names, () if reason else model.traversals[:, model.bases.index(base)]))
+        if not isinstance(model, str):
+            at = model.bases.index(base)
+            labels.append(heading.partition(",")[0])
+            images += [model.reconstructions[at]] if images else [model.originals[at], model.reconstructions[at]]
+    return _strips(parts, (labels, np.stack(images)) if images else None)
+
+
+@style.styled
+def latent_stills(models: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
+    """Draw images along each active latent of several models, one below the other.
+
+    ``models``: title of each to the names of its rows, and its images ``(rows, steps, channels, H, W)``, uint8.
+    """
+    return _strips([(title, names or "No latent is active.", images) for title, (names, images) in models.items()])

@@ -1,18 +1,18 @@
 """Figures drawn from records: MIG and reconstruction over runs (Fig. 5a-c, 6), learned exponents (Fig. 7), controls.
 
-Every run is shown as a dot. Means and intervals come ready made, from :mod:`edition.stats`.
+Every run is shown as a dot. Means and intervals come from :mod:`edition.stats`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Method", "controls", "exponents", "lengths", "mig_distributions", "prior", "scale", "trade_off"]
 
 MIG = "MIG"
-FIT = r"$\mathbb{E}_{q(z|x)}\,\log p(x|z)$ [nats]"
+FIT = "log-likelihood [nats]"
+FIT_LABEL = r"$\mathbb{E}_{q(z|x)}\,\log p(x|z)$ [nats]"
 
 
 class Method(NamedTuple):
@@ -75,286 +76,267 @@ _BOX |= {"medianprops": {"color": style.BLACK, "linewidth": 1.6}, "showfliers": 
 _RUN = {"s": 9, "alpha": 0.22, "linewidth": 0, "zorder": 1}
 _POINT = {"markersize": 6, "elinewidth": 0.9, "capsize": 1.5, "zorder": 3}
 _COURSE = {"marker": "o", "markersize": 4, "linewidth": 0.8, "alpha": 0.5}
+_PAPER = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.4, "zorder": 5}
 
 
 def _swarm(values: np.ndarray, span: float, width: float) -> np.ndarray:
-    """Offsets that set dots of nearly one height side by side, at most ``width`` to either side.
+    """Return offsets that set dots of nearly one height side by side, at most ``width`` to either side.
 
     ``span`` is the range of the axis: dots within a fortieth of it are side by side.
     """
     offsets = np.zeros(len(values))
-    step = width / 8
     bins = np.floor(values / (span / 40)).astype(int)
-    for bin in np.unique(bins):
-        inside = np.flatnonzero(bins == bin)
-        inside = inside[np.argsort(values[inside])]
-        places = (np.arange(1, len(inside) + 1) // 2) * np.where(np.arange(len(inside)) % 2, 1, -1) * step
-        most = np.abs(places).max()
-        offsets[inside] = places * (width / most if most > width else 1)
+    for one in np.unique(bins):
+        inside = np.flatnonzero(bins == one)
+        number = np.arange(len(inside))
+        places = (number + 1) // 2 * np.where(number % 2, 1, -1) * width / 8
+        offsets[inside[np.argsort(values[inside])]] = places * width / max(np.abs(places).max(), width)
     return offsets
 
 
 def _span(groups: Sequence[np.ndarray]) -> float:
-    pooled = np.concatenate([np.asarray(group, dtype=float) for group in groups])
-    return float(np.ptp(pooled)) or 1.0
+    return float(np.ptp(np.concatenate(groups))) or 1.0
 
 
-def _dots(
-    axes: Axes, centre: float, values: np.ndarray, span: float, width: float, across: bool, label: str, colour: str
-) -> None:
-    """Every run as a dot, around a place on the other axis; ``across``: values run from left to right."""
-    places = centre + _swarm(values, span, width)
-    x, y = (values, places) if across else (places, values)
-    axes.scatter(x, y, s=16, color=colour, alpha=0.55, linewidth=0, zorder=2, label=f"{label}, runs")
+def _dots(axes: Axes, place: float, values: np.ndarray, span: float, width: float, across: bool, colour: str) -> None:
+    """Draw every run as a dot, around a place on the other axis; ``across``: values run from left to right."""
+    points = values, place + _swarm(values, span, width)
+    axes.scatter(*(points if across else points[::-1]), s=16, color=colour, alpha=0.55, linewidth=0, zorder=2)
 
 
-def _mean(axes: Axes, place: float, interval: Interval, across: bool, label: str, colour: str) -> None:
-    """A mean with its interval, where there is one."""
-    arms = [[interval.estimate - interval.low], [interval.high - interval.estimate]]
-    arms = None if np.isnan(arms).any() else np.maximum(arms, 0)
-    x, y = (interval.estimate, place) if across else (place, interval.estimate)
-    spread = {"xerr" if across else "yerr": arms}
-    axes.errorbar(x, y, **spread, **_MEAN, color=colour, label=f"{label}, mean")
+def _mean(axes: Axes, place: float, interval: Interval, across: bool, colour: str) -> dict[str, float]:
+    """Draw a mean with its interval, where there is one, and return its columns in the figure's table."""
+    mean, low, high, _ = interval
+    arms = None if np.isnan([low, high]).any() else np.maximum([[mean - low], [high - mean]], 0)
+    x, y = (mean, place) if across else (place, mean)
+    axes.errorbar(x, y, **{"xerr" if across else "yerr": arms}, **_MEAN, color=colour)
+    return {"value": mean, "low": low, "high": high}
 
 
 def _used(panels: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The methods that occur, in the order of :data:`METHODS`."""
+    """Return the methods that occur, in the order of :data:`METHODS`."""
     return [name for name in METHODS if any(name in panel for panel in panels)]
 
 
+@style.styled
 def mig_distributions(
-    panels: Mapping[str, Mapping[str, tuple[np.ndarray, Interval]]],
-    paper: Mapping[str, Mapping[str, float]] | None = None,
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, Interval]]], paper: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """Fig. 5a: the MIG of every run, by method, with quartiles and the mean with its interval.
+    """Draw the MIG of every run, by method, with quartiles and the mean with its interval (Fig. 5a).
 
     ``panels``: title of each panel, one to three, to methods (keys of :data:`METHODS`): the MIG ``(n,)`` of every run,
-    and their mean with its interval; ``paper``: by title and method: a MIG that the paper prints, drawn as a mark
-    beside the runs.
+    and their mean with its interval; ``paper``: by title and method: a MIG that the paper prints, drawn as a mark to
+    the left of the runs.
     """
-    paper = paper or {}
     methods = _used(list(panels.values()))
     span = _span([values for panel in panels.values() for values, _ in panel.values()])
-    with style.styled():
-        figure, grid = style.subplots(1, len(panels), height=3.9, squeeze=False, sharey=True)
-        for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
-            for place, name in enumerate(methods):
-                if name not in panel:
-                    continue
-                values, interval = panel[name]
-                axes.boxplot(values, positions=[place], widths=0.62, zorder=1, **_BOX)
-                _dots(axes, place, np.asarray(values), span, 0.26, False, *METHODS[name][:2])
-                _mean(axes, place + 0.42, interval, False, *METHODS[name][:2])
-                if name in paper.get(title, {}):
-                    mark = {"marker": ">", "color": style.BLACK, "markersize": 7, "zorder": 5}
-                    axes.plot(place - 0.42, paper[title][name], **mark, label=f"{METHODS[name].label}, the paper's")
-            counts = [len(panel[name][0]) if name in panel else 0 for name in methods]
-            names = [METHODS[name].label.replace(", ", "\n") for name in methods]
-            ticks = [f"{name}\n{count} run{'s' * (count != 1)}" for name, count in zip(names, counts, strict=True)]
-            axes.set_xticks(range(len(methods)), ticks)
-            axes.set(xlim=(-0.65, len(methods) - 0.35), title=fill(title, 54 // len(panels)))
-            axes.grid(axis="y", color=style.GREY, alpha=0.2)
-        low, high = grid[0, 0].get_ylim()
-        low = min(0, low)
-        grid[0, 0].set(ylabel=MIG, ylim=(low, high + 0.03 * (high - low)))  # 0 is in sight, and the highest run whole
-        handles = [
-            Line2D([], [], color=style.BLACK, marker="o", alpha=0.55, linestyle="", markersize=4),
-            Patch(facecolor="white", edgecolor=style.GREY),
-            Line2D([], [], color=style.BLACK, marker="D", linestyle="-"),
-        ]
-        names = ["a run", "quartiles", "mean, 95 % interval"]
-        if any(paper.get(title) for title in panels):
-            handles.append(Line2D([], [], color=style.BLACK, marker=">", linestyle=""))
-            names.append("the paper's representative")
-        figure.legend(handles, names, loc="outside upper center", ncols=2, columnspacing=1.4)
+    mark = {"marker": ">", "color": style.BLACK, "markersize": 7, "zorder": 5, "linestyle": ""}
+    figure, grid = style.subplots(1, len(panels), height=3.9, squeeze=False, sharey=True)
+    for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
+        ticks = []
+        for place, name in enumerate(methods):
+            label, colour, _ = METHODS[name]
+            values, interval = panel.get(name, ((), None))
+            ticks.append(label.replace(", ", "\n") + f"\n{len(values)} run{'s' * (len(values) != 1)}")
+            if interval is None:
+                continue
+            axes.boxplot(values, positions=[place], widths=0.62, zorder=1, **_BOX)
+            _dots(axes, place, values, span, 0.26, False, colour)
+            columns = {"panel": title, "method": label, "quantity": MIG}
+            figure.record(columns | {"series": "run", "value": values})
+            figure.record(columns | {"series": "mean"} | _mean(axes, place + 0.42, interval, False, colour))
+            if name in paper.get(title, {}):
+                axes.plot(place - 0.42, paper[title][name], **mark)
+                figure.record(columns | {"series": "paper", "value": paper[title][name]})
+        axes.set_xticks(range(len(methods)), ticks)
+        axes.set(xlim=(-0.65, len(methods) - 0.35), title=fill(title, 54 // len(panels)))
+        axes.grid(axis="y", color=style.GREY, alpha=0.2)
+    low, high = grid[0, 0].get_ylim()
+    grid[0, 0].set(ylabel=MIG, ylim=(min(0, low), high + 0.03 * (high - low)))  # shows 0, and the highest run whole
+    entries = {
+        "a run": {"color": style.BLACK, "marker": "o", "alpha": 0.55, "linestyle": "", "markersize": 4},
+        "quartiles": Patch(facecolor="white", edgecolor=style.GREY),
+        "mean, 95 % interval": {"color": style.BLACK, "marker": "D"},
+    }
+    figure.key(entries | ({"the paper's representative": mark} if any(paper.values()) else {}), ncols=2)
     return figure
 
 
+@style.styled
 def trade_off(
     panels: Mapping[str, Mapping[str, Curve]],
     paper: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]] | None = None,
 ) -> Figure:
-    """Fig. 5b, 5c and 6: MIG against reconstruction over beta, one marker a beta, joined in the order of beta.
+    """Draw MIG against reconstruction over beta, one marker a beta, joined in the order of beta (Fig. 5b, 5c and 6).
 
-    Error bars are one standard error to every side, dots are runs. Beta stands beside the marker where there is room.
+    Error bars are one standard error to every side, dots are runs. Beta stands next to the marker where there is room.
 
     ``panels``: title of each panel, one below the other, to methods (keys of :data:`METHODS`) and their curves;
-    ``paper``: by title and method: points that the paper prints.
+    ``paper``: by title and method: points that the paper prints, as beta, log-likelihood and MIG.
     """
     paper = {title: (paper or {}).get(title, {}) for title in panels}
     methods = _used([*panels.values(), *paper.values()])
-    with style.styled():
-        figure, grid = style.subplots(len(panels), 1, height=0.7 + 3.9 * len(panels), squeeze=False)
-        for axes, (title, panel) in zip(grid[:, 0], panels.items(), strict=True):
-            for name in methods:
-                method = METHODS[name]
-                if name in panel:
-                    _curve(axes, panel[name], method)
-                for _, fit, mig in paper[title].get(name, ()):
-                    axes.plot(
-                        fit, mig, marker=method.marker, markersize=9, markerfacecolor="none", color=method.colour,
-                        markeredgewidth=1.4, zorder=5, label=f"{method.label}, the paper's",
-                    )  # fmt: skip
-            axes.set(xlabel=FIT, ylabel=MIG, title=title)
-            axes.margins(0.07)
-        handles = [Line2D([], [], color=METHODS[name].colour, marker=METHODS[name].marker) for name in methods]
-        names = [METHODS[name].label for name in methods]
-        if any(paper.values()):
-            handles.append(
-                Line2D([], [], color=style.BLACK, marker="o", markerfacecolor="none", linestyle="", markersize=9)
-            )
-            names.append("the paper's representatives")
-        figure.legend(handles, names, loc="outside upper center", ncols=2, columnspacing=1.4)
-        figure.draw_without_rendering()  # so that places on the page are known
-        for axes, (title, panel) in zip(grid[:, 0], panels.items(), strict=True):
-            curves = [(METHODS[name].colour, np.stack(panel[name][:3], 1)) for name in methods if name in panel]
-            curves += [(METHODS[name].colour, np.array(points)) for name, points in paper[title].items()]
-            _label_betas(axes, curves)
+    labelled = []
+    figure, grid = style.subplots(len(panels), 1, height=0.7 + 3.9 * len(panels), squeeze=False)
+    for axes, (title, panel) in zip(grid[:, 0], panels.items(), strict=True):
+        points = []
+        for name in methods:
+            label, colour, marker = METHODS[name]
+            columns = {"panel": title, "method": label}
+            if name in panel:
+                beta, fit, mig, fit_error, mig_error, _, runs = panel[name]
+                axes.scatter(*runs[:, 1:].T, color=colour, **_RUN)
+                errors = {"xerr": np.nan_to_num(fit_error), "yerr": np.nan_to_num(mig_error)}
+                axes.errorbar(fit, mig, **errors, **_POINT, color=colour, marker=marker)
+                points.append((colour, np.stack([beta, fit, mig], 1)))
+                errors = {f"standard error of {FIT}": fit_error, f"standard error of {MIG}": mig_error}
+                figure.record(columns | {"series": "run"} | dict(zip(("beta", FIT, MIG), runs.T, strict=True)))
+                figure.record(columns | {"series": "mean", "beta": beta, FIT: fit, MIG: mig} | errors)
+            if name in paper[title]:
+                beta, fit, mig = printed = np.transpose(paper[title][name])
+                axes.plot(fit, mig, color=colour, marker=marker, linestyle="", **_PAPER)
+                points.append((colour, printed.T))
+                figure.record(columns | {"series": "paper", "beta": beta, FIT: fit, MIG: mig})
+        axes.set(xlabel=FIT_LABEL, ylabel=MIG, title=title)
+        axes.margins(0.07)
+        labelled.append((axes, points))
+    entries = {METHODS[name].label: dict(zip(("color", "marker"), METHODS[name][1:], strict=True)) for name in methods}
+    if any(paper.values()):
+        entries["the paper's representatives"] = {"color": style.BLACK, "marker": "o", "linestyle": "", **_PAPER}
+    figure.key(entries, ncols=2)
+    figure.draw_without_rendering()  # so that places on the page are known
+    for axes, points in labelled:
+        _label_betas(axes, points)
     return figure
-
-
-def _curve(axes: Axes, curve: Curve, method: Method) -> None:
-    axes.scatter(*curve.runs[:, 1:].T, color=method.colour, label=f"{method.label}, runs", **_RUN)
-    errors = {"xerr": np.nan_to_num(curve.log_likelihood_error), "yerr": np.nan_to_num(curve.mig_error)}
-    label = f"{method.label}, mean and standard error"
-    point = {"color": method.colour, "marker": method.marker, "label": label}
-    axes.errorbar(curve.log_likelihood, curve.mig, **errors, **point, **_POINT)
 
 
 _SIDES = ((1, 1), (-1, -1), (1, -1), (-1, 1), (0, 1), (0, -1), (1, 0), (-1, 0))  # corners are free of error bars
 
 
 def _label_betas(axes: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Write beta beside each point where it covers neither another text nor another point.
+    """Write beta next to each point where it covers neither another text nor another point.
 
     ``curves`` holds a colour and points ``(B, 3)``: beta, x, y. The ends of a curve come first, then whole numbers.
     """
     size, pixels = 9, axes.figure.dpi / 72
-    frame = axes.get_window_extent().extents / pixels
+    left, low, right, high = axes.get_window_extent().extents / pixels
     texts = []
     for colour, points in curves:
         for number, (beta, x, y) in enumerate(points):
             at = axes.transData.transform((x, y)) / pixels
             texts.append((number not in (0, len(points) - 1), beta % 1 != 0, colour, f"{beta:g}", (x, y), at))
-    taken = [(x - 3, y - 3, x + 3, y + 3) for *_, (x, y) in texts]
+    taken = [(*(at - 3), *(at + 3)) for *_, at in texts]
+    look = {"ha": "center", "va": "center", "fontsize": size, "textcoords": "offset points", "zorder": 6}
+    look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     for number, (_, _, colour, text, place, at) in enumerate(sorted(texts, key=lambda one: one[:2])):
         text = text if number else f"β = {text}"
         half = np.array([0.31 * size * len(text) + 1, 0.45 * size])
         for side in _SIDES:
             offset = np.array(side) * (half + (3 if all(side) else 6))
-            left, low, right, high = box = (*(at + offset - half), *(at + offset + half))
-            if frame[0] <= left and right <= frame[2] and frame[1] <= low and high <= frame[3]:
-                if all(right <= b[0] or b[2] <= left or high <= b[1] or b[3] <= low for b in taken):
-                    axes.annotate(
-                        text, place, offset, textcoords="offset points", fontsize=size, color=colour, ha="center",
-                        va="center", zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                    )  # fmt: skip
-                    taken.append(box)
-                    break
+            x0, y0, x1, y1 = box = (*(at + offset - half), *(at + offset + half))
+            inside = left <= x0 and x1 <= right and low <= y0 and y1 <= high
+            if inside and all(x1 <= b[0] or b[2] <= x0 or y1 <= b[1] or b[3] <= y0 for b in taken):
+                axes.annotate(text, place, offset, color=colour, **look)
+                taken.append(box)
+                break
 
 
+@style.styled
 def exponents(
-    panels: Mapping[str, np.ndarray], root: float, start: float, paper: Mapping[str, Sequence[float]] | None = None
+    panels: Mapping[str, np.ndarray], root: float, start: float, paper: Mapping[str, Sequence[float]]
 ) -> Figure:
-    """Fig. 7: histograms of learned exponents of the subspaces, sorted within each run.
+    """Draw histograms of learned exponents of the subspaces, sorted within each run (Fig. 7).
 
     ``panels`` ``(R, S)``: title of each panel, one below the other, to the exponents of each run, ascending along the
     second axis; ``root``: exponent p0 of the root, which is not learned; ``start``: where the others start; ``paper``:
     by title: the most frequent value of each that the paper prints.
     """
-    paper = paper or {}
     pooled = np.concatenate([values.ravel() for values in panels.values()])
     edges = np.linspace(min(pooled.min(), start) - 0.01, max(pooled.max(), root) + 0.01, 41)
-    with style.styled():
-        figure, grid = style.subplots(len(panels), 1, height=0.9 + 2.3 * len(panels), squeeze=False, sharex=True)
-        for axes, (title, values) in zip(grid[:, 0], panels.items(), strict=True):
-            for number, column in enumerate(values.T):
-                colour = style.CYCLE[number % len(style.CYCLE)]
-                axes.hist(column, edges, color=colour, alpha=0.6, label=f"$p_{number + 1}$")
-            for place, dashes, name in ((root, "--", "$p_0$, fixed"), (start, ":", "start")):
-                axes.axvline(place, color=style.BLACK, linestyle=dashes, linewidth=1.2, label=name)
-            for number, value in enumerate(paper.get(title, ())):
-                axes.plot(
-                    value, 1.03, marker="v", markersize=8, color=style.CYCLE[number], clip_on=False,
-                    transform=axes.get_xaxis_transform(),
-                )  # fmt: skip
-            axes.set(ylabel="runs")
-            axes.set_title(title, pad=16 if title in paper else 6)
-            axes.yaxis.get_major_locator().set_params(integer=True)
-        grid[-1, 0].set_xlabel("learned exponent")
-        handles, names = grid[0, 0].get_legend_handles_labels()
-        if paper:
-            handles.append(Line2D([], [], color=style.GREY, marker="v", linestyle="", markersize=8))
-            names.append("most frequent in the paper")
-        figure.legend(handles, names, loc="outside upper center", ncols=3, columnspacing=1.2)
+    mark = {"marker": "v", "markersize": 8, "linestyle": ""}
+    figure, grid = style.subplots(len(panels), 1, height=0.9 + 2.3 * len(panels), squeeze=False, sharex=True)
+    for axes, (title, values) in zip(grid[:, 0], panels.items(), strict=True):
+        for number, (column, colour) in enumerate(zip(values.T, cycle(style.CYCLE), strict=False), 1):
+            axes.hist(column, edges, color=colour, alpha=0.6, label=f"$p_{number}$")
+            figure.record({"panel": title, "exponent": f"p_{number}", "run": np.arange(len(column)), "value": column})
+        for place, dashes, name in ((root, "--", "$p_0$, fixed"), (start, ":", "start")):
+            axes.axvline(place, color=style.BLACK, linestyle=dashes, linewidth=1.2, label=name)
+        for value, colour in zip(paper.get(title, ()), style.CYCLE, strict=False):
+            axes.plot(value, 1.03, color=colour, clip_on=False, transform=axes.get_xaxis_transform(), **mark)
+        axes.set(ylabel="runs")
+        axes.set_title(title, pad=16 if title in paper else 6)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    grid[-1, 0].set_xlabel("learned exponent")
+    entries = dict(zip(*reversed(grid[0, 0].get_legend_handles_labels()), strict=True))
+    figure.key(entries | ({"most frequent in the paper": {"color": style.GREY, **mark}} if paper else {}))
     return figure
 
 
+@style.styled
 def controls(
     rows: Mapping[str, tuple[tuple[np.ndarray, Interval], tuple[np.ndarray, Interval]]], references: Mapping[str, str]
 ) -> Figure:
-    """MIG and log-likelihood of every run, a row for each prior, with the mean and its interval.
+    """Draw MIG and log-likelihood of every run, a row for each prior, with the mean and its interval.
 
     ``rows``: name of each prior to the MIG of its runs ``(n,)`` with their mean, and the same of the log-likelihood;
-    ``references``: rows that the others are held against: the method (a key of :data:`METHODS`) in whose colour each is
-    drawn. Its means run through both panels as lines.
+    ``references``: rows that the others are compared with: the method (a key of :data:`METHODS`) in whose colour each
+    is drawn. Its means run through both panels as lines.
     """
-    with style.styled():
-        figure, panels = style.subplots(1, 2, height=1.0 + 0.46 * len(rows), sharey=True)
-        for which, (axes, title) in enumerate(zip(panels, (MIG, "log-likelihood [nats]"), strict=True)):
-            span = _span([pair[which][0] for pair in rows.values()])
-            for place, (name, pair) in enumerate(rows.items()):
-                values, interval = pair[which]
-                colour = METHODS[references[name]].colour if name in references else style.BLACK
-                _dots(axes, place - 0.12, np.asarray(values), span, 0.2, True, name, colour)
-                _mean(axes, place + 0.24, interval, True, name, colour)
-                if name in references:
-                    axes.axvline(interval.estimate, color=colour, linewidth=1, linestyle=":", zorder=0)
-            axes.set(title=title)
-            axes.locator_params(axis="x", nbins=4)
-        panels[0].set_yticks(range(len(rows)), [name.replace("), ", ")\n") for name in rows])
-        panels[0].invert_yaxis()
-        for axes in panels:
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
+    figure, panels = style.subplots(1, 2, height=1.0 + 0.46 * len(rows), sharey=True)
+    for which, (axes, title) in enumerate(zip(panels, (MIG, FIT), strict=True)):
+        span = _span([pair[which][0] for pair in rows.values()])
+        for place, (name, pair) in enumerate(rows.items()):
+            values, interval = pair[which]
+            colour = METHODS[references[name]].colour if name in references else style.BLACK
+            _dots(axes, place - 0.12, values, span, 0.2, True, colour)
+            columns = {"quantity": title, "prior": name}
+            figure.record(columns | {"series": "run", "value": values})
+            figure.record(columns | {"series": "mean"} | _mean(axes, place + 0.24, interval, True, colour))
+            if name in references:
+                axes.axvline(interval.estimate, color=colour, linewidth=1, linestyle=":", zorder=0)
+        axes.set(title=title)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    panels[0].set_yticks(range(len(rows)), [name.replace("), ", ")\n") for name in rows])
+    panels[0].invert_yaxis()
     return figure
 
 
+@style.styled
 def lengths(
     panels: Mapping[str, Mapping[str, Mapping[int, tuple[Mapping[int, float], Interval]]]],
     paper: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """Effect of longer training: each run as a dot, the same seed joined, with the mean and its interval.
+    """Draw the effect of longer training: each run as a dot, the same seed joined, with the mean and its interval.
 
     ``panels``: title of each panel (one to three) to methods, to numbers of steps: the value of each run by its seed,
     and the mean; ``paper``: by title and method: the value that the paper prints, a line.
     """
     steps = sorted({count for panel in panels.values() for by_steps in panel.values() for count in by_steps})
     methods = _used(list(panels.values()))
-    with style.styled():
-        figure, grid = style.subplots(1, len(panels), height=3.8, squeeze=False)
-        for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
-            for number, name in enumerate(methods):
-                method = METHODS[name]
-                shift = 0.36 * (number - (len(methods) - 1) / 2)
-                courses: dict[int, list[tuple[float, float]]] = {}
-                for count, (by_seed, interval) in panel.get(name, {}).items():
-                    place = steps.index(count) + shift
-                    for seed, value in by_seed.items():
-                        courses.setdefault(seed, []).append((place, value))
-                    _mean(axes, place + 0.13, interval, False, *method[:2])
-                for seed, course in courses.items():
-                    label = f"{method.label}, seed {seed}"
-                    axes.plot(*zip(*course, strict=True), color=method.colour, label=label, **_COURSE)
-                if name in paper.get(title, {}):
-                    label = f"{method.label}, the paper's"
-                    axes.axhline(paper[title][name], color=method.colour, linestyle="--", linewidth=1.2, label=label)
-            axes.set(title=title, xlabel="steps", xlim=(-0.5, len(steps) - 0.5))
-            axes.set_xticks(range(len(steps)), [f"{count:,}" for count in steps])
-        handles = [Line2D([], [], color=METHODS[name].colour, marker="o") for name in methods]
-        names = [METHODS[name].label for name in methods]
-        if any(paper.values()):
-            handles.append(Line2D([], [], color=style.GREY, linestyle="--"))
-            names.append("printed in the paper")
-        figure.legend(handles, names, loc="outside upper center", ncols=3, columnspacing=1.4)
+    figure, grid = style.subplots(1, len(panels), height=3.8, squeeze=False)
+    for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
+        for number, name in enumerate(methods):
+            label, colour, _ = METHODS[name]
+            shift = 0.36 * (number - (len(methods) - 1) / 2)
+            courses: dict[int, list[tuple[float, float]]] = {}
+            for count, (by_seed, interval) in panel.get(name, {}).items():
+                place = steps.index(count) + shift
+                columns = {"quantity": title, "method": label, "steps": count}
+                for seed, value in by_seed.items():
+                    courses.setdefault(seed, []).append((place, value))
+                    figure.record(columns | {"series": "run", "seed": seed, "value": value})
+                figure.record(columns | {"series": "mean"} | _mean(axes, place + 0.13, interval, False, colour))
+            for course in courses.values():
+                axes.plot(*zip(*course, strict=True), color=colour, **_COURSE)
+            if name in paper.get(title, {}):
+                axes.axhline(paper[title][name], color=colour, linestyle="--", linewidth=1.2)
+                figure.record({"quantity": title, "method": label, "series": "paper", "value": paper[title][name]})
+        axes.set(title=title, xlabel="steps", xlim=(-0.5, len(steps) - 0.5))
+        axes.set_xticks(range(len(steps)), [f"{count:,}" for count in steps])
+    entries = {METHODS[name].label: {"color": METHODS[name].colour, "marker": "o"} for name in methods}
+    if any(paper.values()):
+        entries["printed in the paper"] = {"color": style.GREY, "linestyle": "--"}
+    figure.key(entries)
     return figure

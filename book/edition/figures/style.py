@@ -1,24 +1,30 @@
-"""The look of all figures: sizes that stay legible on a phone, colours that survive colour blindness, black ink on
-white.
+"""The look of all figures, and the tables behind them.
 
-In the book's dark mode the page inverts a figure's lightness and keeps its hues (``book/_static/edition.css``), so
-figures are drawn for a white page; images of data, which must not be inverted, carry the class ``photo`` in their
-cell's metadata.
+Sizes stay legible on a phone, colours survive colour blindness, ink is black on white. In the book's dark mode the page
+inverts a figure's lightness and keeps its hues (``book/_static/edition.css``); images of data, which must not be
+inverted, carry the class ``photo`` in their cell's metadata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
-__all__ = ["WIDTH", "bare", "styled", "subplots"]
+__all__ = ["WIDTH", "BookFigure", "bare", "colour_bar", "mosaic", "panels", "printed_table", "styled", "subplots"]
 
 # Okabe and Ito's palette without its yellow, which a white page swallows
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
@@ -26,18 +32,16 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
 )  # fmt: skip
 GREY = "#8a8a8a"
 CYCLE = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]
+SHAPES = {"ellipse": VERMILION, "square": GREEN, "heart": BLUE}  # as in the paper
 
 DIVERGING = LinearSegmentedColormap.from_list("isa.diverging", [BLUE, "#9ecae1", "#f7f7f7", "#fdb58a", VERMILION])
 SEQUENTIAL = mpl.colormaps["viridis"]
 
 WIDTH = 6.4
-"""Width of a full figure in inches: at this width 11 pt text is still legible where a phone shrinks it to 340 pixels.
-"""
+"""Width of a figure in inches, at which 11 pt text is still legible where a phone shrinks it to 340 pixels."""
 
 RC = {
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.labelsize": 11,
@@ -45,7 +49,6 @@ RC = {
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
     "legend.frameon": False,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": BLACK,
@@ -54,27 +57,120 @@ RC = {
     "xtick.color": BLACK,
     "ytick.color": BLACK,
     "lines.linewidth": 1.8,
-    "mathtext.fontset": "dejavusans",
-    "svg.hashsalt": "isa",
 }
 
+styled = mpl.rc_context(RC)
+"""Decorator that draws in the book's style and leaves matplotlib's settings as they were.
 
-@contextmanager
-def styled() -> Iterator[None]:
-    """Draw in the book's style, and leave the caller's settings of matplotlib as they were."""
-    with mpl.rc_context(RC):
-        yield
-
-
-def subplots(
-    rows: int = 1, columns: int = 1, *, height: float, width: float = WIDTH, **kwargs
-) -> tuple[Figure, np.ndarray | Axes]:
-    """``plt.subplots`` with the book's width; ``height`` in inches. Call within :func:`styled`."""
-    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)
+:meta hide-value:
+"""
 
 
-def bare(axes: Axes) -> None:
-    """Take the frame and the ticks off axes that show an image or a drawing."""
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+class BookFigure(Figure):
+    """A figure that carries the numbers it was drawn from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rows: list[dict[str, object]] = []
+
+    def record(self, columns: Mapping[str, ArrayLike]) -> None:
+        """Add rows to the figure's table: each column's heading, with its unit in brackets, and its values.
+
+        Values are broadcast against each other.
+        """
+        values = (column.ravel().tolist() for column in np.broadcast_arrays(*columns.values()))
+        self.rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def to_csv(self) -> str | None:
+        """Return the table as CSV, with NaN as an empty cell, or None if nothing was recorded."""
+        if not self.rows:
+            return None
+        text = io.StringIO()
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            plain = {name: " ".join(cell.split()) if isinstance(cell, str) else cell for name, cell in row.items()}
+            writer.writerow({name: cell for name, cell in plain.items() if cell == cell})
+        return text.getvalue()
+
+    def key(self, entries: Mapping[str, Artist | Mapping[str, Any]] | None = None, **options: Any) -> None:
+        """Draw one legend above all panels; ``options`` are those of ``Figure.legend``.
+
+        ``entries``: text of each entry, and the artist or the look of the line next to it; if omitted, all labels in
+        the panels, each once.
+        """
+        if entries is None:
+            labelled = [axes.get_legend_handles_labels() for axes in self.axes]
+            entries = {text: handle for pair in labelled for handle, text in zip(*pair, strict=True)}
+        handles = [Line2D([], [], **look) if isinstance(look, Mapping) else look for look in entries.values()]
+        options = {"loc": "outside upper center", "ncols": 3, "columnspacing": 1.2} | options
+        self.legend(handles, list(entries), **options)
+
+
+def subplots(rows: int = 1, columns: int = 1, *, height: float, **options: Any) -> tuple[BookFigure, Any]:
+    """Return ``plt.subplots`` of the book's width and of ``height`` inches."""
+    return plt.subplots(rows, columns, figsize=(WIDTH, height), FigureClass=BookFigure, **options)
+
+
+def panels(
+    count: int, columns: int, row_height: float, labels: tuple[str, str] | None = None
+) -> tuple[BookFigure, list[Axes]]:
+    """Return a figure of ``count`` panels, at most ``columns`` a row, and their axes.
+
+    With ``labels`` of the two axes, only outer panels have labels and ticks with numbers.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, grid = subplots(rows, columns, height=0.5 + row_height * rows, squeeze=False)
+    for spare in grid.flat[count:]:
+        spare.remove()
+    for number, axes in enumerate(grid.flat[:count] if labels else ()):
+        lowest, leftmost = number + columns >= count, number % columns == 0
+        axes.tick_params(labelbottom=lowest, labelleft=leftmost)
+        axes.set_xlabel(labels[0] if lowest else "")
+        axes.set_ylabel(labels[1] if leftmost else "", labelpad=0)
+    return figure, list(grid.flat[:count])
+
+
+def bare(axes: Axes, ticks: bool = False) -> None:
+    """Take the frame off axes that show an image or a drawing, and the ticks, or only their lines."""
+    axes.tick_params(length=0)
+    if not ticks:
+        axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def mosaic(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Show images in rows and columns with grey gaps between them, and return the places of the rows and columns.
+
+    ``images``: ``(R, C, channels, H, W)``, of one or three channels, in [0, 1] or uint8.
+    """
+    gap, (rows, columns, _, height, width) = 2, images.shape
+    tiles = np.broadcast_to(images, (rows, columns, 3, height, width))
+    grey = 190 if images.dtype == np.uint8 else 0.75
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=grey)
+    picture = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
+    axes.imshow(picture[:-gap, :-gap], interpolation="none")  # an SVG then holds each pixel once
+    bare(axes)
+    axes.tick_params(pad=2)
+    return tuple(np.arange(n) * (side + gap) + (side - 1) / 2 for n, side in ((rows, height), (columns, width)))
+
+
+def printed_table(axes: Axes, values: np.ndarray, texts: np.ndarray, **options: Any) -> AxesImage:
+    """Show a table ``(rows, columns)`` as coloured cells with a text in each; ``options`` are those of ``imshow``."""
+    image = axes.imshow(values, aspect="auto", **options)
+    colours = image.to_rgba(values)
+    lightness = colours[..., :3] @ (0.3, 0.6, 0.1) + 1 - colours[..., 3]  # NaN is transparent
+    for place, text in np.ndenumerate(texts):
+        ink = BLACK if lightness[place] > 0.5 else "white"
+        axes.text(*place[::-1], text, ha="center", va="center", fontsize=9, color=ink)
+    bare(axes, ticks=True)
+    return image
+
+
+def colour_bar(image: AxesImage, axes: Any, label: str, **options: Any) -> Colorbar:
+    """Draw a frameless colour bar below the axes."""
+    bar = axes[0].figure.colorbar(image, ax=axes, location="bottom", label=label, **options)
+    bar.outline.set_visible(False)
+    return bar

@@ -1,0 +1,49 @@
+"""Notebooks of pages that differ from another page in parameters and words only, as ``book/variants.yaml`` says.
+
+They are written before the pages are collected, and are ordinary notebooks from then on; git ignores them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def variant(text: str, change: Mapping[str, Any]) -> str:
+    """Return a notebook's text with the parameters, cells and words of an entry of ``book/variants.yaml``."""
+    for old, new in change.get("replace", {}).items():
+        old, new = (json.dumps(words, ensure_ascii=False)[1:-1] for words in (old, new))
+        if old not in text:
+            raise ValueError(f"book/variants.yaml: {change['from']} does not contain {old}")
+        text = text.replace(old, new)
+    notebook = json.loads(text)
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] not in change.get("without", ())]
+    for cell in notebook["cells"]:
+        source = change.get("cells", {}).get(cell["id"], "".join(cell["source"]))
+        if "parameters" in cell["metadata"].get("tags", ()):
+            for name, value in change.get("parameters", {}).items():
+                line = re.compile(rf"^({name}: \w+ = ).*(?=  # )", re.MULTILINE)
+                source = line.sub(lambda found, value=value: found[1] + json.dumps(value), source)
+        cell["source"] = source.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def write(root: Path) -> None:
+    """Write the notebooks of all variants that are missing or out of date."""
+    table = root / "book" / "variants.yaml"
+    changes = yaml.safe_load(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    for name, change in changes.items():
+        path = root / f"{name}.ipynb"
+        text = variant((root / f"{change['from']}.ipynb").read_text(encoding="utf-8"), change)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app):
+    write(Path(app.srcdir))
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
