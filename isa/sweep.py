@@ -40,7 +40,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -72,13 +72,13 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
     """Return what is done, what remains, and how long that will take on a device, tier by tier."""
     records = {record["hash"]: record for record in read_records(spec.record)}
     speed = Speed(records.values(), results.device_name(engine.default_device(device)))
-    found = []
+    progress = []
     for tier, runs in spec.tiers.items():
         done = [records[run.hash]["status"] for run in runs if run.hash in records]
         missing = [Job(spec, run, tier) for run in runs if run.hash not in records]
         claimed = sum(is_claimed(spec, end.run) for end in longest(missing).values())
-        found.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, speed(missing)))
-    return found
+        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, speed(missing)))
+    return progress
 
 
 def sweep(
@@ -94,7 +94,7 @@ def sweep(
     out: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
-    report: Callable[[str], object] | None = None,
+    report: Callable[[str], object] = lambda line: None,
 ) -> Records | list[Records]:
     """Train every run of specifications that is not recorded yet, and return the records.
 
@@ -146,29 +146,28 @@ def sweep(
     if pack is not None and pack < 1:
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
     deadline = inf if budget is None else time.monotonic() + budget
-    found = [_read(spec, tier) for spec in named]
-    if any(records.missing for records in found) and (budget != 0 or profile is not None):
-        jobs = _plan(named, found)
+    records = [_read(spec, tier) for spec in named]
+    if any(some.missing for some in records) and (budget != 0 or profile is not None):
+        jobs = _plan(named, records)
         for job in {(job.run.dataset, job.run.source): job for job in jobs}.values():
             local.source_path(job.run)
-        record = local.Recorder(jobs, None if out is None else Path(out), report or (lambda line: None))
+        record = local.Recorder(jobs, None if out is None else Path(out), report)
         cache = None if cache_dir is None else os.fspath(cache_dir)
         if scheduler is not None:
-            options = {"device": device and str(device), "cache_dir": cache, "keep_models": keep_models}
-            cluster.train(jobs, scheduler, record, pack, deadline, **options)
+            cluster.train(jobs, scheduler, record, pack, deadline, device and str(device), cache, keep_models)
         else:
             here = engine.default_device(device)
-            if here.type == "cuda":  # a card may have been shared: its records do not tell its speed
-                speed, size = Speed(), pack or local.GPU_PACK
-            else:
-                speed, size = Speed(itertools.chain(*found), results.device_name(here)), pack or 1
+            speed = Speed()  # a card may have been shared: its records do not tell its speed
+            if here.type == "cpu":
+                speed = Speed(itertools.chain(*records), results.device_name(here))
+            size = pack or local.pack_size(here)
             training = local.Local(jobs, record, speed, here, size, deadline, cache, keep_models, progress)
             if profile is not None:
                 training.profile(Path(profile))
             if budget != 0:
                 training.train()
-        found = [_read(spec, tier) for spec in named]
-    return found[0] if single else found
+        records = [_read(spec, tier) for spec in named]
+    return records[0] if single else records
 
 
 def _read(spec: Spec, tier: int | None) -> Records:
@@ -182,14 +181,13 @@ def _read(spec: Spec, tier: int | None) -> Records:
     return Records(rows, [run for digest, run in runs.items() if digest not in known], command)
 
 
-def _plan(specs: Sequence[Spec], found: Iterable[Records]) -> list[Job]:
+def _plan(specs: Sequence[Spec], records: Sequence[Records]) -> list[Job]:
     """Return the missing runs of several specifications: tier 1 of each in turn, then tier 2."""
-    left = [set(map(id, records.missing)) for records in found]
-    tiers = sorted({tier for spec in specs for tier in spec.tiers})
+    missing = [set(map(id, some.missing)) for some in records]
     return [
         Job(spec, run, tier)
-        for tier in tiers
-        for spec, missing in zip(specs, left, strict=True)
+        for tier in sorted({tier for spec in specs for tier in spec.tiers})
+        for spec, left in zip(specs, missing, strict=True)
         for run in spec.tiers.get(tier, ())
-        if id(run) in missing
+        if id(run) in left
     ]
