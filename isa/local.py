@@ -22,7 +22,7 @@ import torch
 from isa import data, engine, latents, packs, results
 from isa._files import write_atomically
 from isa._records import RecordsWarning, merge_records, recorded
-from isa.packs import Job, Speed
+from isa.packs import Job
 from isa.profile import profile_steps
 from isa.run import Run
 
@@ -30,8 +30,7 @@ __all__ = ["Local", "Recorder", "fit", "images", "measure", "missing", "pack_siz
 
 _CHECKPOINT_SECONDS = 120.0
 _POLL_SECONDS = 2.0
-_MARGIN = 1.05
-"""Factor of the time that a pack is expected to take."""
+_MARGIN = 1.1  # of the time that a pack is expected to take, for its measurement
 
 
 def pack_size(device: str | torch.device | None) -> int:
@@ -94,29 +93,26 @@ class Recorder:
 
     def __call__(self, measured: Sequence[Measured]) -> None:
         """Record what is measured, and remove checkpoints that no longer run continues from."""
+        done = [(job, *pair) for pair in measured for job in self.jobs if job.hash == pair[0]["hash"]]
         tables: dict[Path, list[dict[str, Any]]] = {}
-        for record, portrait in measured:
-            for job in [job for job in self.jobs if job.hash == record["hash"]]:
-                for table in [job.spec.record, *([self.out / job.spec.record.name] if self.out else [])]:
-                    tables.setdefault(table, []).append(record)
-                    if portrait is not None:
-                        portrait.save(table.parent / "portraits" / f"{record['key']}.npz")
+        for job, record, portrait in done:
+            for table in [job.spec.record, *([self.out / job.spec.record.name] if self.out else [])]:
+                tables.setdefault(table, []).append(record)
+                if portrait is not None:
+                    portrait.save(table.parent / "portraits" / f"{record['key']}.npz")
         for table, records in tables.items():
             merge_records(table, records)
+        for job, *_ in done:
+            folder = job.spec.work / "checkpoints"
+            longer = any(other.course == job.course and other.steps > job.steps for other in self.jobs)
+            if not longer and engine.checkpoint_step(folder, job.run) <= job.steps:
+                engine.checkpoint_path(folder, job.run).unlink(missing_ok=True)
         for record, _ in measured:
-            self._remove_checkpoints(record["hash"])
             if record["status"] == "diverged":
                 numbers = f"diverged at step {record['diverged_at']:,}"
             else:
                 numbers = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
             self.say(f"{record['key']}  {numbers}  {record['train_seconds']:.0f} s")
-
-    def _remove_checkpoints(self, digest: str) -> None:
-        for job in [job for job in self.jobs if job.hash == digest]:
-            folder = job.spec.work / "checkpoints"
-            longer = any(other.course == job.course and other.steps > job.steps for other in self.jobs)
-            if not longer and engine.checkpoint_step(folder, job.run) <= job.steps:
-                engine.checkpoint_path(folder, job.run).unlink(missing_ok=True)
 
 
 class _OutOfTime(Exception):
@@ -147,7 +143,7 @@ class Local:
 
     jobs: Sequence[Job]
     record: Recorder
-    speed: Speed
+    speeds: dict[tuple, float]
     device: torch.device
     size: int
     deadline: float
@@ -193,7 +189,7 @@ class Local:
         courses = list(packs.longest(pack))
         for number in range(len(courses), 0, -1):
             fewer = [job for job in pack if job.course in courses[:number]]
-            if time.monotonic() + _MARGIN * (self.speed(fewer) or 0.0) <= self.deadline:
+            if time.monotonic() + _MARGIN * (packs.duration(fewer, self.speeds) or 0.0) <= self.deadline:
                 return fewer
         return []
 
@@ -202,14 +198,14 @@ class Local:
         ends = list(packs.longest(jobs).values())
         kind, folder = ends[0].kind, ends[0].spec.work / "checkpoints"
         dataset = images(ends[0].run, self.cache_dir, self.device)
-        watch = _Watch(ends[0].steps, self.deadline - self.speed.measuring(jobs))
+        watch = _Watch(ends[0].steps, self.deadline)
         try:
             for trained in fit((job.run for job in jobs), dataset, folder, callback=watch, progress=self.progress):
                 self._wait()  # for the pack before, so that memory suffices
                 self._later(self._measure, trained, dataset, jobs)
         except _OutOfTime:
             self.record.say(f"not in time, to continue another time: {', '.join(end.run.key for end in ends)}")
-            self.late.update(ends if kind in self.speed.step else ())  # otherwise fewer at once may be in time
+            self.late.update(ends if kind in self.speeds else ())  # otherwise fewer at once may be in time
         except torch.OutOfMemoryError:
             self.size = len(ends) // 2
             if self.size == 0:
@@ -217,11 +213,10 @@ class Local:
             warnings.warn(f"{len(ends)} runs at once do not fit; {self.size} are tried", RecordsWarning, stacklevel=2)
             torch.cuda.empty_cache()
         if watch.pace is not None:
-            self.speed.step[kind] = watch.pace / len(ends)
+            self.speeds[kind] = watch.pace / len(ends)
 
     def _measure(self, trained: engine.Trained, dataset: data.FactorDataset, jobs: list[Job]) -> None:
         """Measure and record trained runs."""
-        began = time.monotonic()
         models = {job.hash: job.spec.work / "models" for job in jobs if self.keep_models}
         stream = None
         if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
@@ -229,7 +224,6 @@ class Local:
             stream.wait_stream(torch.cuda.default_stream(dataset.device))
         with torch.cuda.stream(stream):
             self.record(measure(trained, dataset, models, progress=False if self.pool else self.progress))
-        self.speed.evaluation[jobs[0].kind] = (time.monotonic() - began) / len(trained.runs)
 
     def _later(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function: on a GPU in the second thread, after earlier ones."""

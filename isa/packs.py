@@ -13,7 +13,7 @@ import filelock
 from isa._spec import Spec
 from isa.run import OBJECTIVES, Run
 
-__all__ = ["Job", "Speed", "claim", "divide", "is_claimed", "longest"]
+__all__ = ["Job", "claim", "divide", "duration", "is_claimed", "longest", "speeds"]
 
 
 class Job:
@@ -57,27 +57,20 @@ def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         yield pack
 
 
-class Speed:
-    """Seconds of a step and of a measurement of one run, by kind, by the latest records of a device until measured."""
+def speeds(records: Iterable[Mapping[str, Any]], device: str) -> dict[tuple, float]:
+    """Return the seconds of a step of one run, by kind, in the latest records of a device; measuring is included."""
+    return {
+        _kind(row): (row["train_seconds"] / row["pack_size"] + row["evaluation_seconds"]) / row["total_steps"]
+        for row in records
+        if row["device"] == device and row["status"] == "trained"
+    }
 
-    def __init__(self, records: Iterable[Mapping[str, Any]] = (), device: str = "") -> None:
-        self.step: dict[tuple, float] = {}
-        self.evaluation: dict[tuple, float] = {}
-        for row in records:
-            if row["device"] == device and row["status"] == "trained":
-                self.step[_kind(row)] = row["train_seconds"] / row["total_steps"] / row["pack_size"]
-                self.evaluation[_kind(row)] = row["evaluation_seconds"]
 
-    def __call__(self, jobs: Sequence[Job]) -> float | None:
-        """Return the seconds that jobs take, each course once; None if the speed of a kind is not known."""
-        ends = longest(jobs).values()
-        if any(end.kind not in self.step for end in ends):
-            return None
-        return sum(self.step[end.kind] * end.steps for end in ends) + self.measuring(jobs)
-
-    def measuring(self, jobs: Sequence[Job]) -> float:
-        """Return the seconds that measuring jobs takes, as far as known."""
-        return sum(self.evaluation.get(job.kind, 0.0) for job in jobs)
+def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | None:
+    """Return the seconds that jobs take, each course once; None if those of a step are not known for all kinds."""
+    ends = longest(jobs).values()
+    known = all(end.kind in seconds for end in ends)
+    return sum(seconds[end.kind] * end.steps for end in ends) if known else None
 
 
 def _lock(spec: Spec, run: Run) -> filelock.FileLock:

@@ -50,7 +50,7 @@ import torch
 from isa import cluster, engine, local, results
 from isa._records import RECORD, Records, RecordsWarning, merge_records, read_records
 from isa._spec import Spec
-from isa.packs import Job, Speed, is_claimed, longest
+from isa.packs import Job, duration, is_claimed, longest, speeds
 
 __all__ = ["RECORD", "Records", "RecordsWarning", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
@@ -71,13 +71,13 @@ class Status(NamedTuple):
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
     """Return what is done, what remains, and how long that will take on a device, tier by tier."""
     records = {record["hash"]: record for record in read_records(spec.record)}
-    speed = Speed(records.values(), results.device_name(engine.default_device(device)))
+    here = speeds(records.values(), results.device_name(engine.default_device(device)))
     progress = []
     for tier, runs in spec.tiers.items():
         done = [records[run.hash]["status"] for run in runs if run.hash in records]
         missing = [Job(spec, run, tier) for run in runs if run.hash not in records]
         claimed = sum(is_claimed(spec, end.run) for end in longest(missing).values())
-        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, speed(missing)))
+        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, duration(missing, here)))
     return progress
 
 
@@ -157,11 +157,10 @@ def sweep(
             cluster.train(jobs, scheduler, record, pack, deadline, device and str(device), cache, keep_models)
         else:
             here = engine.default_device(device)
-            speed = Speed()  # a card may have been shared: its records do not tell its speed
-            if here.type == "cpu":
-                speed = Speed(itertools.chain(*records), results.device_name(here))
+            # a card may have been shared: its records do not tell its speed
+            known = speeds(itertools.chain(*records), results.device_name(here)) if here.type == "cpu" else {}
             size = pack or local.pack_size(here)
-            training = local.Local(jobs, record, speed, here, size, deadline, cache, keep_models, progress)
+            training = local.Local(jobs, record, known, here, size, deadline, cache, keep_models, progress)
             if profile is not None:
                 training.profile(Path(profile))
             if budget != 0:

@@ -21,7 +21,7 @@ import torch
 from distributed import LocalCluster
 from tiny_sweep import SPEC, without_times, write_spec
 
-from isa import cli, cluster, engine, packs, results, sweep
+from isa import cli, cluster, engine, local, packs, results, sweep
 from isa.sweep import Records, Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
@@ -136,7 +136,7 @@ def test_failing_run_is_retried_reported_and_stops_no_other(scheduler, spec, mon
 
 
 def test_worker_of_another_version_is_reported(scheduler, spec, monkeypatch):
-    monkeypatch.setattr(results, "measure", lambda *a, **k: [SimpleNamespace(run=spec.runs()[0], record={"hash": "0"})])
+    monkeypatch.setattr(local, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
     with pytest.raises(cluster.ClusterError, match="the worker has another version of isa"):
         _sweep(spec, tier=1, scheduler=scheduler)
 

@@ -21,8 +21,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_sweep import DATASET, SPEC, watch_starts, without_times, write_spec
 
 from isa import cli, engine, isa_prior, local, packs, results, sweep
@@ -104,39 +102,25 @@ def test_own_grid_keeps_shared_fields_and_records(spec):
     assert [run.seed for run in named.runs()] == [0, 1, *range(30, 36), *range(75, 79)]
 
 
-SEEDS = st.integers(0, 30) | st.tuples(st.integers(0, 30), st.integers(0, 5)).map(lambda r: f"{r[0]}-{r[0] + r[1]}")
-
-
-@settings(deadline=None, max_examples=25)
-@given(seeds=st.lists(SEEDS, min_size=1, max_size=4))
-def test_seeds_and_ranges(seeds, tmp_path_factory):
-    named = set()
-    for part in seeds:
-        first, _, last = str(part).partition("-")
-        named |= set(range(int(first), int(last or first) + 1))
-    text = SPEC.replace("seeds: 2", f"seeds: [{', '.join(map(str, seeds))}]")
-    runs = Spec.read(write_spec(tmp_path_factory.mktemp("seeds"), text)).runs(1)
-    assert {run.seed for run in runs} == named and len(runs) == 2 * len(named)
+def test_seeds_and_ranges(spec):
+    for seeds, named in ((3, [0, 1, 2]), ("7-9", [7, 8, 9]), ([7, "1-2", 5, "2-5"], [7, 1, 2, 5, 3, 4])):
+        assert [run.seed for run in spec.grid(seeds=seeds).runs()] == named
 
 
 GRID = "beta: [1, 4], seeds: 2"
 BAD_SPECS = [
     ("beta: [1, 4]", "bta: [1, 4]", "tier 1, grid 1: 'bta' is not a field of Run: the fields are dataset"),
-    ("title:", "titel:", "it must have title, every and tiers, got {'titel'"),
     (GRID, "beta: [], seeds: 2", "tier 1, grid 1: beta must have a value"),
     (GRID, "beta: [1, -1]", "tier 1, grid 1: beta must be .*, got -1"),
-    (GRID, "beta: {a: 1}", "beta must be a valid number"),
     ("steps: 6", "steps: 6, learning_rate: 1e-4", "learning_rate must be a valid number, got '1e-4'"),
     ("seeds: 2", "seeds: 0", "seeds must be a number from 1 to 10,000, a range .*, got 0"),
     ("seeds: 2", "seeds: 14-10", "seeds must be .*, a range such as 10-14, or a list .*, got 14-10"),
-    ("seeds: 2", "seeds: 0-10000", "seeds must be a number from 1 to 10,000"),
     ("seeds: 2", "seeds: [1, true]", r"seeds must be .*, got \[1, True\]"),
     ("seeds: 2", "seeds: 2, seed: 1", "seed and seeds exclude each other"),
     ("seeds: 2", "seeds: 2, seeds: 3", "'seeds' is given twice"),
     (GRID, f"beta: [{'1, ' * 999}2], seeds: 999", "at most 10,000 runs"),
     ("  1:", "  one:", "tiers must have numbers, from 1 on, got {'one'"),
     ("  1:\n    - {objective: beta-vae, beta: [1, 4], seeds: 2}", "  1: 3", "tier 1 must be a list of grids, got 3"),
-    ("tiers:", "tiers: [", "expected the node content|did not find expected|while parsing"),
     ("seeds: 2", "seeds: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
     ("seeds: 2", "seeds: !!timestamp x", "groupdict"),
     (SPEC, "3", "must have title, every and tiers, got 3"),
@@ -152,29 +136,6 @@ def test_bad_specification_is_one_sentence(old, new, sentence, tmp_path, capsys)
     assert cli.main(["sweep", str(path)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("isa: error: ")
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("beta", "seeds", "p1", "x")), inner),
-    max_leaves=6,
-)
-
-
-@settings(deadline=None, max_examples=40)
-@given(every=PLAIN, grid=PLAIN, name=st.sampled_from(("beta", "seeds", "subspaces", "prior", "scale", "steps")))
-def test_any_yaml_is_a_specification_or_one_sentence(every, grid, name, tmp_path_factory):
-    path = tmp_path_factory.mktemp("any") / "tiny.yaml"
-    document = yaml.safe_load(SPEC)
-    document["every"] = every
-    document["tiers"][1][0][name] = grid
-    path.write_text(yaml.safe_dump(document), encoding="utf-8")
-    try:
-        spec = Spec.read(path)
-    except ValueError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
-    else:
-        assert spec.runs()
 
 
 @cache
@@ -207,35 +168,34 @@ def test_committed_records_belong_to_their_specification(name, tmp_path):
 
 
 def test_papers_runs_are_named():
-    spec = _committed("dsprites")
+    spec, faces, cars = map(_committed, ("dsprites", "faces3d", "cars3d"))
     betas = [1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6]
     named = {(run.objective, run.beta, run.seed) for run in spec.runs() if run.epochs == 20}
     wanted = {"beta-vae": betas, "isa-vae": betas, "beta-tcvae": betas[1:], "factor-vae": range(1, 11)}
     assert {(name, beta, seed) for name, values in wanted.items() for beta in values for seed in range(50)} <= named
     assert not any(run.reduced for run in spec.runs())
-    faces = _committed("faces3d").runs()
-    learned = {(run.beta, run.seed) for run in faces if run.learn_exponents}
+    learned = {(run.beta, run.seed) for run in faces.runs() if run.learn_exponents}
     assert learned == {(beta, seed) for beta in (0.5, 1, 2, 3, 4, 5) for seed in range(15)}
-    cars = _committed("cars3d").runs()
-    assert {run.seed for run in cars} == set(range(35)) and all(run.source for run in cars)
+    assert {run.seed for run in cars.runs()} == set(range(35)) and all(run.source for run in cars.runs())
     (scale,) = {run.scale for run in _committed("dsprites-controls").runs() if run.prior == "2[20]"}
     assert scale / 2 == pytest.approx(isa_prior().variance[0].item(), rel=1e-5)  # that of the ISA prior
 
 
 def test_tiers_are_the_blocks_of_the_plan():
     short, long = _committed("dsprites"), _committed("dsprites-long")
-
-    def planned(tier: int, objective: str) -> dict[float, int]:
-        runs = [run for run in short.runs(tier) if run.objective == objective and run.epochs == 20]
-        return Counter(run.beta for run in runs)
-
-    for objective in ("beta-vae", "isa-vae"):
-        assert planned(1, objective) == {1: 10, 1.5: 5, 2: 5, 3: 5, 4: 5, 6: 5}
-        assert planned(2, objective) == {1: 10, 1.5: 5, 2: 10, 3: 10, 4: 5, 6: 5}
-        assert planned(4, objective) == {1: 30, 2: 10, 3: 10} | dict.fromkeys([1.5, 2.5, 3.5, 4, 5, 6], 5)
-    assert planned(2, "beta-tcvae") == dict.fromkeys([1.5, 2, 3, 4, 6], 5)
-    assert planned(2, "isa-tcvae") == dict.fromkeys([1.5, 2, 3, 4], 5)
-    assert planned(4, "factor-vae") == dict.fromkeys([1, 2, 4, 6, 10], 4)
+    few = dict.fromkeys([1.5, 2.5, 3.5, 4, 5, 6], 5)
+    plan = {
+        (1, "beta-vae"): {1: 10, 1.5: 5, 2: 5, 3: 5, 4: 5, 6: 5},
+        (2, "beta-vae"): {1: 10, 1.5: 5, 2: 10, 3: 10, 4: 5, 6: 5},
+        (4, "beta-vae"): {1: 30, 2: 10, 3: 10} | few,
+        (2, "beta-tcvae"): dict.fromkeys([1.5, 2, 3, 4, 6], 5),
+        (2, "isa-tcvae"): dict.fromkeys([1.5, 2, 3, 4], 5),
+        (4, "factor-vae"): dict.fromkeys([1, 2, 4, 6, 10], 4),
+    }
+    for (tier, objective), planned in plan.items():
+        for name in {objective, objective.replace("beta-vae", "isa-vae")}:  # both sides of a comparison
+            runs = [run for run in short.runs(tier) if run.objective == name and run.epochs == 20]
+            assert Counter(run.beta for run in runs) == planned
     assert [len(_committed("cars3d").runs(tier)) for tier in (2, 3)] == [10, 40]
     for tier, runs in long.tiers.items():  # recorded at 7,200 steps on the way
         assert {run.course for run in runs} <= {run.course for run in short.runs(tier) if run.total_steps == 7200}
@@ -268,14 +228,6 @@ def test_sweep_trains_what_is_missing_once(spec, monkeypatch):
     assert _sweep(spec, tier=1).rows == records.rows
     partial = _sweep(spec, budget=0)
     assert partial.rows == records.rows and partial.missing == spec.tiers[2]
-
-
-def test_portraits_and_models(spec):
-    for record in _sweep(spec, tier=1, keep_models=True):
-        portrait = Portrait.load(spec.path.parent / "portraits" / f"{record['key']}.npz")
-        assert portrait.about["hash"] == record["hash"]
-        run, _, _ = results.load_model(spec.work / "models" / record["key"])
-        assert run.hash == record["hash"]
 
 
 def _made_up(run: Run, **values) -> dict:
@@ -328,16 +280,6 @@ def test_table_saved_by_a_spreadsheet(kind, table):
     assert read_records(table) == rows
     merge_records(table, [])
     assert read_records(table) == rows and len(table.read_text(encoding="utf-8")) == len(text)
-
-
-def test_older_table_is_completed(table):
-    rows = read_records(table)
-    lines = [line.rsplit(",", 1)[0] for line in table.read_text().splitlines()]
-    table.write_text("\n".join(lines) + "\n")
-    last = list(RECORD)[-1]
-    assert read_records(table) == [{name: row[name] for name in row if name != last} for row in rows]
-    merge_records(table, [])
-    assert read_records(table) == rows
 
 
 DAMAGED = {
@@ -463,23 +405,18 @@ def test_shorter_runs_are_recorded_on_the_way(spec, monkeypatch, tmp_path):
         _assert_equal(record, train(run, dataset=DATASET, device="cpu").record)
 
 
-def test_one_course_in_two_specifications_trains_once(spec, tmp_path, monkeypatch):
+def test_shorter_runs_join_those_of_other_specifications_and_earlier_tiers(spec, tmp_path, monkeypatch):
     path = tmp_path / "long.yaml"
     path.write_text(SPEC.replace("steps: 6", "steps: 12"))
     starts = watch_starts(monkeypatch, "total_steps")
-    found = _sweep([spec, path], tier=1, pack=4)
-    assert starts == [(12, 0)]
-    assert [[row["total_steps"] for row in records] for records in found] == [[6] * 4, [12] * 4]
+    both = _sweep([spec, path], tier=1, pack=4)
+    assert [[row["total_steps"] for row in records] for records in both] == [[6] * 4, [12] * 4]
     assert len(list((tmp_path / "portraits").iterdir())) == 8
-
-
-def test_shorter_runs_do_not_wait_for_later_tiers(tmp_path, monkeypatch):
     first, second = "{objective: beta-vae, beta: 1}", "{objective: beta-vae, beta: 1, steps: [3, 12]}"
-    spec = _spec(tmp_path / "own", f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{first}], 2: [{second}]}}")
-    starts = watch_starts(monkeypatch, "total_steps")
-    assert len(_sweep(spec)) == 3
-    assert starts == [(6, 0), (12, 0)]  # the run of 3 steps, of tier 2, is recorded on the way of the first
-    assert [record["total_steps"] for record in read_records(spec.record)] == [3, 6, 12]
+    later = _spec(tmp_path / "own", f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{first}], 2: [{second}]}}")
+    assert len(_sweep(later)) == 3
+    assert starts == [(12, 0), (6, 0), (12, 0)]  # the last one does not delay tier 1
+    assert [record["total_steps"] for record in read_records(later.record)] == [3, 6, 12]
 
 
 def test_claimed_runs_are_left_to_other_sweeps(spec, monkeypatch):
@@ -655,7 +592,7 @@ def test_status_estimates_the_rest_from_records(spec):
     assert status(spec, "cpu")[1].seconds is None  # the ISA prior's runs are of a kind that is not recorded
     assert status(spec.grid(beta=[1, 4], seeds=4), "cpu")[0].seconds == pytest.approx(4 * 6005)
     own = spec.grid(beta=[1, 4], seeds=2, steps=[6, 12])
-    assert status(own, "cpu")[0].seconds == pytest.approx(4 * (12_000 + 5))
+    assert status(own, "cpu")[0].seconds == pytest.approx(4 * 2 * 6005)
 
 
 # Measuring in a second thread, packs, copies
@@ -732,17 +669,22 @@ def test_packs_agree_with_single_runs_and_are_halved_if_memory_is_short(spec, mo
     assert sizes == [4, 2, 2]
 
 
-def test_copies_after_every_pack(spec, tmp_path):
+def test_portraits_models_and_copies_after_every_pack(spec, tmp_path):
     out, counts = tmp_path / "out", []
     first = _hashes(_sweep(spec, tier=1))
-    records = _sweep(spec, out=out, pack=3, report=lambda line: counts.append(len(read_records(out / "tiny.csv"))))
+    options = {"out": out, "pack": 3, "keep_models": True}
+    records = _sweep(spec, **options, report=lambda line: counts.append(len(read_records(out / "tiny.csv"))))
     assert counts == [2, 2, 5, 5, 5]
     new = [row for row in records if row["hash"] not in first]
-    assert sorted(_hashes(read_records(out / "tiny.csv"))) == sorted(_hashes(new))
     _sweep(spec.grid(beta=9), out=out)  # another call adds to what is there
+    assert set(_hashes(read_records(out / "tiny.csv"))) > set(_hashes(new))
     assert len(read_records(out / "tiny.csv")) == len(list((out / "portraits").iterdir())) == 6
-    for path in (out / "portraits").iterdir():
-        assert path.read_bytes() == (tmp_path / "portraits" / path.name).read_bytes()
+    for record in new:
+        path = Path("portraits", f"{record['key']}.npz")
+        assert Portrait.load(out / path).about["hash"] == record["hash"]
+        assert (out / path).read_bytes() == (tmp_path / path).read_bytes()
+        run, _, _ = results.load_model(spec.work / "models" / record["key"])
+        assert run.hash == record["hash"]
 
 
 def test_profile_has_every_kind_and_records_nothing(spec, tmp_path):
@@ -771,38 +713,15 @@ def test_published_data_must_exist(tmp_path, monkeypatch, capsys):
     assert str(tmp_path) not in spec.record.read_text()
 
 
-def test_full_disk_is_one_line_and_loses_nothing(spec, monkeypatch, capsys):
-    _sweep(spec, tier=1)
-    before, replace = spec.record.read_bytes(), os.replace
-
-    def full(source, target):
-        if target == spec.record:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    assert cli.main(["sweep", str(spec.path), "--device", "cpu"]) == 1
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "No space left on device" in printed and str(spec.record) in printed
-    assert spec.record.read_bytes() == before
-    monkeypatch.undo()
-    assert len(_sweep(spec)) == 9
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
+def test_bad_options_are_one_line(spec, capsys):
+    for arguments, sentence in (
         (["--tier", "7"], "tier must be one of 1, 2 in"),
-        (["--budget", "-3"], "budget must be a number of seconds, at least 0, got -3"),
         (["--budget", "nan"], "budget must be a number of seconds, at least 0, got nan"),
         (["--pack", "0"], "pack must be a number of runs, at least 1, got 0"),
-        (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
-    ],
-)
-def test_bad_options_are_one_line(arguments, sentence, spec, capsys):
-    assert cli.main(["sweep", str(spec.path), *arguments]) == 2
-    printed = capsys.readouterr()
-    assert sentence in printed.err and printed.err.count("\n") == 1
+    ):
+        assert cli.main(["sweep", str(spec.path), *arguments]) == 2
+        printed = capsys.readouterr()
+        assert sentence in printed.err and printed.err.count("\n") == 1
     assert not spec.work.exists()
 
 
