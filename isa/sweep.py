@@ -122,11 +122,9 @@ def sweep(
     cache_dir
         Folder of drawn images; see :func:`isa.load`.
     out
-        Folder that receives copies of new records and portraits after every pack: ``records-NAME.csv`` for each
-        specification, and ``portraits-1.tar`` and so on, 0.13 MB a run.
+        Folder that receives copies of new records (``NAME.csv``) and portraits after every pack.
     profile
-        File for a report on 30 steps of each kind of run that is missing (:mod:`isa.profile`), made before training in
-        this process.
+        File for a report on 30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
     progress
         Show a progress bar of each pack; by default if stderr is a terminal.
     report
@@ -182,11 +180,8 @@ def _read(spec: Spec, tier: int | None) -> Records:
 
 def _plan(specs: Sequence[Spec], records: Sequence[Records]) -> list[Job]:
     """Return the missing runs of several specifications: tier 1 of each in turn, then tier 2."""
-    missing = [set(map(id, some.missing)) for some in records]
-    return [
-        Job(spec, run, tier)
-        for tier in sorted({tier for spec in specs for tier in spec.tiers})
-        for spec, left in zip(specs, missing, strict=True)
-        for run in spec.tiers.get(tier, ())
-        if id(run) in left
-    ]
+    jobs = []
+    for spec, some in zip(specs, records, strict=True):
+        tiers = {id(run): tier for tier, runs in spec.tiers.items() for run in runs}
+        jobs += [Job(spec, run, tiers[id(run)]) for run in some.missing]
+    return sorted(jobs, key=lambda job: job.tier)

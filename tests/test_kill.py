@@ -6,7 +6,6 @@ import csv
 import itertools
 import multiprocessing
 import os
-import random
 import resource
 import signal
 import sys
@@ -98,22 +97,21 @@ def sweep(tmp_path) -> Sweep:
 
 
 def test_killed_sweeps_record_every_run_once_and_as_an_undisturbed_one(sweep, tmp_path):
-    draw = random.Random(0)
+    undisturbed = Sweep(tmp_path / "undisturbed")
+    reference = undisturbed.start()
     recorded: list[str] = []
-    for number in range(4):
-        processes = [sweep.start(draw.randrange(2, 8)) for _ in range(1 + number % 2)]
+    for moments in ((5,), (2, 9), (4, 7)):
+        processes = [sweep.start(moment) for moment in moments]
         for process in processes:
             process.join()
             assert process.exitcode == -signal.SIGKILL, sweep.log.read_text()
         assert sweep.hashes()[: len(recorded)] == recorded, "a recorded run was lost"
         recorded = sweep.hashes()
-    killed, survivor = sweep.start(draw.randrange(4)), sweep.start()
-    killed.join()
-    survivor.join()
-    assert survivor.exitcode == 0, sweep.log.read_text()
+    killed, survivor = sweep.start(1), sweep.start()
+    for process in (killed, survivor, reference):
+        process.join()
+    assert survivor.exitcode == reference.exitcode == 0, sweep.log.read_text()
     assert sorted(sweep.hashes()) == sorted(run.hash for run in sweep.spec.runs())
-    undisturbed = Sweep(tmp_path / "undisturbed")
-    undisturbed.start().join()
     assert sweep.left() == undisturbed.left()
 
 
