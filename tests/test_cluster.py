@@ -19,6 +19,7 @@ import dask
 import pytest
 import torch
 from distributed import LocalCluster
+from distributed.utils import get_mp_context
 from tiny_sweep import SPEC, without_times, write_spec
 
 from isa import cli, cluster, engine, local, packs, results, sweep
@@ -57,13 +58,16 @@ def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     return _by_hash(_sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
 
 
-def test_killed_worker_loses_nothing(spec, tmp_path, monkeypatch):
+def test_killed_worker_loses_nothing(spec, tmp_path):
     bomb, said = tmp_path / "bomb", []
     bomb.touch()
-    monkeypatch.setenv("TINY_SWEEP_BOMB", str(bomb))  # kills the worker that finds it first
     options = {"n_workers": 2, "threads_per_worker": 1, "preload": [str(TESTS / "tiny_sweep.py")]}
-    with LocalCluster(**options, **LOCAL) as workers:
-        records = _sweep(spec, scheduler=workers.scheduler_address, report=said.append, out=tmp_path / "out")
+    options["env"] = {"TINY_SWEEP_BOMB": bomb}  # kills the worker that finds it first
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):  # imports what is named once
+        get_mp_context().set_forkserver_preload(["distributed", "isa.cli", "torch.fx.experimental.symbolic_shapes"])
+        with LocalCluster(**options, **LOCAL) as workers:
+            scheduler = workers.scheduler_address
+            records = _sweep(spec, scheduler=scheduler, report=said.append, out=tmp_path / "out")
     assert not bomb.exists() and not records.missing
     rows = read_records(spec.record)
     assert sorted(row["hash"] for row in rows) == sorted(run.hash for run in spec.runs())
