@@ -94,7 +94,7 @@ def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]
                 raise ValueError("its columns, separated by commas, must be those of records")
             for row in rows:
                 if None in row or None in row.values():
-                    raise ValueError("it has not as many cells as the table has columns")
+                    raise ValueError("its number of cells is not the number of columns")
                 if row["hash"] not in table:
                     table[row["hash"]] = convert(row)
         except (TypeError, ValueError, csv.Error) as error:

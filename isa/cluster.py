@@ -28,7 +28,6 @@ from isa.run import Run
 __all__ = ["ClusterError", "train"]
 
 _POLL_SECONDS = 2.0
-_RETRIES = 2
 _training = threading.Lock()  # the threads of a worker take turns
 
 
@@ -55,7 +54,21 @@ def _work(
         torch.set_num_threads(worker.state.nthreads)  # Dask starts workers with one
         dataset = local.images(runs[0], cache_dir, default_device(device))
         fits = local.fit(runs, dataset, checkpoints, callback=stop_if_cancelled, progress=False)
-        return [one for trained in fits for one in local.measure(trained, dataset, models, progress=False)]
+        return [row for trained in fits for row in local.measure(trained, dataset, models, progress=False)]
+
+
+def _receive(future: Any, pack: Sequence[Job], record: local.Recorder) -> dict[Job, str]:
+    """Record what a worker has measured; if it failed, return the jobs with the reason."""
+    try:
+        measured = future.result()
+        if {row["hash"] for row, _ in measured} != {job.hash for job in pack}:
+            raise ValueError("the worker has another version of isa")
+    except Exception as error:  # of the worker
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        record.report(f"{pack[0].run.key}  FAILED: {reason}")
+        return dict.fromkeys(pack, reason)
+    record(measured)
+    return {}
 
 
 def train(
@@ -77,13 +90,13 @@ def train(
         size = size or client.submit(local.pack_size, options[0], pure=False).result()
         while (left := local.missing(jobs, failed)) and time.monotonic() <= deadline:
             for pack in packs.divide(left, size):
-                if len(pending) < len(client.nthreads()):
-                    claims = all_claims.enter_context(ExitStack())
-                    # others may have recorded some before the claim
-                    if mine := local.missing(packs.claim(pack, claims)):
+                if len(pending) >= len(client.nthreads()):
+                    break
+                with ExitStack() as claims:
+                    if mine := local.missing(packs.claim(pack, claims)):  # others may have recorded some before
                         runs, folder = [job.run for job in mine], mine[0].spec.work.resolve()
-                        future = client.submit(_work, runs, folder, *options, retries=_RETRIES, pure=False)
-                        pending[future] = mine, claims
+                        future = client.submit(_work, runs, folder, *options, retries=2, pure=False)
+                        pending[future] = mine, all_claims.enter_context(claims.pop_all())
             if pending:
                 with suppress(TimeoutError):
                     wait(list(pending), _POLL_SECONDS, "FIRST_COMPLETED")
@@ -92,17 +105,9 @@ def train(
             for future in [future for future in pending if future.done()]:
                 pack, claims = pending.pop(future)
                 with claims:
-                    try:
-                        measured = future.result()
-                        if {row["hash"] for row, _ in measured} != {job.hash for job in pack}:
-                            raise ValueError("the worker has another version of isa")
-                    except Exception as error:  # of the worker
-                        failed |= dict.fromkeys(pack, f"{type(error).__name__}: {' '.join(str(error).split())}")
-                        record.say(f"{pack[0].run.key}  FAILED: {failed[pack[0]]}")
-                    else:
-                        record(measured)
+                    failed |= _receive(future, pack, record)
         for pack, _ in pending.values():
-            record.say(f"not in time, to continue another time: {', '.join(job.run.key for job in pack)}")
+            record.report(f"not in time, to continue another time: {', '.join(job.run.key for job in pack)}")
     if failed:
-        job, why = next(iter(failed.items()))
-        raise ClusterError(f"{len(failed)} of {len(jobs)} runs could not be trained, first {job.run.key}: {why}")
+        job, reason = next(iter(failed.items()))
+        raise ClusterError(f"{len(failed)} of {len(jobs)} runs could not be trained, first {job.run.key}: {reason}")

@@ -34,7 +34,7 @@ _MARGIN = 1.1  # of the time that a pack is expected to take, for its measuremen
 
 
 def pack_size(device: str | torch.device | None) -> int:
-    """Return how many runs train at once on a device, unless another number is asked for."""
+    """Return the default number of runs that train at once on a device."""
     return 18 if engine.default_device(device).type == "cuda" else 1
 
 
@@ -89,7 +89,7 @@ class Recorder:
 
     jobs: Sequence[Job]
     out: Path | None
-    say: Callable[[str], object]
+    report: Callable[[str], object]
 
     def __call__(self, measured: Sequence[Measured]) -> None:
         """Record what is measured, and remove checkpoints that no longer run continues from."""
@@ -112,7 +112,7 @@ class Recorder:
                 numbers = f"diverged at step {record['diverged_at']:,}"
             else:
                 numbers = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
-            self.say(f"{record['key']}  {numbers}  {record['train_seconds']:.0f} s")
+            self.report(f"{record['key']}  {numbers}  {record['train_seconds']:.0f} s")
 
 
 class _OutOfTime(Exception):
@@ -154,7 +154,7 @@ class Local:
     pending: list[Future] = field(default_factory=list)  # in the second thread
 
     def train(self) -> None:
-        """Train what is missing, leaving alone what other sweeps have claimed until they are done or gone."""
+        """Train what is missing; what other sweeps have claimed is trained only if they end without a record."""
         with ThreadPoolExecutor(1) if self.device.type == "cuda" else nullcontext() as self.pool:
             try:
                 while (left := missing(self.jobs, self.late)) and time.monotonic() <= self.deadline:
@@ -174,7 +174,7 @@ class Local:
         write_atomically(path, lambda temporary: Path(temporary).write_text("\n".join(sections.values()), "utf-8"))
 
     def _train_or_pass(self, pack: list[Job]) -> bool:
-        """Train what of a pack would be done in time, if anything; return False if other sweeps are training it all."""
+        """Train the jobs of a pack that would be done in time; return False if other sweeps are training them all."""
         if not (fitting := self._in_time(pack)):
             self.late.update(packs.longest(pack).values())  # shorter runs of the courses may be in time
             return True
@@ -204,7 +204,7 @@ class Local:
                 self._wait()  # for the pack before, so that memory suffices
                 self._later(self._measure, trained, dataset, jobs)
         except _OutOfTime:
-            self.record.say(f"not in time, to continue another time: {', '.join(end.run.key for end in ends)}")
+            self.record.report(f"not in time, to continue another time: {', '.join(end.run.key for end in ends)}")
             self.late.update(ends if kind in self.speeds else ())  # otherwise fewer at once may be in time
         except torch.OutOfMemoryError:
             self.size = len(ends) // 2

@@ -110,7 +110,7 @@ def sweep(
     budget
         Seconds. A pack is started only if it would be done by then at the speed measured so far, smaller if need be; on
         a CPU, records of this very device tell the speed at first. Runs of a kind of unknown speed are started, and
-        stopped once their speed shows that they would not be done. 0 trains nothing.
+        stopped once their speed shows that they would not be done. A cluster trains until then. 0 trains nothing.
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU if there is one, on each worker of a cluster.
     pack

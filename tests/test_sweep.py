@@ -273,7 +273,7 @@ def test_table_saved_by_a_spreadsheet(kind, table):
 
 
 DAMAGED = {
-    "cut off": (lambda text: text[:-40], "line 5 is not a record: it has not as many cells as the table has columns"),
+    "cut off": (lambda text: text[:-40], "line 5 is not a record: its number of cells is not the number of columns"),
     "conflict": (lambda text: text.replace("\n", "\n<<<<<<< ours\n", 2), "line 2 is not a record"),
     "other hash": (lambda text: text.replace("beta-vae,1.0", "beta-vae,2.0", 1), "line 2 .*its fields are those of"),
     "no header": (lambda text: text.split("\n", 1)[1], "line 1 is not a record: its columns"),
