@@ -130,8 +130,6 @@ class Spec:
 
     def runs(self, tier: int | None = None) -> tuple[Run, ...]:
         """Return all runs up to a tier, all if it is None, in the order in which they are trained."""
-        if tier is not None and tier not in self.tiers:
-            raise ValueError(f"tier must be one of {', '.join(map(str, self.tiers))} in {self.path}, got {tier!r}")
         return tuple(run for number, runs in self.tiers.items() if tier is None or number <= tier for run in runs)
 
     def grid(self, *, named: bool = False, **values: Any) -> Spec:

@@ -73,9 +73,9 @@ def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | Non
     return sum(seconds[end.kind] * end.steps for end in ends) if known else None
 
 
-def _lock(spec: Spec, run: Run) -> filelock.FileLock:
-    """Return the lock on a run's course, all of whose runs share a checkpoint. It ends with the process."""
-    return filelock.FileLock(spec.path.parent / "work" / "claims" / f"{run.course}.lock", thread_local=False)
+def _lock(job: Job) -> filelock.FileLock:
+    """Return the lock on a job's course, all of whose runs share a checkpoint. It ends with the process."""
+    return filelock.FileLock(job.spec.path.parent / "work" / "claims" / f"{job.course}.lock", thread_local=False)
 
 
 def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
@@ -83,17 +83,12 @@ def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
     mine = set()
     for job in longest(pack).values():
         with suppress(filelock.Timeout):
-            claims.enter_context(_lock(job.spec, job.run).acquire(blocking=False))
+            claims.enter_context(_lock(job).acquire(blocking=False))
             mine.add(job.course)
     return [job for job in pack if job.course in mine]
 
 
-def is_claimed(spec: Spec, run: Run) -> bool:
-    """Return True if a sweep on this file system is training the run's course."""
-    lock = _lock(spec, run)
-    try:
-        if Path(lock.lock_file).exists():
-            lock.acquire(blocking=False).lock.release()
-    except filelock.Timeout:
-        return True
-    return False
+def is_claimed(job: Job) -> bool:
+    """Return True if a sweep on this file system is training the job's course."""
+    with ExitStack() as claims:
+        return Path(_lock(job).lock_file).exists() and not claim([job], claims)

@@ -76,7 +76,7 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
     for tier, runs in spec.tiers.items():
         done = [records[run.hash]["status"] for run in runs if run.hash in records]
         missing = [Job(spec, run, tier) for run in runs if run.hash not in records]
-        claimed = sum(is_claimed(spec, end.run) for end in longest(missing).values())
+        claimed = sum(map(is_claimed, longest(missing).values()))
         progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, duration(missing, here)))
     return progress
 
@@ -137,8 +137,9 @@ def sweep(
     """
     single = isinstance(specs, Spec | str | os.PathLike)
     named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in ([specs] if single else specs)]
-    if tier is not None and not any(tier in spec.tiers for spec in named):
-        named[0].runs(tier)  # raises
+    tiers = sorted({number for spec in named for number in spec.tiers})
+    if tier is not None and tier not in tiers:
+        raise ValueError(f"tier must be one of {', '.join(map(str, tiers))}, got {tier!r}")
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget must be a number of seconds, at least 0, got {budget}")
     if pack is not None and pack < 1:
@@ -168,12 +169,11 @@ def sweep(
 
 
 def _read(spec: Spec, tier: int | None) -> Records:
-    """Return the records of a specification up to a tier, which need not be one of its own."""
     path = spec.path.resolve()
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else spec.path
     command = f"isa sweep {shown.as_posix()}{'' if tier is None else f' --tier {tier}'}"
-    runs = {run.hash: run for number, runs in spec.tiers.items() if tier is None or number <= tier for run in runs}
     known = {record["hash"]: record for record in read_records(spec.record)}
+    runs = {run.hash: run for run in spec.runs(tier)}
     rows = [known[digest] for digest in runs if digest in known]
     return Records(rows, [run for digest, run in runs.items() if digest not in known], command)
 

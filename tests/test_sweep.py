@@ -358,11 +358,11 @@ def _checkpointed(run: Run, spec: Spec, every: int) -> Path:
 
 
 def test_runs_of_a_pack_may_start_from_different_checkpoints(spec, tmp_path, capsys):
-    grid = {"steps": 120, "beta": [1, 4, 5]}
-    whole = _sweep(_spec(tmp_path / "whole").grid(**grid))
+    grid = {"steps": 70, "beta": [1, 4, 5]}
+    whole = _sweep(_spec(tmp_path / "whole").grid(**grid), pack=3)
     own = spec.grid(**grid)
     _checkpointed(own.runs()[1], spec, 40)
-    _checkpointed(own.runs()[2], spec, 100)
+    _checkpointed(own.runs()[2], spec, 60)
     for record, alone in zip(_sweep(own, pack=3, budget=1000), whole, strict=True):
         assert record["log_likelihood"] == pytest.approx(alone["log_likelihood"], rel=1e-5)
     assert not list((spec.work / "checkpoints").iterdir())
@@ -515,7 +515,7 @@ def test_several_specifications_are_trained_tier_by_tier(bench, card, tmp_path):
     assert len(read_records(card.record)) == 24 and len(read_records(other.record)) == 6
     third = _spec(tmp_path / "third", BUDGET_SPEC.replace("  2:", "  3:"))
     assert [len(records) for records in _sweep([third, card], tier=2, device="cuda")] == [16, 24]
-    with pytest.raises(ValueError, match=r"tier must be one of 1, 3 in .*, got 7"):
+    with pytest.raises(ValueError, match="tier must be one of 1, 2, 3, got 7"):
         _sweep([third, card], tier=7)
 
 
@@ -589,7 +589,7 @@ def test_measuring_in_a_second_thread_gives_the_same_records(spec, monkeypatch, 
 
     def measure(trained, *arguments, **options):
         threads.add(threading.current_thread())
-        claimed.extend(packs.is_claimed(spec, run) for run in trained.runs)
+        claimed.extend(packs.is_claimed(packs.Job(spec, run)) for run in trained.runs)
         return original(trained, *arguments, **options)
 
     monkeypatch.setattr(results, "measure", measure)
@@ -685,7 +685,7 @@ def test_published_data_must_exist(tmp_path, monkeypatch, capsys):
 
 def test_bad_options_are_one_line(spec, capsys):
     for arguments, sentence in (
-        (["--tier", "7"], "tier must be one of 1, 2 in"),
+        (["--tier", "7"], "tier must be one of 1, 2, got 7"),
         (["--budget", "nan"], "budget must be a number of seconds, at least 0, got nan"),
         (["--pack", "0"], "pack must be a number of runs, at least 1, got 0"),
     ):
