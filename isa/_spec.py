@@ -95,7 +95,7 @@ class Spec:
     path: Path
     """The file that it was read from."""
     title: str
-    """What the runs are, for people."""
+    """Description of the runs."""
     every: dict[str, Any] = field(repr=False)
     """Fields that all runs share."""
     tiers: dict[int, tuple[Run, ...]] = field(repr=False)
