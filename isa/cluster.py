@@ -2,8 +2,7 @@
 
 The sweeping process gives each worker one pack at a time, claims what is in training, and alone writes records and
 portraits. A pack whose worker is lost, or that fails, is tried again, and continues from its last checkpoint if workers
-see the sweep's folder under the same path. What keeps failing is reported at the end, and stops nothing else. When the
-budget is spent, what is in training is cancelled.
+see the sweep's folder under the same path. The end reports what keeps failing. A spent budget cancels what is training.
 
 Messages of Dask are pickled: only those who may run code on the workers should be able to reach the scheduler.
 """
