@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 import filelock
 import numpy as np
@@ -42,15 +42,12 @@ RECORD: dict[str, type | UnionType] = (
 Text stands as it is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record, in the order of its factors.
 """
 
-_NEEDED = ("mig", "factors", "log_likelihood", "total_steps", "train_seconds", "evaluation_seconds", "pack_size")
-"""What the record of a trained run must contain."""
 _DIGITS = 9
 """Significant digits of a measured number in a table. Fields of the run keep all, since they are part of its hash."""
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "JSON"}
 
 
 class RecordsWarning(UserWarning):
-    """A sweep continues, but not as it was asked to: with fewer runs at once, or without a checkpoint."""
+    """A sweep continues with fewer runs at once than it was asked for."""
 
 
 def _rounded(value: Any) -> Any:
@@ -69,16 +66,10 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _value(column: str, cell: str) -> Any:
-    kinds = get_args(RECORD[column]) or (RECORD[column],)
-    if cell == "" or kinds == (str,):
+    if not cell or RECORD[column] is str:
         return cell or None
-    try:  # a spreadsheet writes TRUE; int refuses the constants NaN and Infinity
-        value = json.loads(cell.lower() if kinds == (bool,) else cell, parse_constant=int)
-    except ValueError:
-        value = None
-    if type(value) not in kinds and not (type(value) is int and float in kinds):
-        raise ValueError(f"{column} must be {' or '.join(_NAMES[kind] for kind in kinds)}, got {cell[:60]!r}")
-    return value
+    # a spreadsheet writes TRUE; int refuses the constants NaN and Infinity
+    return json.loads(cell.lower() if RECORD[column] is bool else cell, parse_constant=int)
 
 
 def _record(cells: Mapping[str, str]) -> dict[str, Any]:
@@ -87,14 +78,28 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     run = Run(**{name: record[name] for name in Run.model_fields if record.get(name) is not None})
     if run.hash != record["hash"]:
         raise ValueError(f"its fields are those of the run {run.hash}, and its hash is {record['hash']}")
-    needed = {"trained": _NEEDED, "diverged": ("diverged_at",)}.get(record["status"])
-    if needed is None:
-        raise ValueError(f"status must be trained or diverged, got {record['status']!r}")
-    for column in needed:
-        if record.get(column) is None:
-            raise ValueError(f"{column} must not be empty for a run that is {record['status']}")
-    gaps = zip(record.get("factors") or (), record.pop("gaps", None) or (), strict=True)
+    gaps = zip(record["factors"] or (), record.pop("gaps") or (), strict=True)
     return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
+
+
+def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]) -> dict[str, Any]:
+    """Return the rows of a table by hash, each converted. A ``ValueError`` names the line that is not a record."""
+    table: dict[str, Any] = {}
+    if not Path(path).exists():
+        return table
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            if not {"hash", "factors", "gaps"} <= set(rows.fieldnames or ()):
+                raise ValueError("its columns, separated by commas, must be those of records")
+            for row in rows:
+                if None in row or None in row.values():
+                    raise ValueError("its number of cells is not the number of columns")
+                if row["hash"] not in table:
+                    table[row["hash"]] = convert(row)
+        except (TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {rows.line_num} is not a record: {error}") from None
+    return table
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -102,31 +107,12 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     If there is no file, there are no records. A ``ValueError`` names the line that is not a record, and says why.
     """
-    if not Path(path).exists():
-        return []
-    records: dict[str, dict[str, Any]] = {}
-    number = 1
-    try:
-        lines = csv.reader(Path(path).read_text(encoding="utf-8-sig").splitlines(), strict=True)
-        header = next(lines, [])
-        if not {"hash", "status", "dataset", "objective", *_NEEDED} <= set(header):
-            raise ValueError("its columns, separated by commas, must be those of records")
-        for cells in lines:
-            number += 1
-            if len(cells) != len(header):
-                raise ValueError(f"it has {len(cells)} cells, and the table has {len(header)} columns")
-            record = _record(dict(zip(header, cells, strict=True)))
-            records.setdefault(record["hash"], record)
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}, line {number} is not a record: {error}") from None
-    return list(records.values())
+    return list(_read(path, _record).values())
 
 
 def recorded(path: Path) -> set[str]:
-    """Return the hashes of the runs in a table, without reading anything else of it."""
-    if not path.exists():
-        return set()
-    return {row["hash"] for row in csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())}
+    """Return the hashes of the runs in a table, which is faster than reading the records."""
+    return set(_read(path, dict))
 
 
 def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any]]) -> None:
@@ -134,16 +120,20 @@ def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        records = {record["hash"]: record for record in read_records(path)}
+        rows = _read(path, dict)
         for record in added:
-            records.setdefault(record["hash"], record)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(RECORD)
-        for record in records.values():
             gaps = [record.get(f"mig_{name}") for name in record.get("factors") or ()]
-            writer.writerow(_cell(column, {**record, "gaps": gaps or None}.get(column)) for column in RECORD)
+            cells = {column: _cell(column, {**record, "gaps": gaps or None}.get(column)) for column in RECORD}
+            rows.setdefault(record["hash"], cells)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, RECORD, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
         write_atomically(path, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8", newline=""))
+
+
+def _plain(value: object) -> object:
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 class Records(Sequence[dict]):
@@ -168,9 +158,6 @@ class Records(Sequence[dict]):
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
-    def __repr__(self) -> str:
-        return f"<{len(self)} of {self.wanted} runs recorded>"
-
     @property
     def wanted(self) -> int:
         """Number of runs, recorded or not."""
@@ -183,18 +170,11 @@ class Records(Sequence[dict]):
         """
         if unknown := set(values) - set(RECORD):
             raise KeyError(f"{', '.join(sorted(unknown))}: not a column of records, which are {', '.join(RECORD)}")
-
-        def plain(value: object) -> object:
-            return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
-
-        allowed = {name: plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
-
-        def chosen(of: Callable[[str], object]) -> bool:
-            return all(plain(of(name)) in some for name, some in allowed.items())
-
-        missing = [run for run in self.missing if all(hasattr(run, name) for name in values)]
-        missing = [run for run in missing if chosen(lambda name, run=run: getattr(run, name))]
-        return Records([row for row in self.rows if chosen(row.get)], missing, self.command)
+        allowed = {name: _plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
+        rows = [row for row in self.rows if all(_plain(row.get(name)) in some for name, some in allowed.items())]
+        runs = [run for run in self.missing if all(hasattr(run, name) for name in values)]
+        runs = [run for run in runs if all(_plain(getattr(run, name)) in some for name, some in allowed.items())]
+        return Records(rows, runs, self.command)
 
     def column(self, name: str) -> np.ndarray:
         """Return one field of every record. Measured numbers are NaN if a run diverged."""

@@ -16,20 +16,13 @@ from isa.run import Run
 __all__ = ["profile_steps"]
 
 _WARM, _TIMED, _END = 50, 100, 130  # steps until the first look, the end of the timed and that of the profiled steps
-_CLOCKS = "name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
+_CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv"
 
 
 def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
-    """Train a pack for 130 steps, and return a report: time of a step, clocks, and a table by kernel of 30 steps.
+    """Train runs of one ``pack_key`` for 130 steps, and report the time of a step, clocks, and a table by kernel.
 
-    Nothing is recorded.
-
-    Parameters
-    ----------
-    runs
-        Runs of one ``pack_key``.
-    dataset
-        The images, on their device.
+    Nothing is recorded. The images are on the device of the training.
     """
     cuda = dataset.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -40,7 +33,7 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
         nonlocal clocks
         looks[step] = time.perf_counter()
         if step == _TIMED:
-            clocks = _clocks() if cuda else ""
+            clocks = subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout if cuda else ""
             profiler.start()
         elif step == _END:
             profiler.stop()
@@ -55,17 +48,6 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
         f"{ms / len(runs):.3f} ms per run and step; first {_WARM} steps {looks[_WARM] - looks[0]:.1f} s",
     ]
     if cuda:
-        lines.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most")
-        lines.append(f"clocks after {_TIMED} steps: {clocks}")
+        lines.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n{clocks}")
     order = "self_device_time_total" if cuda else "self_cpu_time_total"
     return "\n".join([*lines, profiler.key_averages().table(sort_by=order, row_limit=40)])
-
-
-def _clocks() -> str:
-    """Return the state of the card as nvidia-smi reports it, which only reads it."""
-    command = ["nvidia-smi", f"--query-gpu={_CLOCKS}", "--format=csv"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "not known"
-    return "; ".join(asked.stdout.split("\n")).strip("; ")

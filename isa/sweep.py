@@ -40,7 +40,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +50,7 @@ import torch
 from isa import cluster, engine, local, results
 from isa._records import RECORD, Records, RecordsWarning, merge_records, read_records
 from isa._spec import Spec
-from isa.packs import Job, Speed, is_claimed, longest
+from isa.packs import Job, duration, is_claimed, longest, speeds
 
 __all__ = ["RECORD", "Records", "RecordsWarning", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
@@ -71,14 +71,14 @@ class Status(NamedTuple):
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
     """Return what is done, what remains, and how long that will take on a device, tier by tier."""
     records = {record["hash"]: record for record in read_records(spec.record)}
-    speed = Speed(records.values(), results.device_name(engine.default_device(device)))
-    found = []
+    here = speeds(records.values(), results.device_name(engine.default_device(device)))
+    progress = []
     for tier, runs in spec.tiers.items():
         done = [records[run.hash]["status"] for run in runs if run.hash in records]
         missing = [Job(spec, run, tier) for run in runs if run.hash not in records]
-        claimed = sum(is_claimed(spec, end.run) for end in longest(missing).values())
-        found.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, speed(missing)))
-    return found
+        claimed = sum(map(is_claimed, longest(missing).values()))
+        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, duration(missing, here)))
+    return progress
 
 
 def sweep(
@@ -94,7 +94,7 @@ def sweep(
     out: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
-    report: Callable[[str], object] | None = None,
+    report: Callable[[str], object] = lambda line: None,
 ) -> Records | list[Records]:
     """Train every run of specifications that is not recorded yet, and return the records.
 
@@ -110,7 +110,7 @@ def sweep(
     budget
         Seconds. A pack is started only if it would be done by then at the speed measured so far, smaller if need be; on
         a CPU, records of this very device tell the speed at first. Runs of a kind of unknown speed are started, and
-        stopped once their speed shows that they would not be done. 0 trains nothing.
+        stopped once their speed shows that they would not be done. A cluster trains until then. 0 trains nothing.
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU if there is one, on each worker of a cluster.
     pack
@@ -122,11 +122,9 @@ def sweep(
     cache_dir
         Folder of drawn images; see :func:`isa.load`.
     out
-        Folder that receives copies of new records and portraits after every pack: ``records-NAME.csv`` for each
-        specification, and ``portraits-1.tar`` and so on, 0.13 MB a run.
+        Folder that receives copies of new records (``NAME.csv``) and portraits after every pack.
     profile
-        File for a report on 30 steps of each kind of run that is missing (:mod:`isa.profile`), made before training in
-        this process.
+        File for a report on 30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
     progress
         Show a progress bar of each pack; by default if stderr is a terminal.
     report
@@ -139,57 +137,51 @@ def sweep(
     """
     single = isinstance(specs, Spec | str | os.PathLike)
     named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in ([specs] if single else specs)]
-    if tier is not None and not any(tier in spec.tiers for spec in named):
-        named[0].runs(tier)  # raises
+    tiers = sorted({number for spec in named for number in spec.tiers})
+    if tier is not None and tier not in tiers:
+        raise ValueError(f"tier must be one of {', '.join(map(str, tiers))}, got {tier!r}")
     if budget is not None and not budget >= 0:
         raise ValueError(f"budget must be a number of seconds, at least 0, got {budget}")
     if pack is not None and pack < 1:
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
     deadline = inf if budget is None else time.monotonic() + budget
-    found = [_read(spec, tier) for spec in named]
-    if any(records.missing for records in found) and (budget != 0 or profile is not None):
-        jobs = _plan(named, found)
+    records = [_read(spec, tier) for spec in named]
+    if any(some.missing for some in records) and (budget != 0 or profile is not None):
+        jobs = _plan(named, records)
         for job in {(job.run.dataset, job.run.source): job for job in jobs}.values():
             local.source_path(job.run)
-        record = local.Recorder(jobs, None if out is None else Path(out), report or (lambda line: None))
+        record = local.Recorder(jobs, None if out is None else Path(out), report)
         cache = None if cache_dir is None else os.fspath(cache_dir)
         if scheduler is not None:
-            options = {"device": device and str(device), "cache_dir": cache, "keep_models": keep_models}
-            cluster.train(jobs, scheduler, record, pack, deadline, **options)
+            cluster.train(jobs, scheduler, record, pack, deadline, device and str(device), cache, keep_models)
         else:
             here = engine.default_device(device)
-            if here.type == "cuda":  # a card may have been shared: its records do not tell its speed
-                speed, size = Speed(), pack or local.GPU_PACK
-            else:
-                speed, size = Speed(itertools.chain(*found), results.device_name(here)), pack or 1
-            training = local.Local(jobs, record, speed, here, size, deadline, cache, keep_models, progress)
+            # a card may have been shared: its records do not tell its speed
+            known = speeds(itertools.chain(*records), results.device_name(here)) if here.type == "cpu" else {}
+            size = pack or local.pack_size(here)
+            training = local.Local(jobs, record, known, here, size, deadline, cache, keep_models, progress)
             if profile is not None:
                 training.profile(Path(profile))
             if budget != 0:
                 training.train()
-        found = [_read(spec, tier) for spec in named]
-    return found[0] if single else found
+        records = [_read(spec, tier) for spec in named]
+    return records[0] if single else records
 
 
 def _read(spec: Spec, tier: int | None) -> Records:
-    """Return the records of a specification up to a tier, which need not be one of its own."""
     path = spec.path.resolve()
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else spec.path
     command = f"isa sweep {shown.as_posix()}{'' if tier is None else f' --tier {tier}'}"
-    runs = {run.hash: run for number, runs in spec.tiers.items() if tier is None or number <= tier for run in runs}
     known = {record["hash"]: record for record in read_records(spec.record)}
+    runs = {run.hash: run for run in spec.runs(tier)}
     rows = [known[digest] for digest in runs if digest in known]
     return Records(rows, [run for digest, run in runs.items() if digest not in known], command)
 
 
-def _plan(specs: Sequence[Spec], found: Iterable[Records]) -> list[Job]:
+def _plan(specs: Sequence[Spec], records: Sequence[Records]) -> list[Job]:
     """Return the missing runs of several specifications: tier 1 of each in turn, then tier 2."""
-    left = [set(map(id, records.missing)) for records in found]
-    tiers = sorted({tier for spec in specs for tier in spec.tiers})
-    return [
-        Job(spec, run, tier)
-        for tier in tiers
-        for spec, missing in zip(specs, left, strict=True)
-        for run in spec.tiers.get(tier, ())
-        if id(run) in missing
-    ]
+    jobs = []
+    for spec, some in zip(specs, records, strict=True):
+        tiers = {id(run): tier for tier, runs in spec.tiers.items() for run in runs}
+        jobs += [Job(spec, run, tiers[id(run)]) for run in some.missing]
+    return sorted(jobs, key=lambda job: job.tier)

@@ -3,8 +3,7 @@
     python runs/slurm.py --jobs 8 --sbatch partition=gpu --sbatch gpus=1 -- runs/dsprites.yaml --tier 2
 
 What follows `--` is what `isa sweep` takes. A job has one worker. Jobs that have ended, as all do at their time limit,
-are replaced, and their runs continue from the last checkpoint. Other queueing systems that dask-jobqueue knows (PBS,
-SGE, LSF, HTCondor, OAR) need its class for them in the place of SLURMCluster.
+are replaced, and their runs continue from the last checkpoint.
 """
 
 import argparse

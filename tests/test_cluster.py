@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import dask
 import pytest
 import torch
-from distributed import Client, LocalCluster
-from tiny_sweep import SPEC, watch_starts, without_times, write_spec
+from distributed import LocalCluster
+from distributed.utils import get_mp_context
+from tiny_sweep import SPEC, without_times, write_spec
 
-from isa import cli, cluster, engine, packs, results, sweep
-from isa.run import Run
+from isa import cli, cluster, engine, local, packs, results, sweep
 from isa.sweep import Records, Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
@@ -29,12 +30,12 @@ LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashbo
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """As many threads as the workers have, so that a local sweep gives the same to the last bit."""
-    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 300)  # on a busy machine
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with dask.config.set({"distributed.comm.timeouts.connect": "300s"}):  # on a busy machine
+        yield
     torch.set_num_threads(before)
 
 
@@ -57,71 +58,38 @@ def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     return _by_hash(_sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
 
 
-def _until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not come"
-        time.sleep(0.02)
-
-
-def test_killed_worker_loses_nothing(spec, tmp_path, monkeypatch):
-    monkeypatch.setenv("TINY_SWEEP_SECONDS", "1")  # which every pack takes
-    said, done = [], []
+def test_killed_worker_loses_nothing(spec, tmp_path):
+    bomb, said = tmp_path / "bomb", []
+    bomb.touch()
     options = {"n_workers": 2, "threads_per_worker": 1, "preload": [str(TESTS / "tiny_sweep.py")]}
-    with LocalCluster(**options, **LOCAL) as workers:
-        options = {"scheduler": workers.scheduler_address, "report": said.append}
-        thread = threading.Thread(target=lambda: done.append(_sweep(spec, **options)))
-        thread.start()
-        with Client(workers, set_as_default=False) as client:
-            _until(lambda: any(key.startswith("cars3d-") for keys in client.processing().values() for key in keys))
-            (busy, *_) = (name for name, keys in client.processing().items() if keys)
-            (process,) = (worker.pid for worker in workers.workers.values() if worker.worker_address == busy)
-        assert thread.is_alive() and sum(tier.in_progress for tier in sweep.status(spec)) >= 1
-        os.kill(process, signal.SIGKILL)
-        thread.join(100)
-    (records,) = done
-    assert len(records) == 9 and not records.missing
-    assert sorted(row["hash"] for row in read_records(spec.record)) == sorted(run.hash for run in spec.runs())
+    options["env"] = {"TINY_SWEEP_BOMB": bomb}  # kills the worker that finds it first
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):  # imports what is named once
+        get_mp_context().set_forkserver_preload(["distributed", "isa.cli", "torch.fx.experimental.symbolic_shapes"])
+        with LocalCluster(**options, **LOCAL) as workers:
+            scheduler = workers.scheduler_address
+            records = _sweep(spec, scheduler=scheduler, report=said.append, out=tmp_path / "out")
+    assert not bomb.exists() and not records.missing
+    rows = read_records(spec.record)
+    assert sorted(row["hash"] for row in rows) == sorted(run.hash for run in spec.runs())
     assert len(said) == 9 and all("MIG" in line for line in said)
-    monkeypatch.delenv("TINY_SWEEP_SECONDS")
-    assert _by_hash(records) == _alone(tmp_path / "alone")
-    for run in spec.runs():
-        path = Path("portraits", f"{run.key}.npz")
-        assert (tmp_path / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
+    assert _by_hash(rows) == _by_hash(read_records(tmp_path / "out" / "tiny.csv")) == _alone(tmp_path / "alone")
+    for path in (tmp_path / "alone" / "portraits").iterdir():
+        assert path.read_bytes() == (tmp_path / "portraits" / path.name).read_bytes()
     assert not list(spec.work.glob("checkpoints/*"))
     assert [tier.in_progress for tier in sweep.status(spec)] == [0, 0]
 
 
-# Before anything begins
-
-
-@pytest.mark.parametrize(
-    ("address", "why"),
-    [
-        ("tcp://127.0.0.1:{closed}", "TimeoutError"),
-        ("127.0.0.1:{silent}", "TimeoutError"),
-        ("head", "missing port number"),
-        ("carrier-pigeon://head:8786", "unknown address scheme"),
-        ("", "missing port number"),
-    ],
-)
-def test_no_scheduler_is_one_sentence(address, why, spec, monkeypatch, capsys):
-    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 1)
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as once:
-        closed = once.getsockname()[1]
-        once.close()
-        address = address.format(closed=closed, silent=silent.getsockname()[1])
-        assert cli.main(["sweep", str(spec.path), "--scheduler", address]) == 1
-    printed = capsys.readouterr().err
-    assert f"scheduler must be the address of a Dask scheduler, got {address!r}: " in printed and why in printed
-    assert printed.count("\n") == 1 and not spec.work.exists() and not spec.record.exists()
-
-
-def test_missing_extra_is_named(spec, monkeypatch, capsys):
+def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        closed = f"tcp://127.0.0.1:{once.getsockname()[1]}"
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
+        for address, why in ((closed, f"connect to {closed}"), ("pigeon://head:8786", "unknown address scheme")):
+            assert cli.main(["sweep", str(spec.path), "--scheduler", address]) in (1, 2)
+            printed = capsys.readouterr().err
+            assert why in printed and printed.count("\n") == 1 and not spec.work.exists()
     monkeypatch.setitem(sys.modules, "distributed", None)
-    assert cli.main(["sweep", str(spec.path), "--scheduler", "tcp://head:8786"]) == 1
-    printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and ".[cluster]" in printed.err and not spec.work.exists()
+    assert cli.main(["sweep", str(spec.path), "--scheduler", closed]) == 1
+    assert ".[cluster]" in capsys.readouterr().err
 
 
 # Workers in this process
@@ -134,59 +102,54 @@ def inside() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture
-def scheduler(inside, monkeypatch) -> str:
-    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.05)
+def scheduler(inside) -> str:
     return inside.scheduler_address
 
 
-def test_command_sweeps_on_a_cluster_and_trains_nothing_twice(scheduler, inside, spec, tmp_path, capsys):
-    with pytest.raises(cluster.ClusterError, match="a Worker answers"):
-        _sweep(spec, scheduler=inside.workers[0].address)
+def test_command_sweeps_on_a_cluster_and_trains_nothing_twice(scheduler, spec, tmp_path, capsys):
     arguments = ["sweep", str(spec.path), "--tier", "1", "--scheduler", scheduler, "--keep-models"]
-    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(arguments) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert printed.err == "" and len(lines) == 5 and lines[-1].endswith("4 of 4 runs recorded")
-    rows = read_records(spec.record)
-    assert _by_hash(rows) == _alone(tmp_path / "alone", tier=1)
-    assert _by_hash(read_records(tmp_path / "out" / "records-tiny.csv")) == _by_hash(rows)
-    again, model, _ = results.load_model(spec.work / "models" / rows[0]["key"])
-    assert again.hash == rows[0]["hash"] and not model.training
+    again, model, _ = results.load_model(spec.work / "models" / read_records(spec.record)[0]["key"])
+    assert again.hash == read_records(spec.record)[0]["hash"] and not model.training
     assert not _sweep(spec, tier=1, scheduler="tcp://nowhere:1").missing  # nothing is left to ask a scheduler for
-
-
-def _failing(monkeypatch, fails: Callable[[Run], bool]) -> list[Run]:
-    """Let training fail for some runs; return a list of those that were tried."""
-    original, tried = engine.fit, []
-
-    def fit(runs, *arguments, **options):
-        tried.extend(filter(fails, runs))
-        if any(map(fails, runs)):
-            raise TimeoutError("a bad\nday")
-        return original(runs, *arguments, **options)
-
-    monkeypatch.setattr(engine, "fit", fit)
-    return tried
+    records = _sweep(spec.grid(steps=[6, 12], beta=[1, 4]), scheduler=scheduler, pack=2)
+    assert {row["pack_size"] for row in records if row["steps"] == 12} == {2}
 
 
 def test_failing_run_is_retried_reported_and_stops_no_other(scheduler, spec, monkeypatch, capsys):
-    bad = spec.runs()[1]
-    tried = _failing(monkeypatch, lambda run: run == bad)
-    assert cli.main(["sweep", str(spec.path), "--scheduler", scheduler]) == 1
+    bad, tried, fit = spec.runs()[1], [], engine.fit
+
+    def failing(runs, *arguments, **options):
+        tried.extend(run for run in runs if run == bad)
+        if bad in runs:
+            raise TimeoutError("a bad\nday")
+        return fit(runs, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "fit", failing)
+        assert cli.main(["sweep", str(spec.path), "--scheduler", scheduler]) == 1
     printed = capsys.readouterr()
     assert tried == [bad] * 3
     assert f"1 of 9 runs could not be trained, first {bad.key}: TimeoutError: a bad day" in printed.err
     assert printed.err.count("\n") == 1 and f"{bad.key}  FAILED: TimeoutError: a bad day" in printed.out
     assert set(_by_hash(read_records(spec.record))) == {run.hash for run in spec.runs()} - {bad.hash}
-    monkeypatch.undo()
     assert len(_sweep(spec, scheduler=scheduler)) == 9
+
+
+def test_worker_of_another_version_is_reported(scheduler, spec, monkeypatch):
+    monkeypatch.setattr(local, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
+    with pytest.raises(cluster.ClusterError, match="the worker has another version of isa"):
+        _sweep(spec, tier=1, scheduler=scheduler)
 
 
 def test_retry_continues_from_the_checkpoint(scheduler, tmp_path, monkeypatch):
     text = SPEC.replace("steps: 6", "steps: 60").replace("seeds: 2}", "seeds: 1}")
     whole = _alone(tmp_path / "alone", text, tier=1)
     spec = Spec.read(write_spec(tmp_path, text))
-    original, starts = engine.fit, []
+    fit, starts = engine.fit, []
 
     def interrupted(runs, dataset, *, callback, **options):
         options |= {"checkpoint_every": 20, "checkpoint_seconds": 0}
@@ -198,75 +161,57 @@ def test_retry_continues_from_the_checkpoint(scheduler, tmp_path, monkeypatch):
             if start == 0:
                 raise RuntimeError("the lights went out")
 
-        return original(runs, dataset, **options, callback=look)
+        return fit(runs, dataset, **options, callback=look)
 
     monkeypatch.setattr(engine, "fit", interrupted)
     records = _sweep(spec, tier=1, scheduler=scheduler)
     assert sorted(starts) == [0, 0, 40, 40] and _by_hash(records) == whole
 
 
-def test_worker_of_another_version_says_so(inside, spec):
-    run = spec.runs()[0]
-    options = {"device": None, "cache_dir": None, "keep_models": False, "seconds": 60.0, "folder": spec.work}
-    with Client(inside.scheduler_address, set_as_default=False) as client:
-        task = client.submit(cluster._work, {"0" * 16: run.to_dict()}, **options, pure=False)
-        with pytest.raises(ValueError, match=f"the worker's version of isa has another hash for {run.key}"):
-            task.result(60)
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted, scheduler, spec, monkeypatch):
+    fit, started, stopped, said = engine.fit, threading.Event(), threading.Event(), []
+    endless = spec.grid(beta=1, steps=10**6)
+
+    def watched(runs, dataset, **options):
+        started.set()
+        try:
+            yield from fit(runs, dataset, **options, compile=False)
+        finally:
+            stopped.set()
+
+    def now() -> float:  # the budget ends when the training has begun
+        if started.is_set() and interrupted:
+            raise KeyboardInterrupt
+        return float(started.is_set())
+
+    monkeypatch.setattr(engine, "fit", watched)
+    for module in (cluster, sweep):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=said.append)) == 0
+        assert [line.split()[-1] for line in said] == [run.key for run in endless.runs()]
+    assert stopped.wait(100)
+    assert [tier.in_progress for tier in sweep.status(endless)] == [0]
 
 
-def test_budget_stops_slow_runs_and_waiting(scheduler, spec, monkeypatch):
-    monkeypatch.setattr(engine, "COMPILE_FROM", 10**9)
-    said = []
-    own = spec.grid(beta=1, steps=10**6, seeds=2)
-    assert len(_sweep(own, scheduler=scheduler, budget=30.0, report=said.append)) == 0
-    assert sorted(line.split()[-1] for line in said) == sorted(run.key for run in own.runs())
+def test_budget_ends_the_wait_for_workers(spec, capsys):
     with LocalCluster(n_workers=0, **LOCAL) as empty:
-        assert len(_sweep(spec, scheduler=empty.scheduler_address, budget=0.2, report=said.append)) == 0
-        assert said[-1] == "there is no worker yet: waiting for one"
+        address = empty.scheduler_address
+        assert cli.main(["sweep", str(spec.path), "--scheduler", address, "--budget", "0.2"]) == 1
+    assert "0/1 workers" in capsys.readouterr().err
 
 
-def test_claimed_runs_are_left_to_other_sweeps(scheduler, spec):
-    taken, done, claims = spec.runs(1)[1], [], ExitStack()
+def test_claimed_runs_are_left_to_other_sweeps(scheduler, spec, monkeypatch):
+    taken, claims = spec.runs(1)[1], ExitStack()
     packs.claim([packs.Job(spec, taken)], claims)
-    thread = threading.Thread(target=lambda: done.append(_sweep(spec, tier=1, scheduler=scheduler)))
-    thread.start()
-    _until(lambda: len(read_records(spec.record)) == 3)
-    assert taken.hash not in _by_hash(read_records(spec.record))
-    claims.close()
-    thread.join(100)
-    assert len(done[0]) == 4
 
+    def others_work(seconds: float) -> None:
+        assert set(_by_hash(read_records(spec.record))) == {run.hash for run in spec.runs(1)} - {taken.hash}
+        claims.close()
 
-def test_interrupted_sweep_frees_workers_and_claims(scheduler, inside, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "COMPILE_FROM", 10**9)
-    short, long = "{objective: beta-vae, beta: 1, seeds: 2}", "{objective: beta-vae, beta: 2, steps: 1000000, seeds: 2}"
-    spec = Spec.read(write_spec(tmp_path, f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{short}, {long}]}}"))
-
-    def stop(line: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        _sweep(spec, scheduler=scheduler, report=stop)
-    assert sum(tier.in_progress for tier in sweep.status(spec)) == 0
-    _until(lambda: not any(worker.state.executing for worker in inside.workers.values()))
-
-
-def test_packs_and_courses(scheduler, spec, monkeypatch):
-    starts = watch_starts(monkeypatch, "total_steps")
-    assert len(_sweep(spec.grid(steps=[6, 12], beta=1), scheduler=scheduler)) == 2
-    assert starts == [(12, 0)] and not list(spec.work.glob("checkpoints/*"))
-    monkeypatch.undo()
-    original, sizes = engine.fit, []
-
-    def small_memory(runs, *arguments, **options):
-        sizes.append(len(runs))
-        if len(runs) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return original(runs, *arguments, **options)
-
-    monkeypatch.setattr(engine, "fit", small_memory)
-    records = _sweep(spec, scheduler=scheduler, pack=4)
-    assert len(records) == 9 and max(sizes) > 2 and {record["pack_size"] for record in records} <= {1, 2}
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
+    assert len(_sweep(spec, tier=1, scheduler=scheduler)) == 4
 
 
 # SLURM
@@ -298,8 +243,7 @@ def test_slurm_jobs_sweep(spec, tmp_path, capsys, monkeypatch):
     options = ["--jobs", "1", "--cores", "1", "--interface", "lo", "--memory", "4GB", "--sbatch", "gpus=1"]
     assert slurm.main([*options, "--", str(spec.path), "--tier", "1"]) == 0
     assert capsys.readouterr().out.endswith("4 of 4 runs recorded\n")
-    assert _by_hash(read_records(spec.record)) == _alone(tmp_path / "alone", tier=1)
+    assert len(read_records(spec.record)) == 4 and (folder / "cancelled").exists()
     (script,) = folder.glob("*.sh")
     lines = set(script.read_text().splitlines())
     assert {"#SBATCH --gpus=1", "#SBATCH --cpus-per-task=1", "#SBATCH -t 12:00:00"} <= lines
-    _until((folder / "cancelled").exists)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import multiprocessing
 import os
-import random
 import resource
+import signal
 import sys
 import threading
-import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -23,20 +22,23 @@ from isa import cli, engine, latents, results
 from isa.sweep import Spec, read_records
 
 SPEC = """\
-title: Runs that take a tenth of a second
-every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, steps: 40, precision: fp32}
+title: Runs with a checkpoint each, of which one continues the first
+every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, steps: 8, precision: fp32}
 tiers:
   1:
     - {objective: beta-vae, beta: [1, 4], seeds: 2}
-    - {objective: isa-vae, subspaces: [2, 1], seeds: 2}
-    - {objective: beta-vae, beta: 1, steps: 80} # a longer run of the first run's course
+    - {objective: isa-vae, subspaces: [2, 1]}
+    - {objective: beta-vae, beta: 1, steps: 16}
 """
 server = multiprocessing.get_context("forkserver")  # imports torch once
-server.set_forkserver_preload(["isa.cli", "isa.cluster", "isa.local"])
+server.set_forkserver_preload(["isa.cli", "isa.cluster", "isa.local", "torch.fx.experimental.symbolic_shapes"])
 
 
-def run(spec: Path, log: Path, largest_file: int) -> None:
-    """Sweep as the command ``isa sweep`` does, with a checkpoint every five steps and a limit on the size of files."""
+def run(spec: Path, log: Path, moment: int, largest_file: int) -> None:
+    """Sweep as the command ``isa sweep`` does, with a checkpoint every five steps; kill this process at a moment.
+
+    Moment 2 k is before file k is put into its place, 2 k + 1 after that; a negative one never comes.
+    """
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(output, 1)
@@ -44,63 +46,40 @@ def run(spec: Path, log: Path, largest_file: int) -> None:
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # not one between processes, which a killed process would leave behind
     results.commit = lambda: None  # it may change during the test
-    fit = engine.fit
+    fit, replace, moments = engine.fit, os.replace, itertools.count()
     engine.fit = lambda *args, **options: fit(*args, **options | {"checkpoint_every": 5, "checkpoint_seconds": 0})
+
+    def kill_or_replace(source: str, target: str) -> None:
+        for action in (lambda: replace(source, target), lambda: None):
+            if next(moments) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            action()
+
+    os.replace = kill_or_replace
     sys.exit(cli.main(["sweep", str(spec), "--device", "cpu"]))
 
 
 class Sweep:
-    """A sweep over a specification in a folder, started as often as one likes."""
+    """A sweep over a specification in a folder, started any number of times."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self.folder = folder
         self.spec = Spec.read(write_spec(folder, SPEC))
         self.log = folder.with_suffix(".log")
-        self.processes: list = []
 
-    def start(self, largest_file: int = resource.RLIM_INFINITY) -> multiprocessing.process.BaseProcess:
-        process = server.Process(target=run, args=(self.spec.path, self.log, largest_file))
+    def start(self, moment: int = -1, largest_file: int = resource.RLIM_INFINITY) -> multiprocessing.Process:
+        process = server.Process(target=run, args=(self.spec.path, self.log, moment, largest_file))
         process.start()
-        self.processes.append(process)
         return process
 
-    def wait_for_changes(self, count: int) -> None:
-        """Return when the files of the sweep have changed this number of times, or a process has ended."""
-        before = self.state()
-        while count and all(process.is_alive() for process in self.processes):
-            time.sleep(0.002)
-            after = self.state()
-            count -= after != before
-            before = after
-
-    def state(self) -> dict[Path, tuple[int, int]]:
-        """Return the size and the time of modification of every file."""
-        found = {}
-        for path in self.folder.rglob("*"):
-            try:
-                found[path] = (path.stat().st_size, path.stat().st_mtime_ns)
-            except FileNotFoundError:
-                continue
-        return found
-
-    def kill(self) -> None:
-        """Kill all processes."""
-        while self.processes:
-            process = self.processes.pop()
-            process.kill()
-            process.join()
-
     def hashes(self) -> list[str]:
-        """Return the hash in every line of the table, with repetitions; all of its files must be whole."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a line that is cut off
-            read_records(self.spec.record)
-        for path in self.folder.rglob("*"):
-            if not path.name.startswith(".") and path.suffix == ".npz":
-                latents.Portrait.load(path)
-            if not path.name.startswith(".") and path.suffix == ".safetensors":
-                safe_open(path, "pt")
+        """Return the hash in every line of the table, with repetitions; all files of the sweep must be whole."""
+        read_records(self.spec.record)
+        for path in self.folder.rglob("[!.]*.npz"):
+            latents.Portrait.load(path)
+        for path in self.folder.rglob("[!.]*.safetensors"):
+            safe_open(path, "pt")
         if not self.spec.record.exists():
             return []
         with open(self.spec.record, newline="", encoding="utf-8") as file:
@@ -113,33 +92,27 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(tmp_path):
-    sweep = Sweep(tmp_path / "disturbed")
-    yield sweep
-    sweep.kill()
+def sweep(tmp_path) -> Sweep:
+    return Sweep(tmp_path / "disturbed")
 
 
 def test_killed_sweeps_record_every_run_once_and_as_an_undisturbed_one(sweep, tmp_path):
-    draw = random.Random(0)
+    undisturbed = Sweep(tmp_path / "undisturbed")
+    reference = undisturbed.start()
     recorded: list[str] = []
-    for number in range(5):
-        for _ in range(1 + number % 2):
-            sweep.start()
-        sweep.wait_for_changes(draw.randint(1, 20))
-        sweep.kill()
+    for moments in ((5,), (2, 9), (4, 7)):
+        processes = [sweep.start(moment) for moment in moments]
+        for process in processes:
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, sweep.log.read_text()
         assert sweep.hashes()[: len(recorded)] == recorded, "a recorded run was lost"
         recorded = sweep.hashes()
-    killed, survivor = sweep.start(), sweep.start()
-    sweep.wait_for_changes(draw.randint(1, 10))
-    killed.kill()
-    survivor.join()
-    assert survivor.exitcode == 0, sweep.log.read_text()
+    killed, survivor = sweep.start(1), sweep.start()
+    for process in (killed, survivor, reference):
+        process.join()
+    assert survivor.exitcode == reference.exitcode == 0, sweep.log.read_text()
     assert sorted(sweep.hashes()) == sorted(run.hash for run in sweep.spec.runs())
-    undisturbed = Sweep(tmp_path / "undisturbed")
-    undisturbed.start().join()
-    (records, portraits), (other_records, other_portraits) = sweep.left(), undisturbed.left()
-    assert records == other_records
-    assert portraits == other_portraits
+    assert sweep.left() == undisturbed.left()
 
 
 def test_full_disk_ends_a_sweep_in_one_line_and_loses_nothing(sweep):

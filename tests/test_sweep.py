@@ -5,25 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_sweep import DATASET, SPEC, watch_starts, without_times, write_spec
 
 from isa import cli, engine, isa_prior, local, packs, results, sweep
@@ -77,123 +73,64 @@ def test_grid_order_and_first_tier(spec, tmp_path):
     assert [(run.beta, run.seed) for run in own.tiers[2] if run.objective == "beta-vae"] == [(4, 5), (1, 5)]
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("p1: [1.8, 2.0, 2.2]", [1.8, 2.0, 2.2]),
-        ("p1: [1.8, 2.0]", [1.8, 2.0]),
-        ("p1: [[1.8, 2.0]]", [(1.8, 2.0)]),
-        ("p1: [[1.8, 2.0], 2.2]", [(1.8, 2.0), 2.2]),
-        ("p1: 1.8", [1.8]),
-        ("subspaces: [2, 1]", [(2, 1)]),
-        ("subspaces: [[2, 1], [1, 2]]", [(2, 1), (1, 2)]),
-        ("learning_rate: [1.0e-3, 1.0e+30]", [1e-3, 1e30]),
-    ],
-)
-def test_lists_in_grids(text, values, tmp_path):
-    name, _, listed = text.partition(": ")
-    body = SPEC.replace("subspaces: [2, 1], seeds: 3", f"{'' if name == 'subspaces' else 'subspaces: [2, 1], '}{text}")
-    runs = [run for run in _spec(tmp_path / "own", body).runs() if run.objective == "isa-vae"]
-    assert [getattr(run, name) for run in runs] == values
-    own = {} if name == "subspaces" else {"subspaces": [2, 1]}
-    grid = Spec.read(tmp_path / "own" / "tiny.yaml").grid(objective="isa-vae", **own, **{name: yaml.safe_load(listed)})
-    assert name == "learning_rate" or [getattr(run, name) for run in grid.runs()] == values
+def test_lists_in_grids(spec):
+    for name, value, values in (
+        ("p1", 1.8, [1.8]),
+        ("p1", [1.8, 2.0, 2.2], [1.8, 2.0, 2.2]),
+        ("p1", [[1.8, 2.0], 2.2], [(1.8, 2.0), 2.2]),
+        ("subspaces", [2, 1], [(2, 1)]),
+        ("subspaces", [[2, 1], [1, 2]], [(2, 1), (1, 2)]),
+    ):
+        runs = spec.grid(**{"objective": "isa-vae", "subspaces": [2, 1], name: value}).runs()
+        assert [getattr(run, name) for run in runs] == values
 
 
 def test_own_grid_keeps_shared_fields_and_records(spec):
     own = spec.grid(beta=[1, 7], steps=9)
     assert (own.record, own.title) == (spec.record, spec.title)
     assert [(run.beta, run.steps, run.batch_size) for run in own.runs()] == [(1, 9, 16), (7, 9, 16)]
-    controls = Spec.read(ROOT / "runs/dsprites-controls.yaml")
     fields = {"objective": "isa-vae", "prior": "2[20]", "scale": 0.98972, "beta": 2}
-    seeds = [run.seed for run in controls.grid(**fields, seeds=2, named=True).runs()]
-    assert seeds == [0, 1, *range(30, 36), *range(75, 79)]
+    named = _committed("dsprites-controls").grid(**fields, seeds=2, named=True).runs()
+    assert [run.seed for run in named] == [0, 1, *range(30, 36), *range(75, 79)]
 
 
-SEEDS = st.integers(0, 30) | st.tuples(st.integers(0, 30), st.integers(0, 5)).map(lambda r: f"{r[0]}-{r[0] + r[1]}")
-
-
-@settings(deadline=None)
-@given(seeds=st.lists(SEEDS, min_size=1, max_size=4))
-def test_seeds_and_ranges(seeds, tmp_path_factory):
-    named = set()
-    for one in seeds:
-        first, _, last = str(one).partition("-")
-        named |= set(range(int(first), int(last or first) + 1))
-    text = SPEC.replace("seeds: 2", f"seeds: [{', '.join(map(str, seeds))}]")
-    spec = Spec.read(write_spec(tmp_path_factory.mktemp("seeds"), text))
-    assert {run.seed for run in spec.runs(1)} == named and len(spec.runs(1)) == 2 * len(named)
-    assert [run.seed for run in spec.grid(seeds="7-9").runs()] == [7, 8, 9]
+def test_seeds_and_ranges(spec):
+    for seeds, named in ((3, [0, 1, 2]), ("7-9", [7, 8, 9]), ([7, "1-2", 5, "2-5"], [7, 1, 2, 5, 3, 4])):
+        assert [run.seed for run in spec.grid(seeds=seeds).runs()] == named
 
 
 GRID = "beta: [1, 4], seeds: 2"
 BAD_SPECS = [
     ("beta: [1, 4]", "bta: [1, 4]", "tier 1, grid 1: 'bta' is not a field of Run: the fields are dataset"),
-    ("title:", "titel:", "titel: Unexpected keyword argument|title: Field required"),
     (GRID, "beta: [], seeds: 2", "tier 1, grid 1: beta must have a value"),
     (GRID, "beta: [1, -1]", "tier 1, grid 1: beta must be .*, got -1"),
-    ("steps: 6", "steps: 6, learning_rate: 1e-4", "1e-4 is text in YAML: write 1.0e-4"),
-    ("steps: 6", "steps: 6, learning_rate: 1.5E4", r"1.5E4 is text in YAML: write 1.5e\+4"),
-    ("seeds: 2", "seed: 010", "010 is 8 in YAML"),
+    ("steps: 6", "steps: 6, learning_rate: 1e-4", "learning_rate must be a valid number, got '1e-4'"),
     ("seeds: 2", "seeds: 0", "seeds must be a number from 1 to 10,000, a range .*, got 0"),
     ("seeds: 2", "seeds: 14-10", "seeds must be .*, a range such as 10-14, or a list .*, got 14-10"),
-    ("seeds: 2", "seeds: 0-10000", "seeds must be a number from 1 to 10,000"),
     ("seeds: 2", "seeds: [1, true]", r"seeds must be .*, got \[1, True\]"),
     ("seeds: 2", "seeds: 2, seed: 1", "seed and seeds exclude each other"),
     ("seeds: 2", "seeds: 2, seeds: 3", "'seeds' is given twice"),
     (GRID, f"beta: [{'1, ' * 999}2], seeds: 999", "at most 10,000 runs"),
-    (GRID, "beta: {a: 1}", "beta must be a valid number"),
-    (GRID, "beta: [[1, 4]]", "beta must be a valid number"),
     ("  1:", "  one:", "tiers must have numbers, from 1 on, got {'one'"),
     ("  1:\n    - {objective: beta-vae, beta: [1, 4], seeds: 2}", "  1: 3", "tier 1 must be a list of grids, got 3"),
-    ("title: Runs that take milliseconds", "title: 3", "title: Input should be a valid string"),
-    ("tiers:", "tiers: [", "expected the node content|did not find expected|while parsing"),
     ("seeds: 2", "seeds: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    ("seeds: 2", "seeds: !!int ''", "string index out of range"),
     ("seeds: 2", "seeds: !!timestamp x", "groupdict"),
-    ("title:", '"\\ud800": 1\ntitle:', "valid string"),
-    ("dataset: cars3d", "dataset: mnist", "dataset must be 'dsprites', .*, got 'mnist'"),
     (SPEC, "3", "must have title, every and tiers, got 3"),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "sentence"), BAD_SPECS, ids=[new[:40] for _, new, _ in BAD_SPECS])
 def test_bad_specification_is_one_sentence(old, new, sentence, tmp_path, capsys):
-    assert old in SPEC
     path = write_spec(tmp_path, SPEC.replace(old, new, 1))
     with pytest.raises(ValueError, match=sentence) as caught:
         Spec.read(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-    for command in ("sweep", "status"):
-        assert cli.main([command, str(path)]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("isa: error: ")
-    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+    assert cli.main(["sweep", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("isa: error: ")
 
 
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("beta", "seeds", "p1", "x")), inner),
-    max_leaves=6,
-)
-
-
-@settings(deadline=None)
-@given(every=PLAIN, grid=PLAIN, name=st.sampled_from(("beta", "seeds", "subspaces", "prior", "scale", "steps")))
-def test_any_yaml_is_a_specification_or_one_sentence(every, grid, name, tmp_path_factory):
-    path = tmp_path_factory.mktemp("any") / "tiny.yaml"
-    document = yaml.safe_load(SPEC)
-    document["every"] = every
-    document["tiers"][1][0][name] = grid
-    path.write_text(yaml.safe_dump(document), encoding="utf-8")
-    try:
-        spec = Spec.read(path)
-    except ValueError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
-    else:
-        assert spec.runs()
-
-
+@cache
 def _committed(name: str) -> Spec:
     return Spec.read(ROOT / "runs" / f"{name}.yaml")
 
@@ -217,41 +154,41 @@ def test_committed_records_belong_to_their_specification(name, tmp_path):
         old, new = (file.read_text(encoding="utf-8").splitlines() for file in (spec.record, copy))
         added = len(RECORD) - len(old[0].split(","))
         assert new == [",".join(RECORD)] + [line + "," * added for line in old[1:]]
+        copy.unlink()
+        merge_records(copy, read_records(spec.record))
+        assert copy.read_text(encoding="utf-8").splitlines() == new
 
 
 def test_papers_runs_are_named():
-    spec = _committed("dsprites")
+    spec, faces, cars = map(_committed, ("dsprites", "faces3d", "cars3d"))
     betas = [1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6]
     named = {(run.objective, run.beta, run.seed) for run in spec.runs() if run.epochs == 20}
     wanted = {"beta-vae": betas, "isa-vae": betas, "beta-tcvae": betas[1:], "factor-vae": range(1, 11)}
     assert {(name, beta, seed) for name, values in wanted.items() for beta in values for seed in range(50)} <= named
     assert not any(run.reduced for run in spec.runs())
-    faces = _committed("faces3d").runs()
-    learned = {(run.beta, run.seed) for run in faces if run.learn_exponents}
+    learned = {(run.beta, run.seed) for run in faces.runs() if run.learn_exponents}
     assert learned == {(beta, seed) for beta in (0.5, 1, 2, 3, 4, 5) for seed in range(15)}
-    cars = _committed("cars3d").runs()
-    assert {run.seed for run in cars} == set(range(35)) and all(run.source for run in cars)
+    assert {run.seed for run in cars.runs()} == set(range(35)) and all(run.source for run in cars.runs())
     (scale,) = {run.scale for run in _committed("dsprites-controls").runs() if run.prior == "2[20]"}
     assert scale / 2 == pytest.approx(isa_prior().variance[0].item(), rel=1e-5)  # that of the ISA prior
 
 
-def _planned(tier: int, objective: str) -> dict[float, int]:
-    """Return the number of runs at the settings of Table 1, by beta, that the plan names up to a tier."""
-    return Counter(
-        run.beta for run in _committed("dsprites").runs(tier) if run.objective == objective and run.epochs == 20
-    )
-
-
 def test_tiers_are_the_blocks_of_the_plan():
-    for objective in ("beta-vae", "isa-vae"):
-        assert _planned(1, objective) == {1: 10, 1.5: 5, 2: 5, 3: 5, 4: 5, 6: 5}
-        assert _planned(2, objective) == {1: 10, 1.5: 5, 2: 10, 3: 10, 4: 5, 6: 5}
-        assert _planned(4, objective) == {1: 30, 2: 10, 3: 10} | dict.fromkeys([1.5, 2.5, 3.5, 4, 5, 6], 5)
-    assert _planned(2, "beta-tcvae") == dict.fromkeys([1.5, 2, 3, 4, 6], 5)
-    assert _planned(2, "isa-tcvae") == dict.fromkeys([1.5, 2, 3, 4], 5)
-    assert _planned(4, "factor-vae") == dict.fromkeys([1, 2, 4, 6, 10], 4)
-    assert [len(_committed("cars3d").runs(tier)) for tier in (2, 3)] == [10, 40]
     short, long = _committed("dsprites"), _committed("dsprites-long")
+    few = dict.fromkeys([1.5, 2.5, 3.5, 4, 5, 6], 5)
+    plan = {
+        (1, "beta-vae"): {1: 10, 1.5: 5, 2: 5, 3: 5, 4: 5, 6: 5},
+        (2, "beta-vae"): {1: 10, 1.5: 5, 2: 10, 3: 10, 4: 5, 6: 5},
+        (4, "beta-vae"): {1: 30, 2: 10, 3: 10} | few,
+        (2, "beta-tcvae"): dict.fromkeys([1.5, 2, 3, 4, 6], 5),
+        (2, "isa-tcvae"): dict.fromkeys([1.5, 2, 3, 4], 5),
+        (4, "factor-vae"): dict.fromkeys([1, 2, 4, 6, 10], 4),
+    }
+    for (tier, objective), planned in plan.items():
+        for name in {objective, objective.replace("beta-vae", "isa-vae")}:  # both sides of a comparison
+            runs = [run for run in short.runs(tier) if run.objective == name and run.epochs == 20]
+            assert Counter(run.beta for run in runs) == planned
+    assert [len(_committed("cars3d").runs(tier)) for tier in (2, 3)] == [10, 40]
     for tier, runs in long.tiers.items():  # recorded at 7,200 steps on the way
         assert {run.course for run in runs} <= {run.course for run in short.runs(tier) if run.total_steps == 7200}
 
@@ -259,11 +196,10 @@ def test_tiers_are_the_blocks_of_the_plan():
 def test_planned_seeds_differ_between_betas():
     """Runs of equal seeds share initial weights, order of the images and noise, so they are correlated."""
     betas: dict[tuple[str, int], set[float]] = {}
-    for name in ("dsprites", "dsprites-long", "dsprites-controls"):
-        spec = _committed(name)
+    for spec in map(_committed, ("dsprites", "dsprites-long", "dsprites-controls")):
         recorded = set(_hashes(read_records(spec.record)))
-        for run in (run for tier, runs in spec.tiers.items() if tier < 5 for run in runs):
-            if run.hash not in recorded and run.beta != 1:
+        for run in (run for tier, runs in spec.tiers.items() if tier < 5 for run in runs if run.beta != 1):
+            if run.hash not in recorded:
                 betas.setdefault((run.objective.replace("isa-vae", "beta-vae"), run.seed), set()).add(run.beta)
     assert len(betas) > 100 and all(len(its) == 1 for its in betas.values())
 
@@ -286,14 +222,6 @@ def test_sweep_trains_what_is_missing_once(spec, monkeypatch):
     assert partial.rows == records.rows and partial.missing == spec.tiers[2]
 
 
-def test_portraits_and_models(spec):
-    for record in _sweep(spec, tier=1, keep_models=True):
-        portrait = Portrait.load(spec.path.parent / "portraits" / f"{record['key']}.npz")
-        assert portrait.about["hash"] == record["hash"]
-        run, _, _ = results.load_model(spec.work / "models" / record["key"])
-        assert run.hash == record["hash"]
-
-
 def _made_up(run: Run, **values) -> dict:
     """Return a record of a run with few measurements."""
     measured = {"status": "trained", "total_steps": 9, "pack_size": 1, "train_seconds": 1.5, "evaluation_seconds": 0.5}
@@ -306,6 +234,7 @@ def test_records_survive_the_table(tmp_path):
     other = {"versions": {"torch": '2,"13'}, "unscored": ["shape"], "mig_binned": 0.125, "random_groupings": 20}
     lists = {"mutual_information": [[0.1, 2 / 3], [1e-300, 0.0]], "subspaces_compared": [[0, 1, 2], [3, 4]]}
     path = tmp_path / "new" / "table.csv"
+    assert read_records(path) == []
     merge_records(path, [_made_up(run, device="a, b\nc", **other, **lists)])
     (back,) = read_records(path)
     assert back["beta"] == 0.1 + 0.2 and back["p1"] == [1.9, 2.1 + 1e-15]
@@ -330,8 +259,6 @@ SPREADSHEETS = {
     "byte-order mark": lambda text: "\ufeff" + text,
     "TRUE": lambda text: text.replace("true", "TRUE").replace("false", "FALSE"),
     "line ends": lambda text: text.replace("\n", "\r\n"),
-    "no last newline": lambda text: text[:-1],
-    "quotes": lambda text: text.replace("a CPU", '"a CPU"'),
     "a line twice, as git may leave it": lambda text: text + text.splitlines(True)[2],
 }
 
@@ -342,40 +269,26 @@ def test_table_saved_by_a_spreadsheet(kind, table):
     table.write_text(SPREADSHEETS[kind](text), encoding="utf-8", newline="")
     assert read_records(table) == rows
     merge_records(table, [])
-    assert table.read_text(encoding="utf-8") == text
-
-
-def test_older_table_is_completed(table):
-    rows = read_records(table)
-    lines = [line.rsplit(",", 1)[0] for line in table.read_text().splitlines()]
-    table.write_text("\n".join(lines) + "\n")
-    last = list(RECORD)[-1]
-    assert read_records(table) == [{name: row[name] for name in row if name != last} for row in rows]
-    merge_records(table, [])
-    assert read_records(table) == rows
+    assert read_records(table) == rows and len(table.read_text(encoding="utf-8")) == len(text)
 
 
 DAMAGED = {
-    "cut off": (lambda text: text[:-40], "line 5 is not a record: it has .* cells, and the table has"),
+    "cut off": (lambda text: text[:-40], "line 5 is not a record: its number of cells is not the number of columns"),
     "conflict": (lambda text: text.replace("\n", "\n<<<<<<< ours\n", 2), "line 2 is not a record"),
     "other hash": (lambda text: text.replace("beta-vae,1.0", "beta-vae,2.0", 1), "line 2 .*its fields are those of"),
     "no header": (lambda text: text.split("\n", 1)[1], "line 1 is not a record: its columns"),
     "semicolons": (lambda text: text.replace(",", ";"), "line 1 is not a record: its columns, separated by commas"),
-    "not JSON": (lambda text: text.replace(",-20.25,", ",-20.,", 1), "log_likelihood must be a number, got '-20.'"),
-    "comma": (lambda text: text.replace(",-20.25,", ',"-20,25",', 1), "log_likelihood must be a number, got '-20,25'"),
-    "NaN": (lambda text: text.replace(",-20.25,", ",NaN,", 1), "log_likelihood must be a number, got 'NaN'"),
-    "list": (lambda text: text.replace(",1.5,", ",[1.5],", 1), r"train_seconds must be a number, got '\[1.5\]'"),
-    "empty": (lambda text: text.replace(",-20.25,", ",,", 1), "log_likelihood must not be empty"),
-    "status": (lambda text: text.replace(",trained,", ",done,", 1), "status must be trained or diverged, got 'done'"),
+    "comma": (lambda text: text.replace(",-20.25,", ',"-20,25",', 1), "line 2 is not a record"),
+    "NaN": (lambda text: text.replace(",-20.25,", ",NaN,", 1), "line 2 is not a record: .*'NaN'"),
     "field": (lambda text: text.replace("cars3d,", "mnist,", 1), "line 2 is not a record: dataset must be"),
-    "empty file": (lambda text: "", "line 1 is not a record"),
+    "not text": (lambda text: "\udcff" + text, "is not a record: .*can't decode"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damaged_table_is_one_sentence(kind, spec, table, capsys):
     damage, sentence = DAMAGED[kind]
-    table.write_text(damage(table.read_text()))
+    table.write_text(damage(table.read_text()), errors="surrogateescape")
     damaged = table.read_bytes()
     with pytest.raises(ValueError, match=sentence) as caught:
         read_records(table)
@@ -384,20 +297,9 @@ def test_damaged_table_is_one_sentence(kind, spec, table, capsys):
     assert capsys.readouterr().err.count("\n") == 1 and table.read_bytes() == damaged
 
 
-def test_bytes_that_are_not_text(tmp_path):
-    for name, read in (("tiny.yaml", Spec.read), ("tiny.csv", read_records)):
-        (tmp_path / name).write_bytes(b"title: \xff")
-        with pytest.raises(ValueError, match=name):
-            read(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        Spec.read(tmp_path / "none.yaml")
-    assert read_records(tmp_path / "none.csv") == []
-
-
 def test_select_and_column(spec):
     _sweep(spec, tier=1)
     records = _sweep(spec, budget=0)
-    assert repr(records) == "<4 of 9 runs recorded>"
     chosen = records.select(objective="beta-vae", beta=[1, 9])
     assert [(row["beta"], row["seed"]) for row in chosen] == [(1, 0), (1, 1)]
     assert [(run.beta, run.seed) for run in chosen.missing] == [(1, 2)]
@@ -427,32 +329,24 @@ def test_diverging_run_is_recorded_and_spoils_no_other(spec):
 # Checkpoints, and one training with several records
 
 
-class _Killed(BaseException):
-    pass
-
-
 def test_interrupted_sweep_continues_from_its_checkpoint(tmp_path, monkeypatch):
     text = SPEC.replace("steps: 6", "steps: 60").replace("seeds: 2}", "seeds: 1}")
     whole = _sweep(_spec(tmp_path / "whole", text), tier=1).rows
     spec = _spec(tmp_path / "killed", text)
-    original = engine.fit
 
-    def interrupted(runs, dataset, *, callback, **options):
-        def killed(step, terms):
-            raise _Killed
+    def killed(step, terms):
+        raise KeyboardInterrupt
 
-        options |= {"checkpoint_every": 20, "checkpoint_seconds": 0}
-        return original(runs, dataset, **options, callback=killed)
-
-    monkeypatch.setattr(engine, "fit", interrupted)
-    with pytest.raises(_Killed):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        fit = engine.fit
+        often = {"checkpoint_every": 20, "checkpoint_seconds": 0, "callback": killed}
+        patch.setattr(engine, "fit", lambda runs, dataset, **options: fit(runs, dataset, **options | often))
         _sweep(spec, tier=1)
-    monkeypatch.setattr(engine, "fit", original)
     assert not spec.record.exists() and status(spec)[0].in_progress == 0
     assert [engine.checkpoint_step(spec.work / "checkpoints", run) for run in spec.runs(1)] == [40, 0]
     starts = watch_starts(monkeypatch, "beta")
     rows = _sweep(spec, tier=1).rows
-    assert sorted(starts) == [(1, 40), (4, 0)]
+    assert starts == [(1, 40), (4, 0)]
     assert [without_times(row) for row in rows] == [without_times(row) for row in whole]
     assert not list((spec.work / "checkpoints").iterdir())
 
@@ -463,16 +357,19 @@ def _checkpointed(run: Run, spec: Spec, every: int) -> Path:
     return engine.checkpoint_path(spec.work / "checkpoints", run)
 
 
-def test_packs_start_from_one_step_and_unreadable_checkpoints_are_deleted(spec, monkeypatch):
-    own = spec.grid(steps=60, beta=[1, 4, 5])
+def test_runs_of_a_pack_may_start_from_different_checkpoints(spec, tmp_path, capsys):
+    grid = {"steps": 70, "beta": [1, 4, 5]}
+    whole = _sweep(_spec(tmp_path / "whole").grid(**grid), pack=3)
+    own = spec.grid(**grid)
     _checkpointed(own.runs()[1], spec, 40)
-    path = _checkpointed(own.runs()[2], spec, 40)
+    _checkpointed(own.runs()[2], spec, 60)
+    for record, alone in zip(_sweep(own, pack=3, budget=1000), whole, strict=True):
+        assert record["log_likelihood"] == pytest.approx(alone["log_likelihood"], rel=1e-5)
+    assert not list((spec.work / "checkpoints").iterdir())
+    path = _checkpointed(own.runs()[0].replace(steps=6, seed=1), spec, 4)
     os.truncate(path, 99)
-    starts = watch_starts(monkeypatch, "beta")
-    with pytest.warns(RecordsWarning, match="it is deleted, and the run starts again"):
-        assert len(_sweep(own, pack=3)) == 3
-    assert starts == [(1, 0), (4, 40)]
-    assert not list(path.parent.iterdir())
+    assert cli.main(["sweep", str(spec.path), "--device", "cpu"]) == 2
+    assert f"isa: error: {path} cannot be read" in capsys.readouterr().err
 
 
 def test_checkpoint_beyond_the_end_is_left_alone(spec):
@@ -494,78 +391,43 @@ def test_shorter_runs_are_recorded_on_the_way(spec, monkeypatch, tmp_path):
     assert [record["total_steps"] for record in records] == [60, 60, 110, 110]
     assert [record["total_steps"] for record in read_records(spec.record)] == [60, 110, 60, 110]
     assert len(list((tmp_path / "portraits").iterdir())) == 4
-    for run, record in zip(own.runs(), records, strict=True):
-        _assert_equal(record, train(run, dataset=DATASET, device="cpu").record)
-    assert not list(spec.work.glob("checkpoints/*"))
+    _assert_equal(records[0], train(own.runs()[0], dataset=DATASET, device="cpu").record)
 
 
-def test_one_course_in_two_specifications_trains_once(spec, tmp_path, monkeypatch):
+def test_shorter_runs_join_those_of_other_specifications_and_earlier_tiers(spec, tmp_path, monkeypatch):
     path = tmp_path / "long.yaml"
     path.write_text(SPEC.replace("steps: 6", "steps: 12"))
     starts = watch_starts(monkeypatch, "total_steps")
-    found = _sweep([spec, path], tier=1, pack=4)
-    assert starts == [(12, 0)]
-    assert [[row["total_steps"] for row in records] for records in found] == [[6] * 4, [12] * 4]
+    both = _sweep([spec, path], tier=1, pack=4)
+    assert [[row["total_steps"] for row in records] for records in both] == [[6] * 4, [12] * 4]
     assert len(list((tmp_path / "portraits").iterdir())) == 8
-
-
-def test_shorter_runs_do_not_wait_for_later_tiers(tmp_path, monkeypatch):
     first, second = "{objective: beta-vae, beta: 1}", "{objective: beta-vae, beta: 1, steps: [3, 12]}"
-    spec = _spec(tmp_path / "own", f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{first}], 2: [{second}]}}")
-    starts = watch_starts(monkeypatch, "total_steps")
-    assert len(_sweep(spec)) == 3
-    assert starts == [(6, 0), (12, 0)]  # the run of 3 steps, of tier 2, is recorded on the way of the first
-    assert [record["total_steps"] for record in read_records(spec.record)] == [3, 6, 12]
-
-
-# Claims
+    later = _spec(tmp_path / "own", f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{first}], 2: [{second}]}}")
+    assert len(_sweep(later)) == 3
+    assert starts == [(12, 0), (6, 0), (12, 0)]  # the last one does not delay tier 1
+    assert [record["total_steps"] for record in read_records(later.record)] == [3, 6, 12]
 
 
 def test_claimed_runs_are_left_to_other_sweeps(spec, monkeypatch):
-    monkeypatch.setattr(local, "_POLL_SECONDS", 0.05)
-    taken, done, claims = spec.runs(1)[1], [], ExitStack()
+    taken, claims = spec.runs(1)[1], ExitStack()
     assert packs.claim([packs.Job(spec, taken.replace(steps=3))], claims)  # a shorter run of its course
     assert [row.in_progress for row in status(spec)] == [1, 0]
     assert packs.claim([packs.Job(spec, taken)], ExitStack()) == []
-    thread = threading.Thread(target=lambda: done.append(_sweep(spec, tier=1)))
-    thread.start()
-    while len(read_records(spec.record)) < 3:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    assert set(_hashes(read_records(spec.record))) == set(_hashes(spec.runs(1))) - {taken.hash}
-    claims.close()
-    thread.join(60)
-    assert len(done[0]) == 4
+
+    def others_work(seconds: float) -> None:
+        assert set(_hashes(read_records(spec.record))) == set(_hashes(spec.runs(1))) - {taken.hash}
+        claims.close()
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
+    assert len(_sweep(spec, tier=1)) == 4
     assert [row.in_progress for row in status(spec)] == [0, 0]
-
-
-def _start(spec: Spec, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "tests" / "tiny_sweep.py"), "sweep", str(spec.path), "--device", "cpu"]
-    environment = {**os.environ, "TINY_SWEEP_SECONDS": str(seconds)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_two_sweeps_share_runs_and_one_is_killed(spec, tmp_path):
-    first, second = _start(spec, 0.3), _start(spec, 0.3)
-    while not spec.record.exists():
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
-    assert "9 of 9 runs recorded" in out
-    records = read_records(spec.record)
-    assert sorted(_hashes(records)) == sorted(_hashes(spec.runs()))
-    again = {record["hash"]: without_times(record) for record in _sweep(_spec(tmp_path / "undisturbed"))}
-    assert {record["hash"]: without_times(record) for record in records} == again
 
 
 # Budgets
 
 
-class Inline:
-    """An executor that does at once what is submitted, so that the clock of a test does not depend on threads."""
+class Inline(Executor):
+    """Does at once what is submitted, so that the clock of a test does not depend on threads."""
 
     def __init__(self, workers: int) -> None:
         assert workers == 1
@@ -575,20 +437,16 @@ class Inline:
         future.set_result(function(*arguments))
         return future
 
-    def shutdown(self) -> None:
-        pass
-
 
 class Bench:
     """A card on which training takes only the time of a clock that can be set: an engine that counts."""
 
     def __init__(self, monkeypatch) -> None:
-        self.now, self.startup, self.pace, self.fixed, self.measuring = 0.0, 0.0, {}, 0.0, 0.0
+        self.now, self.startup, self.pace, self.fixed = 0.0, 0.0, {}, 0.0
         self.started: list[list[Run]] = []
         self.ended: list[str] = []
-        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep)
-        for module in (packs, local, sweep):
-            monkeypatch.setattr(module, "time", clock)
+        for module in (local, sweep):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(local, "ThreadPoolExecutor", Inline)
         monkeypatch.setattr(engine, "fit", self.fit)
         monkeypatch.setattr(results, "measure", self.measure)
@@ -605,13 +463,10 @@ class Bench:
                 yield SimpleNamespace(runs=ended, pack=list(ends.values()))
 
     def measure(self, trained, dataset, **options) -> list[SimpleNamespace]:
-        self.now += self.measuring * len(trained.runs)
         self.ended += _hashes(trained.runs)
         records = [_made_up(run, total_steps=run.total_steps, device="a card") for run in trained.runs]
-        return [
-            SimpleNamespace(run=run, evaluation=None, record=record)
-            for run, record in zip(trained.runs, records, strict=True)
-        ]
+        results = zip(trained.runs, records, strict=True)
+        return [SimpleNamespace(run=run, evaluation=None, record=record) for run, record in results]
 
     @property
     def sizes(self) -> list[int]:
@@ -660,7 +515,7 @@ def test_several_specifications_are_trained_tier_by_tier(bench, card, tmp_path):
     assert len(read_records(card.record)) == 24 and len(read_records(other.record)) == 6
     third = _spec(tmp_path / "third", BUDGET_SPEC.replace("  2:", "  3:"))
     assert [len(records) for records in _sweep([third, card], tier=2, device="cuda")] == [16, 24]
-    with pytest.raises(ValueError, match=r"tier must be one of 1, 3 in .*, got 7"):
+    with pytest.raises(ValueError, match="tier must be one of 1, 2, 3, got 7"):
         _sweep([third, card], tier=7)
 
 
@@ -685,10 +540,10 @@ def test_slow_kind_is_passed_over(bench, card):
     assert [record["total_steps"] for record in _sweep(own, device="cuda", budget=20.0)] == [1000] * 3
 
 
-@pytest.mark.parametrize("budget", [0.3, 2.0, 4.5, 8.0, 13.7, 21.0, 30.0, 60.0])
+@pytest.mark.parametrize("budget", [0.3, 4.5, 13.7, 30.0])
 @pytest.mark.parametrize("fixed", [0.0, 2e-3])
 def test_budget_is_kept_and_at_most_two_packs_of_known_speed_are_lost(budget, fixed, bench, card):
-    bench.pace, bench.startup, bench.fixed, bench.measuring = {"beta-tcvae": 2e-3}, 0.5, fixed, 0.01
+    bench.pace, bench.startup, bench.fixed = {"beta-tcvae": 2e-3}, 0.5, fixed
     records = _sweep(card, device="cuda", pack=4, budget=budget)
     done = set(_hashes(records))
     lost = [runs for runs in bench.started if not set(_hashes(runs)) <= done]
@@ -723,14 +578,7 @@ def test_status_estimates_the_rest_from_records(spec):
     assert status(spec, "cpu")[1].seconds is None  # the ISA prior's runs are of a kind that is not recorded
     assert status(spec.grid(beta=[1, 4], seeds=4), "cpu")[0].seconds == pytest.approx(4 * 6005)
     own = spec.grid(beta=[1, 4], seeds=2, steps=[6, 12])
-    assert status(own, "cpu")[0].seconds == pytest.approx(4 * (12_000 + 5))
-
-
-def test_too_slow_run_of_unknown_speed_is_stopped(spec, monkeypatch):
-    monkeypatch.setattr(engine, "COMPILE_FROM", 10**9)
-    said = []
-    assert len(_sweep(spec.grid(beta=1, steps=10**6, seeds=2), budget=2.0, report=said.append)) == 0
-    assert len(said) == 1 and said[0].startswith("not in time")  # the other is of the same speed
+    assert status(own, "cpu")[0].seconds == pytest.approx(4 * 2 * 6005)
 
 
 # Measuring in a second thread, packs, copies
@@ -741,7 +589,7 @@ def test_measuring_in_a_second_thread_gives_the_same_records(spec, monkeypatch, 
 
     def measure(trained, *arguments, **options):
         threads.add(threading.current_thread())
-        claimed.extend(packs.is_claimed(spec, run) for run in trained.runs)
+        claimed.extend(packs.is_claimed(packs.Job(spec, run)) for run in trained.runs)
         return original(trained, *arguments, **options)
 
     monkeypatch.setattr(results, "measure", measure)
@@ -752,88 +600,68 @@ def test_measuring_in_a_second_thread_gives_the_same_records(spec, monkeypatch, 
     assert [without_times(record) for record in found] == [without_times(record) for record in alone]
 
 
-@pytest.mark.parametrize("pack", [2, 4])
-def test_error_of_a_measurement_ends_the_sweep(pack, spec, monkeypatch):
-    original, asked = results.measure, []
+@pytest.mark.parametrize("failing", [(engine, "fit"), (results, "measure")], ids=["training", "measuring"])
+def test_error_in_the_second_pack_ends_the_sweep_and_keeps_the_first(failing, spec, monkeypatch):
+    original, calls = getattr(*failing), []
 
-    def measure(*arguments, **options):
-        asked.append(arguments)
-        if len(asked) == 2:
-            raise RuntimeError("no second pack can be measured")
+    def failing_once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("a bad day")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(results, "measure", measure)
-    with pytest.raises(RuntimeError, match="no second pack can be measured"):
-        _sweep(spec, device="cuda", pack=pack)
-    assert pack <= len(read_records(spec.record)) < 9
+    monkeypatch.setattr(*failing, failing_once)
+    with pytest.raises(RuntimeError, match="a bad day"):
+        _sweep(spec, device="cuda", pack=4)
+    assert set(_hashes(spec.runs(1))) <= set(_hashes(read_records(spec.record))) < set(_hashes(spec.runs()))
     assert [row.in_progress for row in status(spec)] == [0, 0]
     assert len(_sweep(spec)) == 9
-
-
-def test_interrupt_records_what_is_trained(spec, monkeypatch):
-    original, begun = engine.fit, []
-
-    def fit(runs, *arguments, **options):
-        begun.append(runs)
-        if len(begun) == 2:
-            raise KeyboardInterrupt
-        return original(runs, *arguments, **options)
-
-    monkeypatch.setattr(engine, "fit", fit)
-    with pytest.raises(KeyboardInterrupt):
-        _sweep(spec, device="cuda", pack=4)
-    assert set(_hashes(read_records(spec.record))) == set(_hashes(begun[0]))
 
 
 def test_packs_agree_with_single_runs_and_are_halved_if_memory_is_short(spec, monkeypatch):
     alone = {record["hash"]: record for record in _sweep(spec)}
     spec.record.unlink()
-    packed = _sweep(spec, pack=4)
-    assert sorted(record["pack_size"] for record in packed) == [2, 2, 3, 3, 3, 4, 4, 4, 4]
-    for record in packed:
-        assert record["log_likelihood"] == pytest.approx(alone[record["hash"]]["log_likelihood"], rel=1e-5)
-    spec.record.unlink()
-    original, sizes = engine.fit, []
+    fit = engine.fit
 
     def small_memory(runs, dataset, **options):
-        sizes.append(len(runs))
         if len(runs) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return original(runs, dataset, **options)
+        return fit(runs, dataset, **options)
 
-    monkeypatch.setattr(engine, "fit", small_memory)
-    with pytest.warns(RecordsWarning, match="4 runs at once do not fit; 2 are tried"):
+    with monkeypatch.context() as patch, pytest.warns(RecordsWarning, match="4 runs at once do not fit; 2 are tried"):
+        patch.setattr(engine, "fit", small_memory)
         assert len(_sweep(spec, tier=1, pack=4)) == 4
-    assert sizes == [4, 2, 2]
+    packed = _sweep(spec, pack=4)
+    assert [record["pack_size"] for record in packed] == [2, 2, 2, 2, 2, 2, 3, 3, 3]
+    for record in packed:
+        assert record["log_likelihood"] == pytest.approx(alone[record["hash"]]["log_likelihood"], rel=1e-5)
 
 
-def test_copies_after_every_pack(spec, tmp_path):
-    out, portraits = tmp_path / "out", tmp_path / "portraits"
+def test_portraits_models_and_copies_after_every_pack(spec, tmp_path):
+    out, counts = tmp_path / "out", []
     first = _hashes(_sweep(spec, tier=1))
-    counts = []
-    records = _sweep(
-        spec, out=out, pack=3, report=lambda line: counts.append(len(read_records(out / "records-tiny.csv")))
-    )
+    options = {"out": out, "pack": 3, "keep_models": True}
+    records = _sweep(spec, **options, report=lambda line: counts.append(len(read_records(out / "tiny.csv"))))
     assert counts == [2, 2, 5, 5, 5]
     new = [row for row in records if row["hash"] not in first]
-    assert sorted(_hashes(read_records(out / "records-tiny.csv"))) == sorted(_hashes(new))
     _sweep(spec.grid(beta=9), out=out)  # another call adds to what is there
+    assert set(_hashes(read_records(out / "tiny.csv"))) > set(_hashes(new))
+    assert len(read_records(out / "tiny.csv")) == len(list((out / "portraits").iterdir())) == 6
+    for record in new:
+        path = Path("portraits", f"{record['key']}.npz")
+        assert Portrait.load(out / path).about["hash"] == record["hash"]
+        assert (out / path).read_bytes() == (tmp_path / path).read_bytes()
+        run, _, _ = results.load_model(spec.work / "models" / record["key"])
+        assert run.hash == record["hash"]
 
-    bundled = {}
-    for path in sorted(out.glob("portraits-*.tar")):
-        with tarfile.open(path) as bundle:
-            bundled |= {member.name: bundle.extractfile(member).read() for member in bundle}
-    assert len(bundled) == 6 == len(read_records(out / "records-tiny.csv"))
-    assert all((portraits / name).read_bytes() == content for name, content in bundled.items())
-    names = [path.name for path in sorted(out.iterdir()) if not path.name.startswith(".")]
-    assert names == ["portraits-1.tar", "portraits-2.tar", "portraits-3.tar", "records-tiny.csv"]
 
-
-def test_profile_has_every_kind_and_records_nothing(spec, tmp_path):
-    path = tmp_path / "profile.txt"
+def test_profile_has_every_kind_and_records_nothing(spec, tmp_path, monkeypatch):
+    path = tmp_path / "out" / "profile.txt"
+    assert len(_sweep(spec, tier=1, budget=0, profile=path, pack=2)) == 0
+    assert "2 runs at once" in path.read_text() and "ms per run and step" in path.read_text()
+    monkeypatch.setattr(local, "profile_steps", lambda runs, dataset: f"{len(runs)} {runs[0].objective}")
     assert len(_sweep(spec, budget=0, profile=path, pack=4)) == 0
-    text = path.read_text()
-    assert text.count("ms per run and step") == 2 and "4 runs at once" in text and "isa-vae" in text
+    assert path.read_text() == "4 beta-vae\n3 isa-vae"
     assert not spec.record.exists() and not (tmp_path / "portraits").exists()
 
 
@@ -855,53 +683,28 @@ def test_published_data_must_exist(tmp_path, monkeypatch, capsys):
     assert str(tmp_path) not in spec.record.read_text()
 
 
-def test_full_disk_is_one_line_and_loses_nothing(spec, monkeypatch, capsys):
-    _sweep(spec, tier=1)
-    before, replace = spec.record.read_bytes(), os.replace
-
-    def full(source, target):
-        if target == spec.record:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    assert cli.main(["sweep", str(spec.path), "--device", "cpu"]) == 1
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "No space left on device" in printed and str(spec.record) in printed
-    assert spec.record.read_bytes() == before
-    monkeypatch.undo()
-    assert len(_sweep(spec)) == 9
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--tier", "7"], "tier must be one of 1, 2 in"),
-        (["--budget", "-3"], "budget must be a number of seconds, at least 0, got -3"),
+def test_bad_options_are_one_line(spec, capsys):
+    for arguments, sentence in (
+        (["--tier", "7"], "tier must be one of 1, 2, got 7"),
         (["--budget", "nan"], "budget must be a number of seconds, at least 0, got nan"),
         (["--pack", "0"], "pack must be a number of runs, at least 1, got 0"),
-        (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
-    ],
-)
-def test_bad_options_are_one_line(arguments, sentence, spec, capsys):
-    assert cli.main(["sweep", str(spec.path), *arguments]) == 2
-    printed = capsys.readouterr()
-    assert sentence in printed.err and printed.err.count("\n") == 1
+    ):
+        assert cli.main(["sweep", str(spec.path), *arguments]) == 2
+        printed = capsys.readouterr()
+        assert sentence in printed.err and printed.err.count("\n") == 1
     assert not spec.work.exists()
 
 
 def test_commands_print_progress(spec, tmp_path, capsys):
     assert cli.main(["status", str(spec.path), "--device", "cpu"]) == 0
     assert "unknown: it has not recorded this kind of run" in capsys.readouterr().out
-    assert cli.main(["sweep", str(spec.path), "--tier", "1", "--device", "cpu"]) == 0
+    other = _spec(tmp_path / "other", SPEC.replace("seeds: 2", "seeds: 7-8"))
+    paths = [str(spec.path), str(other.path)]
+    assert cli.main(["sweep", *paths, "--tier", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""  # no terminal, so no bar
     lines = printed.out.splitlines()
-    assert len(lines) == 5 and lines[-1].endswith("4 of 4 runs recorded")
-    other = _spec(tmp_path / "other", SPEC.replace("seeds: 2", "seeds: 7-8"))
-    paths = [str(spec.path), str(other.path)]
-    assert cli.main(["sweep", *paths, "--tier", "1", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
-    assert [line.split()[1:4] for line in capsys.readouterr().out.splitlines()[-2:]] == [["4", "of", "4"]] * 2
+    assert len(lines) == 10 and all(line.endswith(": 4 of 4 runs recorded") for line in lines[-2:])
     assert cli.main(["status", *paths, "--device", "cpu"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 8 and all(path in line for path, line in zip(paths, rows[::4], strict=True))
@@ -909,17 +712,7 @@ def test_commands_print_progress(spec, tmp_path, capsys):
     assert rows[3].split()[:3] == ["2", "5", "0"]
 
 
-ABSENT = (
-    "autograd",
-    "dask",
-    "distributed",
-    "IPython",
-    "jupyter_book",
-    "myst_nb",
-    "papermill",
-    "platformdirs",
-    "sphinx",
-)
+ABSENT = set("autograd dask distributed IPython jupyter_book myst_nb papermill platformdirs sphinx".split())
 
 
 def test_training_needs_only_what_a_compute_node_has(tmp_path):

@@ -7,8 +7,8 @@ that of a sweep started as ``python tests/tiny_sweep.py ARGUMENTS OF isa``.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import nn
 
 from isa import cli, engine, local, models
 from isa.data import Factor, FactorDataset, Provenance
+from isa.run import Run
 
 SIZES = (2, 5, 7)
 
@@ -33,7 +34,7 @@ tiers:
 
 
 def small(latent_dim: int, channels: int) -> models.VAE:
-    """The perceptrons of A.4, a hundredth as wide."""
+    """Build the perceptrons of A.4, a hundredth as wide."""
     pixels = channels * models.IMAGE_SIZE**2
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 12), nn.ReLU(), nn.Linear(12, 2 * latent_dim))
     decoder = nn.Sequential(nn.Linear(latent_dim, 12), nn.Tanh(), nn.Linear(12, pixels))
@@ -52,7 +53,7 @@ def squares() -> FactorDataset:
 
 
 def without_times(record: dict) -> dict:
-    """Return what of a record is the same whenever and beside whatever its run is trained."""
+    """Return a record without the fields that vary between two trainings of a run."""
     return {name: value for name, value in record.items() if name not in ("train_seconds", "evaluation_seconds")}
 
 
@@ -77,10 +78,13 @@ def watch_starts(monkeypatch, field: str) -> list[tuple]:
     return starts
 
 
-def _images(dataset: str, source: str | None, cache_dir: str | None, device: torch.device) -> FactorDataset:
-    """Return the squares, after some time if a test wants to kill the process in the midst of its runs."""
-    time.sleep(float(os.environ.get("TINY_SWEEP_SECONDS", 0)))
-    return DATASET
+def _images(run: Run, cache_dir: str | None, device: torch.device) -> FactorDataset:
+    """Return the squares; the first process that can delete the file ``TINY_SWEEP_BOMB`` is killed instead."""
+    try:
+        os.unlink(os.environ.get("TINY_SWEEP_BOMB", ""))
+    except FileNotFoundError:
+        return DATASET
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 DATASET = squares()
