@@ -1,4 +1,4 @@
-"""A headless Chromium without a network, driven by Playwright: it prints the book and reads its pages in the tests."""
+"""A headless Chromium without a network, driven by Playwright: it prints the book, and tests read pages with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from playwright.sync_api import sync_playwright
 
-LOCAL_SCHEMES = ("file:", "data:", "blob:", "about:", "chrome-error:")
+LOCAL_SCHEMES = ("data:", "blob:", "about:", "chrome-error:")
 FLAGS = ("--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--no-sandbox", "--proxy-server=direct://")
 DRAWN = """async () => {
   await window.MathJax?.startup?.promise;
@@ -19,12 +19,12 @@ DRAWN = """async () => {
 
 
 def find_chromium() -> str | None:
-    """The path of Chromium or Chrome, or None where neither is installed."""
+    """Return the path of Chromium or Chrome, or None where neither is installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 class Page:
-    """One tab. It notes every request that would leave the machine, every file that is read, and all complaints.
+    """One tab, which records requests that would leave the machine, files that are read, and errors.
 
     Use as a context manager; ``timeout`` is in seconds and holds for each command.
     """
@@ -34,19 +34,16 @@ class Page:
         self.complaints: list[str] = []
         self.files: set[Path] = set()
         self._driver = sync_playwright().start()
-        try:
-            self._browser = self._driver.chromium.launch(executable_path=executable, args=FLAGS, timeout=1000 * timeout)
-            unset = dict.fromkeys(("color_scheme", "contrast", "forced_colors", "reduced_motion"), "null")
-            self.tab = self._browser.new_page(no_viewport=True, **unset)
-            self.tab.set_default_timeout(1000 * timeout)
-            self._protocol = self.tab.context.new_cdp_session(self.tab)
-        except BaseException:
-            self._driver.stop()
-            raise
-        self.tab.on("request", lambda request: self.note(request.url))
+        self._browser = self._driver.chromium.launch(executable_path=executable, args=FLAGS, timeout=1000 * timeout)
+        unset = dict.fromkeys(("color_scheme", "contrast", "forced_colors", "reduced_motion"), "null")
+        self.tab = self._browser.new_page(no_viewport=True, **unset)
+        self.tab.set_default_timeout(1000 * timeout)
+        self._protocol = self.tab.context.new_cdp_session(self.tab)
+        self.tab.on("request", lambda request: self._note(request.url))
         self.tab.on("requestfailed", lambda request: self.complaints.append(f"{request.url}: {request.failure}"))
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+        self.evaluate, self.press, self.click = self.tab.evaluate, self.tab.keyboard.press, self.tab.mouse.click
 
     def __enter__(self) -> Page:
         return self
@@ -55,44 +52,28 @@ class Page:
         self._browser.close()
         self._driver.stop()
 
-    def note(self, address: str) -> None:
-        """Remember what the page asks for."""
+    def _note(self, address: str) -> None:
         if address.startswith("file:"):
             self.files.add(Path(unquote(urlsplit(address).path)))
         elif not address.startswith(LOCAL_SCHEMES):
             self.requests.append(address)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of Chromium's own protocol, and its result."""
+        """Send one command of Chromium's own protocol and return its result."""
         return self._protocol.send(method, parameters)
 
     def open(self, path: Path, query: str = "") -> None:
         """Load a file and wait until it, its fonts and its formulas are drawn."""
-        self.tab.goto("about:blank")  # what the page before it still loads is not of this one
+        self.tab.goto("about:blank")  # what the last page still loads is not part of this one
         for notes in (self.requests, self.complaints, self.files):
             notes.clear()
         self.tab.goto(path.resolve().as_uri() + query)
-        self.tab.evaluate(DRAWN)
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page; a promise is awaited."""
-        return self.tab.evaluate(expression)
-
-    def press(self, key: str) -> None:
-        """A key of the keyboard by its name, ``Enter`` or ``Shift+Tab``."""
-        self.tab.keyboard.press(key)
-
-    def click(self, x: float, y: float) -> None:
-        """The mouse's main button at a place in the window, in CSS pixels."""
-        self.tab.mouse.click(x, y)
+        self.evaluate(DRAWN)
 
     def resize(self, width: int, height: int = 900, mobile: bool = False) -> None:
+        """Set the size of the window in CSS pixels."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def prefer(self, theme: str) -> None:
-        """What the reader's system asks for: ``light`` or ``dark``."""
+        """Set the theme that the reader's system asks for, ``light`` or ``dark``."""
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
-
-    def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
-        self.tab.screenshot(path=path, full_page=True)
