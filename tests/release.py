@@ -2,8 +2,8 @@
 
 ::
 
-    python tests/release.py machines ["one core" ...]   # fresh environments: runs/machines.csv
-    python tests/release.py reproduce [BOOK BOOK]       # what is the same every time: runs/reproducibility.csv
+    python tests/release.py machines ["one core" ...]   # in fresh environments: runs/machines.csv
+    python tests/release.py reproduce                   # what is the same every time: runs/reproducibility.csv
     python tests/release.py licences                    # of all locked packages: runs/licences.csv
     python tests/release.py lock                        # hashes of the pinned set, by uv: locks/
 
@@ -13,10 +13,8 @@ All work on clones of the last commit. ``machines`` makes an environment of seve
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -52,21 +50,16 @@ COLUMNS = {
 def read_table(name: str) -> list[dict[str, str]]:
     """Return the rows of a table in ``runs/``."""
     path = RUNS / f"{name}.csv"
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
 
 
-def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str, ...] = ()) -> None:
-    """Write a table in ``runs/``; with a key, rows take the place of those with the same values of these columns."""
-    if key:
-        kept = {tuple(row[column] for column in key): row for row in read_table(name)}
-        rows = (kept | {tuple(row[column] for column in key): row for row in rows}).values()
+def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str, ...]) -> None:
+    """Write a table in ``runs/``, where rows replace those with the same values of the key's columns."""
+    both = {tuple(row[column] for column in key): row for row in [*read_table(name), *rows]}
     with open(RUNS / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS[name], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(both.values())
 
 
 def last_commit() -> str:
@@ -151,13 +144,6 @@ tiers:
 """
 
 
-def find_python(version: str) -> str | None:
-    """Return an interpreter of a version, from the search path or from pyenv."""
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [shutil.which(f"python{version}"), *sorted(versions.glob(f"{version}.*/bin/python"))]
-    return next((str(path) for path in found if path), None)
-
-
 def install(machine: Machine, python: str, path: Path, commit: str) -> Path:
     """Clone the tree and let ``make`` install the pinned set; returns the folder of programs."""
     clone(path, commit)
@@ -173,7 +159,7 @@ def install(machine: Machine, python: str, path: Path, commit: str) -> Path:
 
 
 def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str, str]:
-    """Run the checks in a clone; returns what a row says of them."""
+    """Run the checks in a clone; return the cells of a row."""
     (home / "tmp").mkdir(parents=True)
     (home / "tiny.yaml").write_text(SPEC, encoding="utf-8")
     search = [str(programs), *[os.environ["PATH"]] * machine.compiler]
@@ -186,52 +172,34 @@ def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str,
         done = subprocess.run([*prefix, "/bin/sh", "-c", command], cwd=path, env=env, **streams)
         lines = done.stdout.decode("utf-8", "replace").strip().splitlines() or [""]
         row["ran"] = ", ".join(list(CHECKS)[:number])
-        if name == "import" and done.returncode == 0:
+        if done.returncode:
+            return row | {"passed": "no", "note": f"{name} ends with {done.returncode}: {lines[-1]:.200}"}
+        if name == "import":
             row["python"], row["torch"], where = lines[-1].split(maxsplit=2)
             assert Path(where).is_relative_to(path), f"another copy is imported: {where}"
-        if name == "sweep" and done.returncode == 0:
-            row["note"] = compilation(home / "tiny.csv", lines, machine.compiler)
-        if done.returncode:
-            return row | {"passed": "no", "note": f"{name} ends with {done.returncode}: {without_places(lines[-1])}"}
+        if name == "sweep":
+            reasons = [line.split("runs uncompiled: ")[1] for line in lines if "runs uncompiled: " in line]
+            row["note"] = f"the step ran uncompiled: {reasons[0].strip()}" if reasons else "the step was compiled"
     return row
 
 
-def compilation(table: Path, lines: list[str], compiler: bool) -> str:
-    """Say how the long run of a sweep was trained; without compilation, the sweep must have said once why."""
-    with open(table, encoding="utf-8", newline="") as file:
-        records = list(csv.DictReader(file))
-    assert [record["status"] for record in records] == ["trained"] * 6, records
-    (compiled,) = [record["compiled"] == "true" for record in records if record["total_steps"] == "300"]
-    said = [line.split("runs uncompiled: ")[1] for line in lines if "runs uncompiled: " in line]
-    assert len(said) == (not compiled) and (compiler or not compiled), (compiled, said)
-    return "the step was compiled" if compiled else f"the step ran uncompiled, and said so once: {said[0].strip()}"
-
-
-def without_places(text: str) -> str:
-    """Return a line without the folders of this machine, shortened."""
-    return re.sub(r"(?<![\w.])/[^\s'\":,]*/", "", text.strip())[:200]
-
-
-def try_machine(machine: Machine, commit: str, here: bool) -> dict[str, str]:
+def try_machine(machine: Machine, commit: str) -> dict[str, str]:
     """Return the row of a machine."""
     row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "ran": "", "commit": commit}
     row["platform"] = f"{platform.system()} {platform.machine()}"
-    python = find_python(machine.python) if machine.python else sys.executable
+    python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
     if python is None:
         return row | {"passed": "not tried", "note": f"no Python {machine.python} found"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        work = Path(folder).resolve() / machine.folder
-        path = ROOT if here else work
-        programs = Path(sys.executable).parent if here else install(machine, python, path, commit)
-        return row | check(machine, path, programs, work.with_name("home"))
+        path = Path(folder).resolve() / machine.folder
+        return row | check(machine, path, install(machine, python, path, commit), path.with_name("home"))
 
 
-def machines(names: list[str], here: str | None = None) -> None:
-    """Try machines, by default those that have not passed; or the environment at hand, under a name."""
+def machines(names: list[str]) -> None:
+    """Try machines, by default those that have not passed."""
     passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
-    wanted = [one for one in MACHINES if (one.name in names if names else one.name not in passed)]
-    for machine in [Machine(here)] if here else wanted:
-        row = try_machine(machine, last_commit(), bool(here))
+    for machine in [one for one in MACHINES if (one.name in names if names else one.name not in passed)]:
+        row = try_machine(machine, last_commit())
         write_table("machines", [row], key=("condition",))
         print(f"{machine.name}: {row['passed']}. {row['note']}", flush=True)
 
@@ -312,27 +280,6 @@ def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(first - other)[finite] / max(np.abs(first[finite]).max(), np.abs(other[finite]).max())
 
 
-def table_difference(first: str, other: str) -> float:
-    """Return the largest difference over the columns of two tables; infinite where rows or words differ."""
-
-    def number(cell: str) -> float:
-        try:
-            return float(cell)
-        except ValueError:
-            return math.nan
-
-    (head, *one), (other_head, *two) = (list(csv.reader(io.StringIO(text))) for text in (first, other))
-    if head != other_head or len(one) != len(two):
-        return math.inf
-    largest = 0.0
-    for pair in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True):
-        numbers = [np.array([number(cell) for cell in cells]) for cells in pair]
-        if any(a != b for a, b, x, y in zip(*pair, *numbers, strict=True) if math.isnan(x) or math.isnan(y)):
-            return math.inf
-        largest = max(largest, differences(*numbers).max())
-    return float(largest)
-
-
 def compare_numbers(first: Path, other: Path) -> Iterator[Comparison]:
     """Yield the comparison of each array in two files of :func:`measure`."""
     with np.load(first) as one, np.load(other) as two:
@@ -346,34 +293,22 @@ def compare_numbers(first: Path, other: Path) -> Iterator[Comparison]:
 def compare_figures(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> Iterator[Comparison]:
     """Yield the comparisons of figures by their files: the numbers of all, then both kinds of picture."""
     for suffix, what in (("csv", "numbers of figures"), ("svg", "figures as SVG"), ("png", "figures as PNG")):
-        names = sorted(name for name in first | other if name.endswith(f".{suffix}"))
+        names = [name for name in first | other if name.endswith(f".{suffix}")]
         same = [first.get(name) == other.get(name) for name in names]
-        apart = None
-        if suffix == "csv":
-            pairs = [(first.get(name, b"").decode(), other.get(name, b"").decode()) for name in names]
-            apart = max(table_difference(*pair) if all(pair) else math.inf for pair in pairs)
-        yield Comparison(what, all(same), apart, f"{sum(same)} of {len(names)} equal")
-
-
-def figures_of_book(root: Path) -> dict[str, bytes]:
-    """Return the files that the figures of a built book can be downloaded as, by name."""
-    paths = [path for path in (root / "_build" / "html" / "_downloads").glob("*/fig-*") if path.is_file()]
-    return {path.name: path.read_bytes() for path in paths}
+        yield Comparison(what, all(same), None, f"{sum(same)} of {len(names)} equal")
 
 
 def figures_of_page(path: Path) -> dict[str, bytes]:
-    """Return the same of an executed notebook."""
-    found = {}
+    """Return the files of the figures of an executed notebook, by name."""
+    kinds = {"csv": "text/csv", "svg": "image/svg+xml", "png": "image/png"}
+    files = {}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
-        for output in cell.get("outputs", ()) if name else ():
-            shown = {kind: "".join(text) for kind, text in output.get("data", {}).items() if kind != "text/plain"}
-            if "image/png" in shown:
-                found[f"{name}.png"] = base64.b64decode(shown["image/png"])
-            for kind, suffix in (("text/csv", "csv"), ("image/svg+xml", "svg")):
-                if kind in shown:
-                    found[f"{name}.{suffix}"] = shown[kind].encode()
-    return found
+        for data in [output.get("data", {}) for output in cell.get("outputs", ()) if name]:
+            files |= {
+                f"{name}.{suffix}": "".join(data[kind]).encode() for suffix, kind in kinds.items() if kind in data
+            }
+    return files
 
 
 def work_in(path: Path, target: Path, environment: Mapping[str, str], options: dict, *, more: bool) -> None:
@@ -419,13 +354,9 @@ def report(condition: str, comparisons: Iterable[Comparison], commit: str) -> No
     write_table("reproducibility", rows, key=("what", "condition"))
 
 
-def reproduce(books: list[str]) -> None:
-    """Measure what is the same every time in two clones, or compare two clones in which the book was built."""
+def reproduce() -> None:
+    """Measure what is the same every time in two clones."""
     commit = last_commit()
-    if books:
-        one, two = (figures_of_book(Path(book)) for book in books)
-        report("two clones built at different times", compare_figures(one, two), commit)
-        return
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         first, second = (clone(work / name, commit) for name in ("first", "second"))
@@ -555,87 +486,66 @@ def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
     return distribution.metadata.json, texts
 
 
-def reported(requirements: Iterable[Requirement]) -> dict[str, dict[str, object]]:
-    """Return the metadata of packages that are not installed here, as pip (26 or newer) reports them."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        options = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", report]
-        wanted = [f"{one.name}{one.specifier}" for one in requirements]
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, *wanted], check=True)
-        found = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return {canonicalize_name(one["metadata"]["name"]): one["metadata"] for one in found}
-
-
-def applies(requirement: Requirement, extras: set[str]) -> bool:
-    """Return True if a requirement is one of these extras, or of none; what no system needs is in no lock."""
-    named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(requirement.marker)))
-    return not named or not named.isdisjoint(extras)
-
-
 def needed_for(metadata: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """Return what each package is installed for: the module, an extra of it, or the installation itself."""
-    own = importlib.metadata.distribution("isa").metadata.json["requires_dist"]
+    """Return by package what it is installed for: the module, an extra of it, or the installation itself."""
+
+    def requirements(texts: Iterable[str], extras: set[str]) -> Iterator[Requirement]:
+        for one in map(Requirement, texts):
+            named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(one.marker)))
+            if not named or named & extras:
+                yield one
+
     found: dict[str, str] = {}
-    for extra, what in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
-        todo = [one for one in map(Requirement, own) if applies(one, {"", extra})]
+    for extra, purpose in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
+        todo = list(requirements(importlib.metadata.requires("isa"), {extra}))
         while todo:
             one = todo.pop()
             name = canonicalize_name(one.name)
-            if name in found or name not in metadata:
-                continue
-            found[name] = what
-            further = metadata[name].get("requires_dist") or ()
-            todo += [other for other in map(Requirement, further) if applies(other, {"", *one.extras})]
+            if name in metadata and name not in found:
+                found[name] = purpose
+                todo += requirements(metadata[name].get("requires_dist") or (), one.extras)
     return {name: found.get(name, "installing") for name in metadata}
 
 
 def licences() -> None:
-    """Write the licences of everything that is locked."""
+    """Write the licences of everything that is locked; rows of what is not installed here are kept."""
     locked = read_lock("packages.txt") | read_lock("torch.txt")
-    here = {name: installed(name) for name in locked}
-    metadata = {name: found[0] for name, found in here.items() if found}
-    metadata |= reported(locked[name][0] for name, found in here.items() if found is None)
-    purpose = needed_for(metadata)
-    purpose |= {name: "PyTorch's build for CUDA" for name in locked if OF_TORCH.match(name) and name != "torch"}
-    rows = []
-    for name, (requirement, _) in sorted(locked.items()):
-        version, texts = str(requirement.specifier).removeprefix("=="), here[name][1] if here[name] else ()
-        cells = (name, version, licence(metadata[name], texts), purpose[name])
-        rows.append(dict(zip(COLUMNS["licences"], cells, strict=True)))
-    write_table("licences", rows)
+    here = {name: found for name in sorted(locked) if (found := installed(name))}
+    purpose = needed_for({name: found[0] for name, found in here.items()})
+    rows = [
+        {"package": name, "version": found[0]["version"], "licence": licence(*found), "for": purpose[name]}
+        for name, found in here.items()
+    ]
+    rows += [row for row in read_table("licences") if row["package"] in locked.keys() - here.keys()]
+    (RUNS / "licences.csv").unlink(missing_ok=True)
+    write_table("licences", sorted(rows, key=lambda row: row["package"]), key=("package",))
+    known = {row["package"]: f"=={row['version']}" for row in rows}
+    for name, (requirement, _) in locked.items():
+        if known.get(name) != str(requirement.specifier):
+            print(f"{requirement}: not installed here, so add its licence to runs/licences.csv by hand")
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Checks that are run before a release.")
+    parser = argparse.ArgumentParser(description="Checks before a release; without a command, the first three.")
     commands = parser.add_subparsers(dest="command")
-    names = [machine.name for machine in MACHINES]
-    command = commands.add_parser("machines", help="try fresh environments", epilog=f"machines: {'; '.join(names)}")
-    command.add_argument("names", nargs="*", metavar="MACHINE", help="those that have not passed")
-    command.add_argument("--here", metavar="NAME", help="try the environment at hand instead, under this name")
-    command = commands.add_parser("reproduce", help="measure what is the same every time")
-    command.add_argument("books", nargs="*", metavar="BOOK", help="two clones with built books, to be compared instead")
+    command = commands.add_parser("machines", help="try fresh environments")
+    command.add_argument("names", nargs="*", metavar="MACHINE", choices=[[], *(machine.name for machine in MACHINES)])
+    commands.add_parser("reproduce", help="measure what is the same every time")
     commands.add_parser("licences", help="write the licences of all locked packages")
     commands.add_parser("lock", help="write the hashes of the pinned set")
     commands.add_parser("measure").add_argument("options", type=json.loads)
-    given = parser.parse_args()
-    match given.command:
-        case "machines":
-            if unknown := set(given.names) - set(names):
-                parser.error(f"MACHINE must be one of {'; '.join(names)}, got {unknown.pop()!r}")
-            machines(given.names, given.here)
-        case "reproduce":
-            reproduce(given.books)
-        case "licences":
-            licences()
-        case "lock":
-            lock()
-        case "measure":
-            measure(**given.options)
+    given = vars(parser.parse_args())
+    steps = {"machines": machines, "reproduce": reproduce, "licences": licences, "lock": lock, "measure": measure}
+    match given.pop("command"):
         case None:
-            machines(names)
-            reproduce([])
+            machines([])
+            reproduce()
             licences()
+        case "measure":
+            measure(**given["options"])
+        case name:
+            steps[name](**given)
 
 
 if __name__ == "__main__":

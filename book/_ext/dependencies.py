@@ -150,5 +150,9 @@ def execute(stale: dict[str, tuple[Path, nbformat.NotebookNode]], config) -> Ite
 
 def setup(app):
     app.add_config_value("execute_first", [], "")  # the pages that take longest
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    app.add_config_value(
+        "extensions_hash", hashlib.sha256(sources).hexdigest(), "env"
+    )  # a change reads all pages again
     app.connect("env-get-outdated", prepare)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
