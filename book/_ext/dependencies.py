@@ -23,14 +23,10 @@ import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
-from sphinx.errors import SphinxError
+from sphinx.errors import ExtensionError
 
 FOLDERS = ("book/", "isa/", "runs/")
 PACKAGES = {"isa": "", "edition": "book"}  # and the folders that hold them
-
-
-class ExecutionError(SphinxError):
-    category = "A notebook failed"
 
 
 def imported_modules(tree: ast.AST, package: str = "") -> set[str]:
@@ -128,7 +124,7 @@ def prepare(app, env, added, changed, removed):
         bundle = CacheBundleIn(result.nb, str(stale[name][0]), data=data)
         executions.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     if failures:
-        raise ExecutionError("\n".join(failures))
+        raise ExtensionError("\n".join(failures))
     return [name for name, now in env.notebook_fingerprints.items() if before.get(name) != now]
 
 

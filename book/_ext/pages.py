@@ -1,5 +1,6 @@
-"""Pages beyond the theme's own: scripts and files of their explorers, and nothing from other hosts.
+"""Additions to the theme's pages: a notebook's foot, scripts and files of explorers; and nothing from other hosts.
 
+The foot has the notebook, the command that runs it again, and the time that it took.
 An output with ``data-explorer="NAME"`` (``edition.explorers.explorer``) is an explorer. Its page, and no other, loads
 ``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files. Where its data say
 ``"file":"runs/decoders/NAME.bin"`` or ``"runs/portraits/NAME.npz"``, the reader may ask for this file later. It is
@@ -12,10 +13,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nbformat
 from PIL import Image
 from sphinx.errors import SphinxError
 
 FILES = re.compile(r'"file":"(runs/(?:decoders/[\w.-]+\.bin|portraits/[\w.-]+\.npz))"')
+
+
+FOOT = """\
+::::{{container}} reproduce
+**Reproduce this page.** It is the notebook {{download}}`{file} </{name}.ipynb>`. From the repository's root, this
+command makes its figures and numbers with the values of this page{time}:
+
+```shell
+papermill {name}.ipynb {stem}-out.ipynb
+```
+
+For other values add `-p NAME VALUE`, once for each name in its first code cell{listed}.
+::::
+"""
+PARAMETERS = "book/reproducing"  # the page that lists the parameters of all notebooks
 
 
 class PageError(SphinxError):
@@ -62,6 +79,19 @@ def traversals(path: Path) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
 
 
+def add_foot(app, docname, source):
+    """Append the foot to a notebook."""
+    path = Path(app.env.doc2path(docname))
+    if path.suffix == ".ipynb":
+        seconds = getattr(app.env, "notebook_seconds", {}).get(docname)
+        time = "" if seconds is None else f", in {max(seconds, 1):.0f} s when this book was built"
+        listed = f"; [all names and values](/{PARAMETERS}) are listed" if PARAMETERS in app.env.found_docs else ""
+        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, time=time, listed=listed)
+        notebook = nbformat.reads(source[0], as_version=4)
+        notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
+        source[0] = nbformat.writes(notebook)
+
+
 def mend_bibliography(app, pagename, templatename, context, doctree):
     """Drop the role of a list from bibliographies, whose entries are not list items: a screen reader finds it empty."""
     if "body" in context:
@@ -73,13 +103,16 @@ def keep_local(app, config):
     for event, listeners in app.events.listeners.items():
         for listener in list(listeners):
             # on "builder-inited" it announces its style sheet, which the pages name already
-            if event != "builder-inited" and listener.handler.__module__.partition(".")[0] == "sphinx_thebe":
+            if event != "builder-inited" and listener.handler.__module__.startswith("sphinx_thebe"):
                 app.disconnect(listener.id)
     config.mathjax_path = "mathjax/startup.js"  # without the menu, and only the parts that the configuration names
+    if not config.html_theme_options.get("repository_url"):  # without a public clone, no page can be run elsewhere
+        config.html_theme_options.pop("launch_buttons", None)
 
 
 def setup(app):
     app.connect("config-inited", keep_local)  # after the extension that brings MathJax
+    app.connect("source-read", add_foot)
     app.connect("html-page-context", add_explorers)
     app.connect("html-page-context", mend_bibliography)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

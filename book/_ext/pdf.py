@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from html import escape
@@ -18,17 +19,36 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from browser import Page, find_chromium
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
+from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_CHROMIUM = "make pdf needs Chromium or Chrome, and neither was found on this machine (Debian: apt install chromium)."
+FLAGS = ("--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--no-sandbox", "--proxy-server=direct://")
+DRAWN = """async () => {
+  await window.MathJax?.startup?.promise;
+  await document.fonts.ready;
+  await new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
+}"""
 REFERRING = ("id", "for", "aria-labelledby", "aria-describedby")
 UNPRINTED = "script, iframe, a.headerlink, .figure-downloads, details.hide"
-PATIENCE = 1800  # seconds for a step: a thousand formulas are set at once, perhaps on a busy machine
-MARGINS = dict.fromkeys(("top", "bottom", "left", "right"), "2cm")
-FOOTER = '<div style="width: 100%; font: 8px sans-serif; text-align: center"><span class="pageNumber"></span></div>'
+PATIENCE = 1_800_000  # ms for a step: a thousand formulas are set at once, perhaps on a busy machine
+SHEET = {
+    "format": "A4",
+    "margin": dict.fromkeys(("top", "bottom", "left", "right"), "2cm"),
+    "scale": 0.8,
+    "print_background": True,
+    "tagged": True,
+    "display_header_footer": True,
+    "header_template": "<span></span>",
+    "footer_template": '<div style="width: 100%; font-size: 8px; text-align: center" class="pageNumber"></div>',
+}
+
+
+def find_chromium() -> str | None:
+    """Return the path of Chromium or Chrome, or None where neither is installed."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def contents(toc: dict) -> Iterator[tuple[str, str, int]]:
@@ -60,56 +80,53 @@ def target(path: Path, link: str, pages: dict[Path, str], folder: Path) -> str |
     return None if {file.suffix, *file.parts} & {".html", "_downloads", "_sources"} else os.path.relpath(file, folder)
 
 
-def article(soup: BeautifulSoup, name: str) -> Tag:
-    """Return the content of a page, with identifiers that are valid in the joined document."""
-    content = soup.select_one("article.bd-article")
-    for unprinted in content.select(UNPRINTED):
+def read(path: Path, pages: dict[Path, str], folder: Path) -> BeautifulSoup:
+    """Return a page with links and identifiers that are valid in the joined document."""
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    for element in soup.select("[src], [href]"):
+        attribute = "src" if element.get("src") else "href"
+        if (link := target(path, element[attribute], pages, folder)) is not None:
+            element[attribute] = link
+        elif element.name == "a":
+            element.unwrap()
+    for unprinted in soup.article.select(UNPRINTED):
         unprinted.decompose()
-    for element in content.find_all(True):
-        for attribute in REFERRING:
-            if value := element.get(attribute):
-                element[attribute] = " ".join(anchor(name, part) for part in value.split())
-    content.name, content.attrs = "div", {"class": "bd-article"}
-    return content
+    for element in soup.article.find_all(True):
+        for attribute in set(REFERRING) & set(element.attrs):
+            element[attribute] = " ".join(anchor(pages[path], name) for name in element[attribute].split())
+    return soup
 
 
 def join(html: Path, toc: dict, config: dict, folder: Path) -> tuple[str, dict[str, str]]:
     """Return the whole book as one document, to be put into a folder, and the titles of its pages in order."""
     pages = {(html / f"{name}.html").resolve(): name for name, _, _ in contents(toc)}
-    parsed = {}
-    for path, name in pages.items():
-        parsed[name] = soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-        for element in soup.select("[src], [href]"):
-            attribute = "src" if element.get("src") else "href"
-            if (link := target(path, element[attribute], pages, folder)) is not None:
-                element[attribute] = link
-            elif element.name == "a":
-                element.unwrap()
-    model = next((soup for soup in parsed.values() if "window.MathJax" in str(soup.head)), parsed[toc["root"]])
-    scripts = [script for script in model.select("head script") if "mathjax" in str(script).lower()]
-    head = "\n".join(map(str, [*model.select("head link[rel=stylesheet]"), *scripts]))
-    titles, chapters, listed, last = {}, [], [], ""
+    read_pages = {name: read(path, pages, folder) for path, name in pages.items()}
+    titles = {name: page.h1.get_text() for name, page in read_pages.items()}
+    heads = [page.head for page in read_pages.values()]
+    head = next((head for head in heads if "window.MathJax" in str(head)), heads[0])
+    scripts = [script for script in head.select("script") if "mathjax" in str(script).lower()]
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    chapters, listed, last = [], [], ""
     for name, part, depth in contents(toc):
-        content = article(parsed[name], name)
-        titles[name] = content.find("h1").get_text()
+        label = f'<p class="part">{escape(part)}</p>'
+        body = read_pages[name].article.decode_contents()
         chapters.append(
-            f'<section class="page" id="{anchor(name)}"><p class="part">{escape(part)}</p>{content}</section>'
+            f'<section class="page" id="{anchor(name)}">{label}<div class="bd-article">{body}</div></section>'
         )
-        if part != last:
-            listed.append(f'<p class="part">{escape(part)}</p>')
         # the number of its sheet comes later, into room for three digits
         number = f'<span class="dots"></span><span class="number" id="{anchor(name)}-number">000</span>'
-        line = f'<a href="#{anchor(name)}"><span>{escape(titles[name])}</span>{number}</a>'
-        listed.append(f'<div style="padding-left: {1.5 * depth}rem">{line}</div>')
+        link = f'<a href="#{anchor(name)}"><span>{escape(titles[name])}</span>{number}</a>'
+        listed.append(label * (part != last) + f'<div style="padding-left: {1.5 * depth}rem">{link}</div>')
         last = part
     title, author = escape(config["title"]), escape(config["author"])
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     return (
-        f'<!doctype html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
-        f"<title>{title}</title>{head}<style>{style}</style></head><body><main class='bd-content'>"
-        f'<section class="front"><h1>{title}</h1><p>{author}</p></section>'
-        f'<nav class="contents"><h1>Contents</h1>{"".join(listed)}</nav>{"".join(chapters)}</main></body></html>'
-    ), titles
+        f"""<!doctype html><html lang="en" data-theme="light" data-mode="light">
+<head><meta charset="utf-8"><title>{title}</title>
+{"".join(map(str, [*head.select("link[rel=stylesheet]"), *scripts]))}<style>{style}</style></head>
+<body><main class="bd-content"><section class="front"><h1>{title}</h1><p>{author}</p></section>
+<nav class="contents"><h1>Contents</h1>{"".join(listed)}</nav>{"".join(chapters)}</main></body></html>""",
+        titles,
+    )
 
 
 def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
@@ -119,51 +136,42 @@ def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
     return {name: reader.get_destination_page_number(places[anchor(name)]) + 1 for name in names}
 
 
-def add_outline(pdf: bytes, toc: dict, titles: dict[str, str]) -> PdfWriter:
-    """Give a PDF the parts and pages of the book as its outline."""
-    writer, sheets = PdfWriter(clone_from=io.BytesIO(pdf)), starts(pdf, list(titles))
-    above, last = {}, ""
-    for name, part, depth in contents(toc):
+def print_twice(joined: Path, names: list[str], chromium: str) -> tuple[bytes, dict[str, int]]:
+    """Return the PDF of the joined document, with a complete table of contents, and where each page begins."""
+    with sync_playwright() as driver:
+        tab = driver.chromium.launch(executable_path=chromium, args=FLAGS).new_page()
+        tab.set_default_timeout(PATIENCE)
+        tab.goto(joined.resolve().as_uri())
+        tab.evaluate(DRAWN)
+        sheets = starts(tab.pdf(**SHEET), names)
+        numbers = json.dumps({f"{anchor(name)}-number": number for name, number in sheets.items()})
+        tab.evaluate(f"for (const [id, n] of Object.entries({numbers})) document.getElementById(id).textContent = n")
+        return tab.pdf(**SHEET), sheets
+
+
+def make(root: Path, chromium: str) -> str:
+    """Print the book that was built below a folder; return a sentence about the PDF."""
+    toc, config = (yaml.safe_load((root / name).read_text(encoding="utf-8")) for name in ("_toc.yml", "_config.yml"))
+    output = root / "_build" / "pdf" / "book.pdf"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    joined = output.with_suffix(".html")
+    whole, titles = join(root / "_build" / "html", toc, config, output.parent)
+    joined.write_text(whole, encoding="utf-8")
+    pdf, sheets = print_twice(joined, list(titles), chromium)
+    joined.unlink()
+    writer, above, last = PdfWriter(clone_from=io.BytesIO(pdf)), {}, ""
+    for name, part, depth in contents(toc):  # the outline: parts, and pages below them
         if part != last:
             above[-1], last = writer.add_outline_item(part, sheets[name] - 1), part
         above[depth] = writer.add_outline_item(titles[name], sheets[name] - 1, parent=above.get(depth - 1))
-    return writer
-
-
-def make(root: Path, html: Path, output: Path, chromium: str) -> int:
-    """Write the PDF of the book below ``root`` that was built in ``html``; return its number of sheets."""
-    toc, config = (yaml.safe_load((root / name).read_text(encoding="utf-8")) for name in ("_toc.yml", "_config.yml"))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    joined = output.with_suffix(".html")
-    whole, titles = join(html, toc, config, output.parent)
-    joined.write_text(whole, encoding="utf-8")
-    options = {"format": "A4", "margin": MARGINS, "scale": 0.8, "print_background": True, "tagged": True}
-    options |= {"display_header_footer": True, "header_template": "<span></span>", "footer_template": FOOTER}
-    with Page(chromium, timeout=PATIENCE) as browser:
-        browser.open(joined)
-        sheets = starts(browser.tab.pdf(**options), list(titles))
-        numbers = {f"{anchor(name)}-number": number for name, number in sheets.items()}
-        setter = "document.getElementById(id).textContent = number"
-        browser.evaluate(f"for (const [id, number] of Object.entries({json.dumps(numbers)})) {setter}")
-        writer = add_outline(browser.tab.pdf(**options), toc, titles)
-    joined.unlink()
     writer.write(output)
-    return len(writer.pages)
-
-
-def main() -> int:
-    """Print the book, or with ``--check`` only look for Chromium."""
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts its objects differently
-    chromium = find_chromium()
-    if chromium is None:
-        print(NO_CHROMIUM, file=sys.stderr)
-        return 1
-    if "--check" not in sys.argv:
-        output = ROOT / "_build" / "pdf" / "book.pdf"
-        sheets = make(ROOT, ROOT / "_build" / "html", output, chromium)
-        print(f"The book is printed: {sheets} pages in {output.relative_to(ROOT)}.")
-    return 0
+    return f"The book is printed: {len(writer.pages)} pages in {output.relative_to(root)}."
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts its objects differently
+    chromium = find_chromium()
+    if chromium is None:
+        sys.exit(NO_CHROMIUM)
+    if "--check" not in sys.argv:
+        print(make(ROOT, chromium))

@@ -1,26 +1,16 @@
-"""A headless Chromium without a network, driven by Playwright: it prints the book, and tests read pages with it."""
+"""A page as a reader without a network sees it, in the Chromium that also prints the book."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pdf import DRAWN, FLAGS, find_chromium
 from playwright.sync_api import sync_playwright
 
+__all__ = ["Page", "find_chromium"]
 LOCAL_SCHEMES = ("data:", "blob:", "about:", "chrome-error:")
-FLAGS = ("--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--no-sandbox", "--proxy-server=direct://")
-DRAWN = """async () => {
-  await window.MathJax?.startup?.promise;
-  await document.fonts.ready;
-  await new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
-}"""
-
-
-def find_chromium() -> str | None:
-    """Return the path of Chromium or Chrome, or None where neither is installed."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 class Page:
