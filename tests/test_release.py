@@ -61,11 +61,10 @@ def test_figure_is_shown_in_the_same_bytes_every_time(monkeypatch):
     bundles = []
     monkeypatch.setattr(page, "display", lambda bundle, raw: bundles.append(bundle))
     for _ in range(2):
-        with style.styled():
-            figure, axes = style.subplots(1, 2, height=1.5)
-            axes[0].plot([0, 1], [1, 0], marker="o")  # markers and clips have names in an SVG
-            axes[1].imshow([[0, 1], [1, 0]])
-            page.show(figure)
+        figure, axes = style.subplots(1, 2, height=1.5)
+        axes[0].plot([0, 1], [1, 0], marker="o")  # markers and clips have names in an SVG
+        axes[1].imshow([[0, 1], [1, 0]])
+        page.show(figure)
     assert bundles[0] == bundles[1]
 
 

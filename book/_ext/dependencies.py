@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
-from importlib.util import resolve_name
 from pathlib import Path
 
 import nbformat
@@ -29,15 +28,13 @@ FOLDERS = ("book/", "isa/", "runs/")
 PACKAGES = {"isa": "", "edition": "book"}  # and the folders that hold them
 
 
-def imported_modules(tree: ast.AST, package: str = "") -> set[str]:
-    """Return the dotted names of our modules that code may import; ``package`` resolves relative imports."""
+def imported_modules(source: str) -> set[str]:
+    """Return the dotted names of our modules that code may import; ruff forbids relative imports."""
     names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            names.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            names.update([f"{module}.{alias.name}" if module else alias.name for alias in node.names])
     return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
@@ -46,15 +43,15 @@ def module_files(root: Path, name: str) -> frozenset[Path]:
     """Return the file of a module and those of the packages around it; of a function, those of its module."""
     parts = name.split(".")
     stems = [root.joinpath(PACKAGES[parts[0]], *parts[:depth]) for depth in range(1, len(parts) + 1)]
-    files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")]
-    return frozenset(filter(Path.is_file, files))
+    return frozenset(
+        filter(Path.is_file, [file for stem in stems for file in (Path(f"{stem}.py"), stem / "__init__.py")])
+    )
 
 
 @cache
 def imported_files(root: Path, file: Path) -> frozenset[Path]:
     """Return the files of the modules that one of our modules imports itself."""
-    package = ".".join(part for part in file.relative_to(root).parent.parts if part != "book")
-    names = imported_modules(ast.parse(file.read_text(encoding="utf-8")), package)
+    names = imported_modules(file.read_text(encoding="utf-8"))
     return frozenset().union(*(module_files(root, name) for name in names))
 
 
@@ -70,13 +67,14 @@ def named_files(root: Path, text: str) -> Iterable[Path]:
 def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
     """Return all files on which the outputs of a notebook depend."""
     lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
-    tree = ast.parse("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))))  # without magics
-    files = {root / "constraints.txt"}
-    new = set().union(*(module_files(root, name) for name in imported_modules(tree)))
+    source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))  # without magics
+    files, new = {root / "constraints.txt"}, set()
+    for name in imported_modules(source):
+        new |= module_files(root, name)
     while new:
         files |= new
         new = set().union(*(imported_files(root, file) for file in new)) - files
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             files.update(named_files(root, node.value))
     return files

@@ -33,21 +33,17 @@ class FigureDownloads(SphinxTransform):
     default_priority = 400
 
     def apply(self, **kwargs) -> None:
-        for bundle in [
-            node for node in self.document.findall(nodes.container) if node.get("nb_element") == "mime_bundle"
-        ]:
-            formats = {child["mime_type"]: child for child in bundle.children if "mime_type" in child}
-            figure = bundle.parent
-            while figure is not None and not isinstance(figure, nodes.figure):
-                figure = figure.parent
-            if figure is not None and figure["names"] and set(IMAGES) <= set(formats):
+        for figure in list(self.document.findall(nodes.figure)):
+            formats = {node["mime_type"]: node for node in figure.findall(nodes.Element) if "mime_type" in node}
+            if figure["names"] and set(IMAGES) <= set(formats):
                 line = nodes.paragraph(classes=["figure-downloads"])
                 for kind, suffix in (IMAGES | {TABLE: "csv"}).items():
                     if kind in formats:
                         line += [self._link(f"{figure['names'][0]}.{suffix}", formats[kind]), nodes.Text(" ")]
                 figure += nodes.legend("", line)
-            if TABLE in formats:
-                bundle.remove(formats[TABLE])
+        for node in list(self.document.findall(nodes.Element)):
+            if node.get("mime_type") == TABLE:
+                node.parent.remove(node)
 
     def _link(self, name: str, output: nodes.Element) -> nodes.Node:
         """Write a file from an output, and return a link to it."""

@@ -3,7 +3,7 @@
 The foot has the notebook, the command that runs it again, and the time that it took.
 An output with ``data-explorer="NAME"`` (``edition.explorers.explorer``) is an explorer. Its page, and no other, loads
 ``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files. Where its data say
-``"file":"runs/decoders/NAME.bin"`` or ``"runs/portraits/NAME.npz"``, the reader may ask for this file later. It is
+``"file":"runs/decoders/NAME"`` or ``"runs/portraits/NAME"``, the reader may ask for this file later. It is
 written to ``_static/explorers/files``: a decoder as a script, ``NAME.js``, since a page that was opened from disk can
 load no other kind of file; a portrait's traversals as a picture, ``NAME.png``.
 """
@@ -17,7 +17,7 @@ import nbformat
 from PIL import Image
 from sphinx.errors import SphinxError
 
-FILES = re.compile(r'"file":"(runs/(?:decoders/[\w.-]+\.bin|portraits/[\w.-]+\.npz))"')
+FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
 
 
 FOOT = """\

@@ -31,7 +31,6 @@ DRAWN = """async () => {
   await document.fonts.ready;
   await new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
 }"""
-REFERRING = ("id", "for", "aria-labelledby", "aria-describedby")
 UNPRINTED = "script, iframe, a.headerlink, .figure-downloads, details.hide"
 PATIENCE = 1_800_000  # ms for a step: a thousand formulas are set at once, perhaps on a busy machine
 SHEET = {
@@ -91,9 +90,8 @@ def read(path: Path, pages: dict[Path, str], folder: Path) -> BeautifulSoup:
             element.unwrap()
     for unprinted in soup.article.select(UNPRINTED):
         unprinted.decompose()
-    for element in soup.article.find_all(True):
-        for attribute in set(REFERRING) & set(element.attrs):
-            element[attribute] = " ".join(anchor(pages[path], name) for name in element[attribute].split())
+    for element in soup.article.select("[id]"):
+        element["id"] = anchor(pages[path], element["id"])
     return soup
 
 
