@@ -28,7 +28,6 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from packaging.requirements import Requirement
@@ -94,16 +93,12 @@ class Machine:
     """One kind of machine, as far as a fresh environment can stand in for it."""
 
     name: str
-    python: str = ""
-    """Version of Python; the running one by default."""
-    torch: str = ""
-    """What pip is asked for instead of the pinned version."""
-    locked: bool = False
-    """Installed by hash."""
+    python: str = ""  # version; the running one by default
+    torch: str = ""  # what pip is asked for instead of the pinned version
+    locked: bool = False  # installed by hash
     folder: str = "clone"
     compiler: bool = True
-    prefix: tuple[str, ...] = ()
-    """Command that runs the checks."""
+    prefix: tuple[str, ...] = ()  # command that runs the checks
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -257,16 +252,6 @@ def measure(target: str, compile: bool = False, pack: bool = False, seed: int = 
     np.savez(target, **numbers)
 
 
-class Comparison(NamedTuple):
-    """What was compared, whether it is equal to the bit, and the maximum and the median of relative differences."""
-
-    what: str
-    equal: bool
-    difference: float | None
-    compared: str
-    median: float | None = None
-
-
 def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the differences of two arrays, relative to the largest number in them; infinite if not comparable."""
     if first.shape != other.shape:
@@ -280,34 +265,42 @@ def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(first - other)[finite] / max(np.abs(first[finite]).max(), np.abs(other[finite]).max())
 
 
-def compare_numbers(first: Path, other: Path) -> Iterator[Comparison]:
-    """Yield the comparison of each array in two files of :func:`measure`."""
-    with np.load(first) as one, np.load(other) as two:
+def compare(first: Path, other: Path) -> Iterator[dict[str, object]]:
+    """Yield rows on the arrays in two folders of :func:`work_in`, and on records and figures where they have any."""
+    with np.load(first / "numbers.npz") as one, np.load(other / "numbers.npz") as two:
         for name in one.files:
             apart, size = differences(one[name], two[name]), one[name].size
-            median = float(np.median(apart)) if name.startswith("parameters") else None
-            same = one[name].tobytes() == two[name].tobytes()
-            yield Comparison(name, same, float(apart.max()), f"{size:,} number{'s' * (size != 1)}", median)
+            yield {
+                "what": name,
+                "equal": one[name].tobytes() == two[name].tobytes(),
+                "difference": f"{apart.max():.2g}",
+                "median": f"{np.median(apart):.2g}" if name.startswith("parameters") else "",
+                "compared": f"{size:,} number{'s' * (size != 1)}",
+                "steps": STEPS if name.endswith(("fp32", "bf16")) else "",
+            }
+    if (other / "tiny.csv").exists():
+        one, two = records(first / "tiny.csv"), records(other / "tiny.csv")
+        yield {"what": "records of a sweep", "equal": one == two, "compared": f"{len(one)} runs"}
+        one, two = figures(first), figures(other)
+        for suffix, what in ((".csv", "numbers of figures"), (".svg", "figures as SVG"), (".png", "figures as PNG")):
+            same = [one.get(name) == two.get(name) for name in one | two if name.endswith(suffix)]
+            yield {"what": what, "equal": all(same), "compared": f"{sum(same)} of {len(same)} equal"}
 
 
-def compare_figures(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> Iterator[Comparison]:
-    """Yield the comparisons of figures by their files: the numbers of all, then both kinds of picture."""
-    for suffix, what in (("csv", "numbers of figures"), ("svg", "figures as SVG"), ("png", "figures as PNG")):
-        names = [name for name in first | other if name.endswith(f".{suffix}")]
-        same = [first.get(name) == other.get(name) for name in names]
-        yield Comparison(what, all(same), None, f"{sum(same)} of {len(names)} equal")
+def records(path: Path) -> list[dict[str, str]]:
+    """Return the records of a sweep without times."""
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return sorted(({k: v for k, v in row.items() if "seconds" not in k} for row in rows), key=lambda row: row["hash"])
 
 
-def figures_of_page(path: Path) -> dict[str, bytes]:
-    """Return the files of the figures of an executed notebook, by name."""
+def figures(folder: Path) -> dict[str, str]:
+    """Return the figures of the executed notebooks in a folder, by file name."""
     kinds = {"csv": "text/csv", "svg": "image/svg+xml", "png": "image/png"}
     files = {}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    for cell in [cell for path in folder.glob("*.ipynb") for cell in json.loads(path.read_text("utf-8"))["cells"]]:
         name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
         for data in [output.get("data", {}) for output in cell.get("outputs", ()) if name]:
-            files |= {
-                f"{name}.{suffix}": "".join(data[kind]).encode() for suffix, kind in kinds.items() if kind in data
-            }
+            files |= {f"{name}.{suffix}": "".join(data[kind]) for suffix, kind in kinds.items() if kind in data}
     return files
 
 
@@ -328,49 +321,25 @@ def work_in(path: Path, target: Path, environment: Mapping[str, str], options: d
             call("-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", page, target / Path(page).name)
 
 
-def left_in(folder: Path) -> tuple[list[dict[str, str]], dict[str, bytes]]:
-    """Return the records without times, and the files of all figures, that :func:`work_in` left."""
-    with open(folder / "tiny.csv", encoding="utf-8", newline="") as file:
-        records = [{name: cell for name, cell in row.items() if "seconds" not in name} for row in csv.DictReader(file)]
-    figures = [figures_of_page(path) for path in sorted(folder.glob("*.ipynb"))]
-    return sorted(records, key=lambda row: row["hash"]), {name: data for one in figures for name, data in one.items()}
-
-
-def report(condition: str, comparisons: Iterable[Comparison], commit: str) -> None:
-    """Put comparisons into the table, and print them."""
-    import torch
-
-    where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    circumstances = {"condition": condition, "platform": where, "torch": torch.__version__, "commit": commit}
-    rows = []
-    for one in comparisons:
-        row = {"what": one.what, "equal": "yes" if one.equal else "no", "compared": one.compared}
-        row |= {"steps": STEPS if one.what.endswith(("fp32", "bf16")) else ""}
-        for name in ("difference", "median"):
-            value = getattr(one, name)
-            row[name] = "" if value is None else f"{value:.2g}"
-        rows.append(row | circumstances)
-        print(f"{condition}: {one.what}: {'equal' if one.equal else 'differs by ' + row['difference']}", flush=True)
-    write_table("reproducibility", rows, key=("what", "condition"))
-
-
 def reproduce() -> None:
     """Measure what is the same every time in two clones."""
+    import torch
+
     commit = last_commit()
+    where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         first, second = (clone(work / name, commit) for name in ("first", "second"))
         work_in(first, work / "0", {}, {}, more=True)
-        records, figures = left_in(work / "0")
-        for number, (name, (environment, options)) in enumerate(CONDITIONS.items(), 1):
+        for number, (condition, (environment, options)) in enumerate(CONDITIONS.items(), 1):
             target, more = work / str(number), environment in (ELSEWHERE, OLDER)
-            work_in(second if name == AGAIN else first, target, environment, options, more=more)
-            report(name, compare_numbers(work / "0" / "numbers.npz", target / "numbers.npz"), commit)
-            if more:
-                again, shown = left_in(target)
-                report(name, compare_figures(figures, shown), commit)
-            if name == AGAIN:
-                report(name, [Comparison("records of a sweep", again == records, None, f"{len(records)} runs")], commit)
+            work_in(second if condition == AGAIN else first, target, environment, options, more=more)
+            circumstances = {"condition": condition, "platform": where, "torch": torch.__version__, "commit": commit}
+            rows = [row | circumstances for row in compare(work / "0", target)]
+            for row in rows:
+                row["equal"] = "yes" if row["equal"] else "no"
+                print(f"{condition}: {row['what']}: equal: {row['equal']} {row.get('difference', '')}", flush=True)
+            write_table("reproducibility", rows, key=("what", "condition"))
 
 
 # --- hashes and licences ----------------------------------------------------------------------------------------------

@@ -109,6 +109,15 @@ def test_fingerprint_changes_with_the_files_and_not_with_their_place(tree, tmp_p
     assert (fingerprint(tree, source) == before) == (change == "elsewhere")
 
 
+def test_of_other_notebooks_only_titles_and_parameters_count(tree):
+    source, path = page("f = 'book/*.ipynb'"), tree / "book" / "other.ipynb"
+    prints = []
+    for title, parameter, text in (("A", 1, "x"), ("A", 1, "y"), ("A", 2, "x"), ("B", 1, "x")):
+        nbformat.write(notebook(markdown(f"# {title}\n\n{text}"), code(f"p = {parameter}"), code(f"'{text}'")), path)
+        prints.append(fingerprint(tree, source))
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "book").rglob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_of_the_book_depend_on_their_tools(path):
     found = {file.relative_to(ROOT).as_posix() for file in dependencies(ROOT, nbformat.read(path, as_version=4))}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 
 import numpy as np
 import pytest
 import release
-from release import COLUMNS, EXPLAINED, PERMISSIVE, installed, licence, parts, read_lock, read_table
+from release import COLUMNS, EXPLAINED, PERMISSIVE, compare, installed, licence, parts, read_lock, read_table
 
 from edition import page
 from edition.figures import style
@@ -29,32 +28,32 @@ def test_differences_are_relative_to_the_largest_number(first, other, expected):
     assert release.differences(np.array(first), np.array(other)).max() == expected
 
 
-def test_numbers_are_compared_bit_by_bit(tmp_path):
+def test_folders_are_compared_bit_by_bit(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
     numbers = {"a": np.array([0.0, 1.0]), "parameters": np.array([4.0, 0, 0, 0]), "images": np.array([0], np.uint8)}
     changed = numbers | {"a": np.array([-0.0, 1.0]), "parameters": np.array([4.0, 1, 0, 2])}
-    np.savez(tmp_path / "one.npz", **numbers)
-    np.savez(tmp_path / "two.npz", **changed)
-    assert list(release.compare_numbers(tmp_path / "one.npz", tmp_path / "two.npz")) == [
-        ("a", False, 0, "2 numbers", None),  # the sign of a zero is a bit too
-        ("parameters", False, 0.5, "4 numbers", 0.125),
-        ("images", True, 0, "1 number", None),
-    ]
-
-
-def test_figures_of_a_page_are_compared_by_file(tmp_path):
-    expected = {"fig-a.csv": b"x\n3\n", "fig-a.svg": b"<svg/>", "fig-a.png": base64.b64encode(b"png")}
-    data = {"text/csv": "x\n3\n", "image/svg+xml": ["<svg", "/>"], "text/plain": "<figure>"}
-    data["image/png"] = expected["fig-a.png"].decode()
-    shown = {"cell_type": "code", "metadata": {"mystnb": {"figure": {"name": "fig-a"}}}, "outputs": [{"data": data}]}
-    other = {"cell_type": "code", "metadata": {}, "outputs": [{"data": {"text/csv": "x\n"}}]}
-    (tmp_path / "page.ipynb").write_text(json.dumps({"cells": [shown, other]}))
-    assert release.figures_of_page(tmp_path / "page.ipynb") == expected
-    changed = expected | {"fig-a.csv": b"x\n4\n", "fig-b.png": b""}
-    assert [(one.what, one.equal, one.compared) for one in release.compare_figures(expected, changed)] == [
-        ("numbers of figures", False, "0 of 1 equal"),
-        ("figures as SVG", True, "1 of 1 equal"),
-        ("figures as PNG", False, "1 of 2 equal"),
-    ]
+    data = {"text/csv": "x\n3\n", "image/svg+xml": ["<svg", "/>"], "image/png": "cG5n", "text/plain": "<figure>"}
+    shown = {"metadata": {"mystnb": {"figure": {"name": "fig-a"}}}, "outputs": [{"data": data}]}
+    other = {"metadata": {}, "outputs": [{"data": {"text/csv": "x\n"}}]}
+    for folder, arrays, seconds in ((one, numbers, 1), (two, changed, 2)):
+        folder.mkdir()
+        np.savez(folder / "numbers.npz", **arrays)
+        (folder / "tiny.csv").write_text(f"hash,mig,train_seconds\nb,1,{seconds}\n")
+        (folder / "page.ipynb").write_text(json.dumps({"cells": [shown, other]}))
+        data["text/csv"] = "x\n4\n"
+    rows = {
+        row["what"]: (row["equal"], row["compared"], row.get("difference"), row.get("median"))
+        for row in compare(one, two)
+    }
+    assert rows == {
+        "a": (False, "2 numbers", "0", ""),  # the sign of a zero is a bit too
+        "parameters": (False, "4 numbers", "0.5", "0.12"),
+        "images": (True, "1 number", "0", ""),
+        "records of a sweep": (True, "1 runs", None, None),
+        "numbers of figures": (False, "0 of 1 equal", None, None),
+        "figures as SVG": (True, "1 of 1 equal", None, None),
+        "figures as PNG": (True, "1 of 1 equal", None, None),
+    }
 
 
 def test_figure_is_shown_in_the_same_bytes_every_time(monkeypatch):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -80,11 +81,20 @@ def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
     return files
 
 
+def content(path: Path) -> bytes:
+    """Return the content of a file; of another notebook, only the title and the parameters, which some pages list."""
+    if path.suffix != ".ipynb":
+        return path.read_bytes()
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = next(("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), "")
+    return ("".join(cells[0]["source"]).partition("\n")[0] + code).encode()
+
+
 def fingerprint(root: Path, notebook: nbformat.NotebookNode) -> str:
     """Return a hash of the names and contents of all files on which the outputs of a notebook depend."""
     digest = hashlib.sha256()
     for path in sorted(dependencies(root, notebook)):
-        digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(content(path)).digest())
     return digest.hexdigest()
 
 
