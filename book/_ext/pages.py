@@ -32,7 +32,6 @@ papermill {name}.ipynb {stem}-out.ipynb
 For other values add `-p NAME VALUE`, once for each name in its first code cell{listed}.
 ::::
 """
-PARAMETERS = "book/reproducing"  # the page that lists the parameters of all notebooks
 
 
 class PageError(SphinxError):
@@ -85,7 +84,9 @@ def add_foot(app, docname, source):
     if path.suffix == ".ipynb":
         seconds = getattr(app.env, "notebook_seconds", {}).get(docname)
         time = "" if seconds is None else f", in {max(seconds, 1):.0f} s when this book was built"
-        listed = f"; [all names and values](/{PARAMETERS}) are listed" if PARAMETERS in app.env.found_docs else ""
+        listed = (
+            "; [all names and values](/book/reproducing) are listed" if "book/reproducing" in app.env.found_docs else ""
+        )
         foot = FOOT.format(file=path.name, stem=path.stem, name=docname, time=time, listed=listed)
         notebook = nbformat.reads(source[0], as_version=4)
         notebook.cells.append(nbformat.v4.new_markdown_cell(foot))

@@ -33,16 +33,10 @@ DRAWN = """async () => {
 }"""
 UNPRINTED = "script, iframe, a.headerlink, .figure-downloads, details.hide"
 PATIENCE = 1_800_000  # ms for a step: a thousand formulas are set at once, perhaps on a busy machine
-SHEET = {
-    "format": "A4",
-    "margin": dict.fromkeys(("top", "bottom", "left", "right"), "2cm"),
-    "scale": 0.8,
-    "print_background": True,
-    "tagged": True,
-    "display_header_footer": True,
-    "header_template": "<span></span>",
-    "footer_template": '<div style="width: 100%; font-size: 8px; text-align: center" class="pageNumber"></div>',
-}
+SHEET = {"format": "A4", "scale": 0.8, "print_background": True, "tagged": True, "display_header_footer": True}
+SHEET["margin"] = dict.fromkeys(("top", "bottom", "left", "right"), "2cm")
+SHEET["header_template"] = "<span></span>"
+SHEET["footer_template"] = '<div style="width: 100%; font-size: 8px; text-align: center" class="pageNumber"></div>'
 
 
 def find_chromium() -> str | None:
@@ -100,31 +94,26 @@ def join(html: Path, toc: dict, config: dict, folder: Path) -> tuple[str, dict[s
     pages = {(html / f"{name}.html").resolve(): name for name, _, _ in contents(toc)}
     read_pages = {name: read(path, pages, folder) for path, name in pages.items()}
     titles = {name: page.h1.get_text() for name, page in read_pages.items()}
-    heads = [page.head for page in read_pages.values()]
-    head = next((head for head in heads if "window.MathJax" in str(head)), heads[0])
+    head = max((page.head for page in read_pages.values()), key=lambda head: "window.MathJax" in str(head))
     scripts = [script for script in head.select("script") if "mathjax" in str(script).lower()]
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     chapters, listed, last = [], [], ""
     for name, part, depth in contents(toc):
-        label = f'<p class="part">{escape(part)}</p>'
         body = read_pages[name].article.decode_contents()
-        chapters.append(
-            f'<section class="page" id="{anchor(name)}">{label}<div class="bd-article">{body}</div></section>'
-        )
+        chapters.append(f'<section class="page" id="{anchor(name)}"><div class="bd-article">{body}</div></section>')
         # the number of its sheet comes later, into room for three digits
         number = f'<span class="dots"></span><span class="number" id="{anchor(name)}-number">000</span>'
         link = f'<a href="#{anchor(name)}"><span>{escape(titles[name])}</span>{number}</a>'
-        listed.append(label * (part != last) + f'<div style="padding-left: {1.5 * depth}rem">{link}</div>')
+        caption = f'<p class="part">{escape(part)}</p>' if part != last else ""
+        listed.append(f'{caption}<div style="padding-left: {1.5 * depth}rem">{link}</div>')
         last = part
     title, author = escape(config["title"]), escape(config["author"])
-    return (
-        f"""<!doctype html><html lang="en" data-theme="light" data-mode="light">
+    whole = f"""<!doctype html><html lang="en" data-theme="light" data-mode="light">
 <head><meta charset="utf-8"><title>{title}</title>
 {"".join(map(str, [*head.select("link[rel=stylesheet]"), *scripts]))}<style>{style}</style></head>
 <body><main class="bd-content"><section class="front"><h1>{title}</h1><p>{author}</p></section>
-<nav class="contents"><h1>Contents</h1>{"".join(listed)}</nav>{"".join(chapters)}</main></body></html>""",
-        titles,
-    )
+<nav class="contents"><h1>Contents</h1>{"".join(listed)}</nav>{"".join(chapters)}</main></body></html>"""
+    return whole, titles
 
 
 def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
