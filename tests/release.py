@@ -481,16 +481,15 @@ def licences() -> None:
     locked = read_lock("packages.txt") | read_lock("torch.txt")
     here = {name: found for name in sorted(locked) if (found := installed(name))}
     purpose = needed_for({name: found[0] for name, found in here.items()})
-    rows = [
-        {"package": name, "version": found[0]["version"], "licence": licence(*found), "for": purpose[name]}
-        for name, found in here.items()
-    ]
-    rows += [row for row in read_table("licences") if row["package"] in locked.keys() - here.keys()]
+    purpose |= {name: "PyTorch's build for CUDA" for name in here if OF_TORCH.match(name) and name != "torch"}
+    rows = {row["package"]: row for row in read_table("licences") if row["package"] in locked}
+    for name, found in here.items():
+        version = found[0]["version"].partition("+")[0]
+        rows[name] = {"package": name, "version": version, "licence": licence(*found), "for": purpose[name]}
     (RUNS / "licences.csv").unlink(missing_ok=True)
-    write_table("licences", sorted(rows, key=lambda row: row["package"]), key=("package",))
-    known = {row["package"]: f"=={row['version']}" for row in rows}
+    write_table("licences", [rows[name] for name in sorted(rows)], key=("package",))
     for name, (requirement, _) in locked.items():
-        if known.get(name) != str(requirement.specifier):
+        if f"=={rows.get(name, {}).get('version')}" != str(requirement.specifier):
             print(f"{requirement}: not installed here, so add its licence to runs/licences.csv by hand")
 
 
