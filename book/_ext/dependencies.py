@@ -125,14 +125,15 @@ def prepare(app, env, added, changed, removed):
         outcome = "failed" if result.err else f"{result.time:.0f} s"
         print(f"page {number} of {len(stale)}: {name}, {outcome}", file=sys.stderr, flush=True)
         if result.err:
-            failures.append(f"{name}\n{result.exc_string}")
+            failures.append(name)
+            print(result.err, file=sys.stderr)
             continue
         env.notebook_seconds[name] = result.time
         data = {"execution_seconds": result.time, "fingerprint": env.notebook_fingerprints[name]}
         bundle = CacheBundleIn(result.nb, str(stale[name][0]), data=data)
         executions.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     if failures:
-        raise ExtensionError("\n".join(failures))
+        raise ExtensionError(f"notebooks failed: {', '.join(failures)}; look above for the cause")
     return [name for name, now in env.notebook_fingerprints.items() if before.get(name) != now]
 
 
