@@ -178,24 +178,20 @@ def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str,
     return row
 
 
-def try_machine(machine: Machine, commit: str) -> dict[str, str]:
-    """Return the row of a machine."""
-    row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "ran": "", "commit": commit}
-    row["platform"] = f"{platform.system()} {platform.machine()}"
-    python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
-    if python is None:
-        return row | {"passed": "not tried", "note": f"no Python {machine.python} found"}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder).resolve() / machine.folder
-        return row | check(machine, path, install(machine, python, path, commit), path.with_name("home"))
-
-
 def machines(names: list[str]) -> None:
     """Try machines, by default those that have not passed."""
     passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
+    commit, system = last_commit(), f"{platform.system()} {platform.machine()}"
     for machine in [one for one in MACHINES if (one.name in names if names else one.name not in passed)]:
-        row = try_machine(machine, last_commit())
-        write_table("machines", [row], key=("condition",))
+        row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "platform": system}
+        python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
+        if python is None:
+            row |= {"passed": "not tried", "note": f"no Python {machine.python} found"}
+        else:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                path = Path(folder).resolve() / machine.folder
+                row |= check(machine, path, install(machine, python, path, commit), path.with_name("home"))
+        write_table("machines", [row | {"commit": commit}], key=("condition",))
         print(f"{machine.name}: {row['passed']}. {row['note']}", flush=True)
 
 

@@ -32,13 +32,10 @@ PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(lamb
 
 
 def committed_files() -> list[Path]:
-    """Return files that git has or would take; every file of the tree where this is no clone."""
+    """Return files that git has or would take."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        ignored = {"_build", ".venv", ".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
-        return [path for path in ROOT.rglob("*") if path.is_file() and not ignored & {*path.relative_to(ROOT).parts}]
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
 # --- one environment --------------------------------------------------------------------------------------------------
