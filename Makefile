@@ -6,17 +6,20 @@ READY := $(VENV)/.ready
 # older pip applies the first to build requirements as well, newer pip the second
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
+# an environment of its own may well belong to root, as in a container
+export PIP_ROOT_USER_ACTION := ignore
 
 # LOCKED=1 installs nothing but files whose hashes are in locks/; LOCKED=cpu does, with PyTorch's build for CPUs
 LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 
-.PHONY: help book pdf test lint bench audit release clean
+.PHONY: help book pdf test test-fast lint bench audit release clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
-	@echo "make test   run all tests"
+	@echo "make test   build the book where it has changed, and run all tests"
+	@echo "make test-fast  run the tests that take seconds and need no built book"
 	@echo "make lint   run the linter"
 	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
 	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
@@ -34,8 +37,9 @@ endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--no-build-isolation --no-deps) --editable '.[book,test]'
 	@touch $(READY)
 
+# after a warning, all pages are read again, so that it is not missed by the next build
 book: $(READY)
-	@$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --quiet
+	@$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --quiet || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The book is built. Open _build/html/index.html in a browser."
 
 pdf: $(READY)
@@ -45,6 +49,9 @@ pdf: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	@$(BIN)/python -m pytest -m "not slow and not book"
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Every benchmark, one after the other, their figures as one table: ``make bench``, or ``python benchmarks/all.py``.
 
 The table is ``runs/speed.csv``, a figure a row, from which the page *Speed and precision* is made. Benchmarks that only
-print are run first (that of the pages where the book is built) and leave no rows. pythae (``pip install pythae``) is
+print are run first (those of the book where it is built) and leave no rows. pythae (``pip install pythae``) is
 timed where it is installed. Rows of other devices are kept.
 """
 
@@ -21,7 +21,9 @@ from isa.results import device_name
 
 FOLDER = Path(__file__).resolve().parent
 COLUMNS = ("benchmark", "quantity", "value", "unit", "device", "torch")
-PRINTING = ["data.py", "ica.py"] + (["pages.py"] if (FOLDER.parent / "_build/html/index.html").is_file() else [])
+PRINTING = ["data.py", "ica.py"] + (
+    ["pages.py", "book.py"] if (FOLDER.parent / "_build/html/index.html").is_file() else []
+)
 RECORDED = {
     "A step of the β-VAE": ("training.py",),
     "A step of the β-TCVAE": ("training.py", "--objective", "beta-tcvae"),

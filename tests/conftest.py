@@ -1,4 +1,4 @@
-"""What tests of several files share: a browser, and the Lp-nested distributions that the general tests run over."""
+"""Fixtures that several files of tests share: a browser, and Lp-nested distributions for the general tests."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, We
 
 from isa import LpNested, Node, isa_prior, models
 
+#: files of tests that are slow for a reason: sweeps with kills, schedulers, whole studies, kernels under an interpreter
+SLOW = {"test_cluster", "test_kernels", "test_kill", "test_numbers", "test_studies"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="module")
 def page_class() -> type[Page]:
-    """What the browser is; a file of tests that watches more has its own."""
+    """The class of the browser's page, which a file of tests may replace."""
     return Page
 
 
 @pytest.fixture(scope="module")
 def browser(page_class) -> Iterator[Page]:
-    """Headless Chromium, one for every file of tests: what one file asks it to emulate is no other's concern."""
+    """Headless Chromium, one for each file of tests, so that no file sees what another has emulated."""
     executable = find_chromium()
     if executable is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium was found, which the pages are read with")
-        pytest.skip("no Chromium was found, which the pages are read with")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium was found, which the pages are read with")
     with page_class(executable) as page:
         yield page
 

@@ -2,8 +2,8 @@
 
 ::
 
-    python tests/release.py machines ["one core" ...]   # fresh environments: runs/machines.csv
-    python tests/release.py reproduce [BOOK BOOK]       # what is the same every time: runs/reproducibility.csv
+    python tests/release.py machines ["one core" ...]   # in fresh environments: runs/machines.csv
+    python tests/release.py reproduce                   # what is the same every time: runs/reproducibility.csv
     python tests/release.py licences                    # of all locked packages: runs/licences.csv
     python tests/release.py lock                        # hashes of the pinned set, by uv: locks/
 
@@ -13,10 +13,8 @@ All work on clones of the last commit. ``machines`` makes an environment of seve
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -30,7 +28,6 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from packaging.requirements import Requirement
@@ -52,21 +49,16 @@ COLUMNS = {
 def read_table(name: str) -> list[dict[str, str]]:
     """Return the rows of a table in ``runs/``."""
     path = RUNS / f"{name}.csv"
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
 
 
-def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str, ...] = ()) -> None:
-    """Write a table in ``runs/``; with a key, rows take the place of those with the same values of these columns."""
-    if key:
-        kept = {tuple(row[column] for column in key): row for row in read_table(name)}
-        rows = (kept | {tuple(row[column] for column in key): row for row in rows}).values()
+def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str, ...]) -> None:
+    """Write a table in ``runs/``, where rows replace those with the same values of the key's columns."""
+    both = {tuple(row[column] for column in key): row for row in [*read_table(name), *rows]}
     with open(RUNS / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS[name], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(both.values())
 
 
 def last_commit() -> str:
@@ -101,16 +93,12 @@ class Machine:
     """One kind of machine, as far as a fresh environment can stand in for it."""
 
     name: str
-    python: str = ""
-    """Version of Python; the running one by default."""
-    torch: str = ""
-    """What pip is asked for instead of the pinned version."""
-    locked: bool = False
-    """Installed by hash."""
+    python: str = ""  # version; the running one by default
+    torch: str = ""  # what pip is asked for instead of the pinned version
+    locked: bool = False  # installed by hash
     folder: str = "clone"
     compiler: bool = True
-    prefix: tuple[str, ...] = ()
-    """Command that runs the checks."""
+    prefix: tuple[str, ...] = ()  # command that runs the checks
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -151,13 +139,6 @@ tiers:
 """
 
 
-def find_python(version: str) -> str | None:
-    """Return an interpreter of a version, from the search path or from pyenv."""
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [shutil.which(f"python{version}"), *sorted(versions.glob(f"{version}.*/bin/python"))]
-    return next((str(path) for path in found if path), None)
-
-
 def install(machine: Machine, python: str, path: Path, commit: str) -> Path:
     """Clone the tree and let ``make`` install the pinned set; returns the folder of programs."""
     clone(path, commit)
@@ -173,7 +154,7 @@ def install(machine: Machine, python: str, path: Path, commit: str) -> Path:
 
 
 def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str, str]:
-    """Run the checks in a clone; returns what a row says of them."""
+    """Run the checks in a clone; return the cells of a row."""
     (home / "tmp").mkdir(parents=True)
     (home / "tiny.yaml").write_text(SPEC, encoding="utf-8")
     search = [str(programs), *[os.environ["PATH"]] * machine.compiler]
@@ -186,53 +167,31 @@ def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str,
         done = subprocess.run([*prefix, "/bin/sh", "-c", command], cwd=path, env=env, **streams)
         lines = done.stdout.decode("utf-8", "replace").strip().splitlines() or [""]
         row["ran"] = ", ".join(list(CHECKS)[:number])
-        if name == "import" and done.returncode == 0:
+        if done.returncode:
+            return row | {"passed": "no", "note": f"{name} ends with {done.returncode}: {lines[-1]:.200}"}
+        if name == "import":
             row["python"], row["torch"], where = lines[-1].split(maxsplit=2)
             assert Path(where).is_relative_to(path), f"another copy is imported: {where}"
-        if name == "sweep" and done.returncode == 0:
-            row["note"] = compilation(home / "tiny.csv", lines, machine.compiler)
-        if done.returncode:
-            return row | {"passed": "no", "note": f"{name} ends with {done.returncode}: {without_places(lines[-1])}"}
+        if name == "sweep":
+            reasons = [line.split("runs uncompiled: ")[1] for line in lines if "runs uncompiled: " in line]
+            row["note"] = f"the step ran uncompiled: {reasons[0].strip()}" if reasons else "the step was compiled"
     return row
 
 
-def compilation(table: Path, lines: list[str], compiler: bool) -> str:
-    """Say how the long run of a sweep was trained; without compilation, the sweep must have said once why."""
-    with open(table, encoding="utf-8", newline="") as file:
-        records = list(csv.DictReader(file))
-    assert [record["status"] for record in records] == ["trained"] * 6, records
-    (compiled,) = [record["compiled"] == "true" for record in records if record["total_steps"] == "300"]
-    said = [line.split("runs uncompiled: ")[1] for line in lines if "runs uncompiled: " in line]
-    assert len(said) == (not compiled) and (compiler or not compiled), (compiled, said)
-    return "the step was compiled" if compiled else f"the step ran uncompiled, and said so once: {said[0].strip()}"
-
-
-def without_places(text: str) -> str:
-    """Return a line without the folders of this machine, shortened."""
-    return re.sub(r"(?<![\w.])/[^\s'\":,]*/", "", text.strip())[:200]
-
-
-def try_machine(machine: Machine, commit: str, here: bool) -> dict[str, str]:
-    """Return the row of a machine."""
-    row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "ran": "", "commit": commit}
-    row["platform"] = f"{platform.system()} {platform.machine()}"
-    python = find_python(machine.python) if machine.python else sys.executable
-    if python is None:
-        return row | {"passed": "not tried", "note": f"no Python {machine.python} found"}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        work = Path(folder).resolve() / machine.folder
-        path = ROOT if here else work
-        programs = Path(sys.executable).parent if here else install(machine, python, path, commit)
-        return row | check(machine, path, programs, work.with_name("home"))
-
-
-def machines(names: list[str], here: str | None = None) -> None:
-    """Try machines, by default those that have not passed; or the environment at hand, under a name."""
+def machines(names: list[str]) -> None:
+    """Try machines, by default those that have not passed."""
     passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
-    wanted = [one for one in MACHINES if (one.name in names if names else one.name not in passed)]
-    for machine in [Machine(here)] if here else wanted:
-        row = try_machine(machine, last_commit(), bool(here))
-        write_table("machines", [row], key=("condition",))
+    commit, system = last_commit(), f"{platform.system()} {platform.machine()}"
+    for machine in [one for one in MACHINES if (one.name in names if names else one.name not in passed)]:
+        row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "platform": system}
+        python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
+        if python is None:
+            row |= {"passed": "not tried", "note": f"no Python {machine.python} found"}
+        else:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                path = Path(folder).resolve() / machine.folder
+                row |= check(machine, path, install(machine, python, path, commit), path.with_name("home"))
+        write_table("machines", [row | {"commit": commit}], key=("condition",))
         print(f"{machine.name}: {row['passed']}. {row['note']}", flush=True)
 
 
@@ -289,16 +248,6 @@ def measure(target: str, compile: bool = False, pack: bool = False, seed: int = 
     np.savez(target, **numbers)
 
 
-class Comparison(NamedTuple):
-    """What was compared, whether it is equal to the bit, and the maximum and the median of relative differences."""
-
-    what: str
-    equal: bool
-    difference: float | None
-    compared: str
-    median: float | None = None
-
-
 def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the differences of two arrays, relative to the largest number in them; infinite if not comparable."""
     if first.shape != other.shape:
@@ -312,68 +261,43 @@ def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(first - other)[finite] / max(np.abs(first[finite]).max(), np.abs(other[finite]).max())
 
 
-def table_difference(first: str, other: str) -> float:
-    """Return the largest difference over the columns of two tables; infinite where rows or words differ."""
-
-    def number(cell: str) -> float:
-        try:
-            return float(cell)
-        except ValueError:
-            return math.nan
-
-    (head, *one), (other_head, *two) = (list(csv.reader(io.StringIO(text))) for text in (first, other))
-    if head != other_head or len(one) != len(two):
-        return math.inf
-    largest = 0.0
-    for pair in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True):
-        numbers = [np.array([number(cell) for cell in cells]) for cells in pair]
-        if any(a != b for a, b, x, y in zip(*pair, *numbers, strict=True) if math.isnan(x) or math.isnan(y)):
-            return math.inf
-        largest = max(largest, differences(*numbers).max())
-    return float(largest)
-
-
-def compare_numbers(first: Path, other: Path) -> Iterator[Comparison]:
-    """Yield the comparison of each array in two files of :func:`measure`."""
-    with np.load(first) as one, np.load(other) as two:
+def compare(first: Path, other: Path) -> Iterator[dict[str, object]]:
+    """Yield rows on the arrays in two folders of :func:`work_in`, and on records and figures where they have any."""
+    with np.load(first / "numbers.npz") as one, np.load(other / "numbers.npz") as two:
         for name in one.files:
             apart, size = differences(one[name], two[name]), one[name].size
-            median = float(np.median(apart)) if name.startswith("parameters") else None
-            same = one[name].tobytes() == two[name].tobytes()
-            yield Comparison(name, same, float(apart.max()), f"{size:,} number{'s' * (size != 1)}", median)
+            yield {
+                "what": name,
+                "equal": one[name].tobytes() == two[name].tobytes(),
+                "difference": f"{apart.max():.2g}",
+                "median": f"{np.median(apart):.2g}" if name.startswith("parameters") else "",
+                "compared": f"{size:,} number{'s' * (size != 1)}",
+                "steps": STEPS if name.endswith(("fp32", "bf16")) else "",
+            }
+    if (other / "tiny.csv").exists():
+        one, two = records(first / "tiny.csv"), records(other / "tiny.csv")
+        yield {"what": "records of a sweep", "equal": one == two, "compared": f"{len(one)} runs"}
+        one, two = figures(first), figures(other)
+        for suffix, what in ((".csv", "numbers of figures"), (".svg", "figures as SVG"), (".png", "figures as PNG")):
+            same = [one.get(name) == two.get(name) for name in one | two if name.endswith(suffix)]
+            yield {"what": what, "equal": all(same), "compared": f"{sum(same)} of {len(same)} equal"}
 
 
-def compare_figures(first: Mapping[str, bytes], other: Mapping[str, bytes]) -> Iterator[Comparison]:
-    """Yield the comparisons of figures by their files: the numbers of all, then both kinds of picture."""
-    for suffix, what in (("csv", "numbers of figures"), ("svg", "figures as SVG"), ("png", "figures as PNG")):
-        names = sorted(name for name in first | other if name.endswith(f".{suffix}"))
-        same = [first.get(name) == other.get(name) for name in names]
-        apart = None
-        if suffix == "csv":
-            pairs = [(first.get(name, b"").decode(), other.get(name, b"").decode()) for name in names]
-            apart = max(table_difference(*pair) if all(pair) else math.inf for pair in pairs)
-        yield Comparison(what, all(same), apart, f"{sum(same)} of {len(names)} equal")
+def records(path: Path) -> list[dict[str, str]]:
+    """Return the records of a sweep without times."""
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return sorted(({k: v for k, v in row.items() if "seconds" not in k} for row in rows), key=lambda row: row["hash"])
 
 
-def figures_of_book(root: Path) -> dict[str, bytes]:
-    """Return the files that the figures of a built book can be downloaded as, by name."""
-    paths = [path for path in (root / "_build" / "html" / "_downloads").glob("*/fig-*") if path.is_file()]
-    return {path.name: path.read_bytes() for path in paths}
-
-
-def figures_of_page(path: Path) -> dict[str, bytes]:
-    """Return the same of an executed notebook."""
-    found = {}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+def figures(folder: Path) -> dict[str, str]:
+    """Return the figures of the executed notebooks in a folder, by file name."""
+    kinds = {"csv": "text/csv", "svg": "image/svg+xml", "png": "image/png"}
+    files = {}
+    for cell in [cell for path in folder.glob("*.ipynb") for cell in json.loads(path.read_text("utf-8"))["cells"]]:
         name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
-        for output in cell.get("outputs", ()) if name else ():
-            shown = {kind: "".join(text) for kind, text in output.get("data", {}).items() if kind != "text/plain"}
-            if "image/png" in shown:
-                found[f"{name}.png"] = base64.b64decode(shown["image/png"])
-            for kind, suffix in (("text/csv", "csv"), ("image/svg+xml", "svg")):
-                if kind in shown:
-                    found[f"{name}.{suffix}"] = shown[kind].encode()
-    return found
+        for data in [output.get("data", {}) for output in cell.get("outputs", ()) if name]:
+            files |= {f"{name}.{suffix}": "".join(data[kind]) for suffix, kind in kinds.items() if kind in data}
+    return files
 
 
 def work_in(path: Path, target: Path, environment: Mapping[str, str], options: dict, *, more: bool) -> None:
@@ -393,53 +317,25 @@ def work_in(path: Path, target: Path, environment: Mapping[str, str], options: d
             call("-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", page, target / Path(page).name)
 
 
-def left_in(folder: Path) -> tuple[list[dict[str, str]], dict[str, bytes]]:
-    """Return the records without times, and the files of all figures, that :func:`work_in` left."""
-    with open(folder / "tiny.csv", encoding="utf-8", newline="") as file:
-        records = [{name: cell for name, cell in row.items() if "seconds" not in name} for row in csv.DictReader(file)]
-    figures = [figures_of_page(path) for path in sorted(folder.glob("*.ipynb"))]
-    return sorted(records, key=lambda row: row["hash"]), {name: data for one in figures for name, data in one.items()}
-
-
-def report(condition: str, comparisons: Iterable[Comparison], commit: str) -> None:
-    """Put comparisons into the table, and print them."""
+def reproduce() -> None:
+    """Measure what is the same every time in two clones."""
     import torch
 
-    where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    circumstances = {"condition": condition, "platform": where, "torch": torch.__version__, "commit": commit}
-    rows = []
-    for one in comparisons:
-        row = {"what": one.what, "equal": "yes" if one.equal else "no", "compared": one.compared}
-        row |= {"steps": STEPS if one.what.endswith(("fp32", "bf16")) else ""}
-        for name in ("difference", "median"):
-            value = getattr(one, name)
-            row[name] = "" if value is None else f"{value:.2g}"
-        rows.append(row | circumstances)
-        print(f"{condition}: {one.what}: {'equal' if one.equal else 'differs by ' + row['difference']}", flush=True)
-    write_table("reproducibility", rows, key=("what", "condition"))
-
-
-def reproduce(books: list[str]) -> None:
-    """Measure what is the same every time in two clones, or compare two clones in which the book was built."""
     commit = last_commit()
-    if books:
-        one, two = (figures_of_book(Path(book)) for book in books)
-        report("two clones built at different times", compare_figures(one, two), commit)
-        return
+    where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         first, second = (clone(work / name, commit) for name in ("first", "second"))
         work_in(first, work / "0", {}, {}, more=True)
-        records, figures = left_in(work / "0")
-        for number, (name, (environment, options)) in enumerate(CONDITIONS.items(), 1):
+        for number, (condition, (environment, options)) in enumerate(CONDITIONS.items(), 1):
             target, more = work / str(number), environment in (ELSEWHERE, OLDER)
-            work_in(second if name == AGAIN else first, target, environment, options, more=more)
-            report(name, compare_numbers(work / "0" / "numbers.npz", target / "numbers.npz"), commit)
-            if more:
-                again, shown = left_in(target)
-                report(name, compare_figures(figures, shown), commit)
-            if name == AGAIN:
-                report(name, [Comparison("records of a sweep", again == records, None, f"{len(records)} runs")], commit)
+            work_in(second if condition == AGAIN else first, target, environment, options, more=more)
+            circumstances = {"condition": condition, "platform": where, "torch": torch.__version__, "commit": commit}
+            rows = [row | circumstances for row in compare(work / "0", target)]
+            for row in rows:
+                row["equal"] = "yes" if row["equal"] else "no"
+                print(f"{condition}: {row['what']}: equal: {row['equal']} {row.get('difference', '')}", flush=True)
+            write_table("reproducibility", rows, key=("what", "condition"))
 
 
 # --- hashes and licences ----------------------------------------------------------------------------------------------
@@ -555,87 +451,65 @@ def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
     return distribution.metadata.json, texts
 
 
-def reported(requirements: Iterable[Requirement]) -> dict[str, dict[str, object]]:
-    """Return the metadata of packages that are not installed here, as pip (26 or newer) reports them."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        options = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", report]
-        wanted = [f"{one.name}{one.specifier}" for one in requirements]
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, *wanted], check=True)
-        found = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return {canonicalize_name(one["metadata"]["name"]): one["metadata"] for one in found}
-
-
-def applies(requirement: Requirement, extras: set[str]) -> bool:
-    """Return True if a requirement is one of these extras, or of none; what no system needs is in no lock."""
-    named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(requirement.marker)))
-    return not named or not named.isdisjoint(extras)
-
-
 def needed_for(metadata: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """Return what each package is installed for: the module, an extra of it, or the installation itself."""
-    own = importlib.metadata.distribution("isa").metadata.json["requires_dist"]
+    """Return by package what it is installed for: the module, an extra of it, or the installation itself."""
+
+    def requirements(texts: Iterable[str], extras: set[str]) -> Iterator[Requirement]:
+        for one in map(Requirement, texts):
+            named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(one.marker)))
+            if not named or named & extras:
+                yield one
+
     found: dict[str, str] = {}
-    for extra, what in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
-        todo = [one for one in map(Requirement, own) if applies(one, {"", extra})]
+    for extra, purpose in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
+        todo = list(requirements(importlib.metadata.requires("isa"), {extra}))
         while todo:
             one = todo.pop()
             name = canonicalize_name(one.name)
-            if name in found or name not in metadata:
-                continue
-            found[name] = what
-            further = metadata[name].get("requires_dist") or ()
-            todo += [other for other in map(Requirement, further) if applies(other, {"", *one.extras})]
+            if name in metadata and name not in found:
+                found[name] = purpose
+                todo += requirements(metadata[name].get("requires_dist") or (), one.extras)
     return {name: found.get(name, "installing") for name in metadata}
 
 
 def licences() -> None:
-    """Write the licences of everything that is locked."""
+    """Write the licences of everything that is locked; rows of what is not installed here are kept."""
     locked = read_lock("packages.txt") | read_lock("torch.txt")
-    here = {name: installed(name) for name in locked}
-    metadata = {name: found[0] for name, found in here.items() if found}
-    metadata |= reported(locked[name][0] for name, found in here.items() if found is None)
-    purpose = needed_for(metadata)
-    purpose |= {name: "PyTorch's build for CUDA" for name in locked if OF_TORCH.match(name) and name != "torch"}
-    rows = []
-    for name, (requirement, _) in sorted(locked.items()):
-        version, texts = str(requirement.specifier).removeprefix("=="), here[name][1] if here[name] else ()
-        cells = (name, version, licence(metadata[name], texts), purpose[name])
-        rows.append(dict(zip(COLUMNS["licences"], cells, strict=True)))
-    write_table("licences", rows)
+    here = {name: found for name in sorted(locked) if (found := installed(name))}
+    purpose = needed_for({name: found[0] for name, found in here.items()})
+    purpose |= {name: "PyTorch's build for CUDA" for name in here if OF_TORCH.match(name) and name != "torch"}
+    rows = {row["package"]: row for row in read_table("licences") if row["package"] in locked}
+    for name, found in here.items():
+        version = found[0]["version"].partition("+")[0]
+        rows[name] = {"package": name, "version": version, "licence": licence(*found), "for": purpose[name]}
+    (RUNS / "licences.csv").unlink(missing_ok=True)
+    write_table("licences", [rows[name] for name in sorted(rows)], key=("package",))
+    for name, (requirement, _) in locked.items():
+        if f"=={rows.get(name, {}).get('version')}" != str(requirement.specifier):
+            print(f"{requirement}: not installed here, so add its licence to runs/licences.csv by hand")
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Checks that are run before a release.")
+    parser = argparse.ArgumentParser(description="Checks before a release; without a command, the first three.")
     commands = parser.add_subparsers(dest="command")
-    names = [machine.name for machine in MACHINES]
-    command = commands.add_parser("machines", help="try fresh environments", epilog=f"machines: {'; '.join(names)}")
-    command.add_argument("names", nargs="*", metavar="MACHINE", help="those that have not passed")
-    command.add_argument("--here", metavar="NAME", help="try the environment at hand instead, under this name")
-    command = commands.add_parser("reproduce", help="measure what is the same every time")
-    command.add_argument("books", nargs="*", metavar="BOOK", help="two clones with built books, to be compared instead")
+    command = commands.add_parser("machines", help="try fresh environments")
+    command.add_argument("names", nargs="*", metavar="MACHINE", choices=[[], *(machine.name for machine in MACHINES)])
+    commands.add_parser("reproduce", help="measure what is the same every time")
     commands.add_parser("licences", help="write the licences of all locked packages")
     commands.add_parser("lock", help="write the hashes of the pinned set")
     commands.add_parser("measure").add_argument("options", type=json.loads)
-    given = parser.parse_args()
-    match given.command:
-        case "machines":
-            if unknown := set(given.names) - set(names):
-                parser.error(f"MACHINE must be one of {'; '.join(names)}, got {unknown.pop()!r}")
-            machines(given.names, given.here)
-        case "reproduce":
-            reproduce(given.books)
-        case "licences":
-            licences()
-        case "lock":
-            lock()
-        case "measure":
-            measure(**given.options)
+    given = vars(parser.parse_args())
+    steps = {"machines": machines, "reproduce": reproduce, "licences": licences, "lock": lock, "measure": measure}
+    match given.pop("command"):
         case None:
-            machines(names)
-            reproduce([])
+            machines([])
+            reproduce()
             licences()
+        case "measure":
+            measure(**given["options"])
+        case name:
+            steps[name](**given)
 
 
 if __name__ == "__main__":

@@ -1,197 +1,227 @@
-"""The build itself, on a tiny book: what is executed when, and what makes it fail."""
+"""The build on a tiny book: what is executed when, what a page offers, what fails, and the book on paper."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
-import stat
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_book import TinyBook, code, make, markdown
+from browser import find_chromium
+from pdf import NO_CHROMIUM, anchor, starts
+from pypdf import PdfReader
+from tiny_book import BIN, ROOT, TinyBook, code, make, markdown, run
 
-FIGURE = {"figure": {"name": "fig-line", "caption": "A line."}, "image": {"alt": "a rising line from 1 to 2"}}
+pytestmark = pytest.mark.book
+LONG = "A title of so many words that no sheet of paper of any size that we print is wide enough for all of them"
+TITLES = {"book/index": "A tiny book", "book/page": "A page", "book/below": LONG, "book/last": "The last"}
+FILES = {
+    "_toc.yml": """
+format: jb-book
+root: book/index
+parts:
+  - {caption: The first part, chapters: [{file: book/page, sections: [{file: book/below}]}]}
+  - {caption: The second part, chapters: [{file: book/last}]}
+""",
+    "book/index.md": "# A tiny book\n\nSee [the last](last), [a place on it](#a-place).\n",
+    "book/below.md": f"# {LONG}\n\n" + "Many words make a page long.\n\n" * 80,
+    "book/last.md": "# The last\n\n(a-place)=\n## A place\n\n[Outside](https://example.org/) and [back](page).\n",
+    "runs/numbers.csv": "1.2345\n",
+}
+FIGURE = {"figure": {"name": "fig-line", "caption": "A line that rises."}, "image": {"alt": "a rising line"}}
+SHOW = """\
+figure, ax = plt.subplots()
+ax.plot([1, 2])
+svg, png = io.StringIO(), io.BytesIO()
+figure.savefig(svg, format="svg")
+figure.savefig(png, format="png")
+plt.close(figure)
+data = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode(), "text/csv": "x\\n1\\n"}
+display(data, raw=True)
+"""
+CELLS = (
+    code("p: float = 1.5  # a number", tags=["parameters"]),
+    code("import base64, io\nfrom matplotlib import pyplot as plt\nfrom edition.page import glue", tags=["hide-input"]),
+    code("record = 'runs/numbers.csv'\nwith open(f'../{record}') as file:\n    glue(number=float(file.read()))"),
+    code(SHOW, mystnb=FIGURE),
+    markdown("{numref}`fig-line`: {glue:text}`number:.2f`, $\\alpha$, {cite}`sinz2010lp`.\n\n```{bibliography}\n```"),
+)
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> TinyBook:
+    """A book that was built once, and printed where Chromium is installed."""
+    book = TinyBook(tmp_path_factory.mktemp("book") / "a folder with spaces", FILES)
+    book.write_page(*CELLS)
+    built = book.build("pdf" if find_chromium() else "book")
+    assert built.returncode == 0, built.stdout
+    book.output = built.stdout.splitlines()
+    return book
+
+
+def test_first_build_executes_the_notebook_and_says_where_the_book_is(book):
+    assert book.executions == 1
+    assert any("_build/html/index.html in a browser" in line for line in book.output)
+    assert sum(line.startswith("page 1 of 1: book/page, ") for line in book.output) == 1
+    html = book.html()
+    assert "1.23" in html and "Fig. 1" in html and 'alt="a rising line"' in html
+
+
+def test_figure_is_offered_in_three_formats(book):
+    links = re.findall(r'href="([^"]*_downloads/[^"]*fig-line\.(?:svg|png|csv))"', book.html())
+    files = [(book.root / "_build/html/book" / link).resolve() for link in links]
+    assert [file.suffix for file in files] == [".svg", ".png", ".csv"]
+    assert [file.read_bytes()[:4] for file in files[:2]] == [b"<?xm", b"\x89PNG"]
+    assert files[2].read_text() == "x\n1\n"
+
+
+def test_page_says_how_to_reproduce_it(book):
+    foot = book.html().partition('<div class="reproduce')[2]
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", foot))
+    assert re.search(r"in \d+ s when this book was built", words)
+    (link,) = re.findall(r'href="([^"]*_downloads/[^"]*/page\.ipynb)"', foot)
+    offered = (book.root / "_build/html/book" / link).resolve()
+    assert offered.read_bytes() == (book.root / "book/page.ipynb").read_bytes()
+    (command,) = re.findall(r"papermill (book/page\.ipynb \S+\.ipynb)", words)
+    assert (book.root / command.split()[0]).is_file()
+
+
+def words(sheet) -> str:
+    return re.sub(r"\s+", " ", sheet.extract_text().replace("ﬁ", "fi"))
 
 
 @pytest.fixture
-def book(tmp_path) -> TinyBook:
-    return TinyBook(tmp_path / "a folder with spaces")
+def printed(book) -> PdfReader:
+    if find_chromium() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium was found, with which the book is printed")
+    return PdfReader(io.BytesIO((book.root / "_build" / "pdf" / "book.pdf").read_bytes()))
 
 
-def test_what_is_executed_when(book):
-    """The first build executes the notebook, the second does not, one after a change in what it depends on does."""
-    book.write("runs/numbers.csv", "1.2345\n")
-    book.write_page(
-        code("from matplotlib import pyplot as plt\nfrom edition.page import glue, show"),
-        code("record = 'runs/numbers.csv'\nwith open(f'../{record}') as file:\n    glue(number=float(file.read()))"),
-        code("figure, ax = plt.subplots()\nax.plot([1, 2])\nshow(figure)", mystnb=FIGURE),
-        markdown(
-            "{numref}`fig-line` shows {glue:text}`number:.2f`, $x$ and {cite}`sinz2010lp`.\n\n```{bibliography}\n```"
-        ),
-    )
-    first = book.build()
-    assert first.returncode == 0, first.stdout
-    assert "_build/html/index.html" in first.stdout.splitlines()[-1], "where to open the book is said last"
-    assert book.executions == 1
-    html = book.html()
-    assert "1.23" in html and "Fig. 1" in html and 'alt="a rising line from 1 to 2"' in html
-    downloads = re.findall(r'href="([^"]*_downloads/[^"]*fig-line\.(?:svg|png|csv))"', html)
-    assert [Path(link).suffix for link in downloads] == [".svg", ".png", ".csv"]
-    files = [(book.root / "_build/html/book" / link).resolve() for link in downloads]
-    assert [file.read_bytes()[:4] for file in files] == [b"<?xm", b"\x89PNG", b"pane"]
-    assert files[2].read_text().splitlines()[1:] == [",line,line,0.0,1.0", ",line,line,1.0,2.0"]
-
-    second = book.build()
-    assert second.returncode == 0, second.stdout
-    assert book.executions == 1, "an unchanged page was executed again"
-
-    book.write("runs/numbers.csv", "6.789\n")
-    third = book.build()
-    assert third.returncode == 0, third.stdout
-    assert book.executions == 2
-    assert "6.79" in book.html() and "1.23" not in book.html()
-
-    (book.root / "isa" / "cli.py").write_text("changed = True\n")
-    assert book.build().returncode == 0
-    assert book.executions == 2, "a module that the page does not import made it stale"
-
-    style = book.root / "book" / "edition" / "page.py"
-    style.write_text(style.read_text() + "\nCHANGED = True\n")
-    assert book.build().returncode == 0
-    assert book.executions == 3, "a change in an imported module did not make the page stale"
+def test_pages_begin_on_new_sheets_that_the_contents_name(book, printed):
+    assert book.output[-1] == f"The book is printed: {len(printed.pages)} pages in _build/pdf/book.pdf."
+    begin = starts((book.root / "_build" / "pdf" / "book.pdf").read_bytes(), list(TITLES))
+    assert list(begin.values()) == sorted(set(begin.values()))
+    listed = words(printed.pages[1])
+    for name, title in TITLES.items():
+        assert title in words(printed.pages[begin[name] - 1])[: 40 + len(title)]
+        assert re.search(rf"{title} {begin[name]}\b", listed), listed
+    assert listed.index("The first part") < listed.index(" A page") < listed.index("The second part")
+    assert all(re.search(rf"(?m)^{n}$", sheet.extract_text()) for n, sheet in enumerate(printed.pages, 1))
 
 
-def test_a_build_outside_of_the_sources(book, tmp_path):
-    book.write_page(
-        code("from matplotlib import pyplot as plt\nfrom edition.page import show"),
-        code("figure, ax = plt.subplots()\nax.plot([1, 2])\nshow(figure)", mystnb=FIGURE),
-        markdown("{numref}`fig-line`"),
-    )
-    built = book.build_plainly("-W", "-n", "--path-output", str(tmp_path / "out"))
+def test_figures_and_formulas_are_printed_and_hidden_code_is_not(printed):
+    text = "\n".join(map(words, printed.pages))
+    assert "Fig. 1" in text and "A line that rises." in text and "figure.savefig" in text
+    assert "\\alpha" not in text and "α" in text
+    assert "import base64" not in text and "Show code cell" not in text
+    assert not re.search(r"\b(SVG|PNG|CSV)\b", text) and "papermill book/page.ipynb" in text
+
+
+def test_printed_links_stay_in_the_book_or_lead_to_the_web(printed):
+    links = [note.get_object() for sheet in printed.pages for note in sheet.get("/Annots", [])]
+    outside = {str(link["/A"]["/URI"]) for link in links if "/URI" in link.get("/A", {})}
+    inside = {str(link["/Dest"]).lstrip("/") for link in links if "/Dest" in link}
+    assert outside == {"https://example.org/"}
+    places = {anchor(name) for name in TITLES} | {anchor("book/last", "a-place")}
+    assert places <= inside <= {name.lstrip("/") for name in printed.named_destinations}
+
+
+def test_outline_has_parts_and_pages(printed):
+    def titles(items) -> list:
+        return [titles(item) if isinstance(item, list) else item.title for item in items]
+
+    parts = ["The first part", ["A page", [LONG]], "The second part", ["The last"]]
+    assert titles(printed.outline) == ["A tiny book", *parts]
+
+
+def test_notebook_is_executed_again_when_its_record_changes(book):
+    for text, executions, shown in (("1.2345\n", 1, "1.23"), ("6.789\n", 2, "6.79")):
+        if text != (book.root / "runs/numbers.csv").read_text():
+            book.write("runs/numbers.csv", text)
+        built = book.build()
+        assert built.returncode == 0, built.stdout
+        assert book.executions == executions and shown in book.html()
+
+
+def test_build_outside_of_the_sources_and_buttons_for_a_public_clone(tmp_path):
+    book = TinyBook(tmp_path / "clone")
+    config = (book.root / "_config.yml").read_text()
+    assert config.count('  url: ""\n') == 1
+    book.write("_config.yml", config.replace('url: ""\n', 'url: "https://github.com/owner/name"\n'))
+    book.write_page(*CELLS[1:2], *CELLS[3:4], markdown("{numref}`fig-line`"))
+    built = run([BIN / "jupyter-book", "build", ".", "-W", "-n", "--path-output", tmp_path / "out"], book.root)
     assert built.returncode == 0, built.stdout
     offered = {path.name for path in (tmp_path / "out").glob("_build/html/_downloads/*/*")}
     assert offered == {"fig-line.svg", "fig-line.png", "fig-line.csv", "page.ipynb"}
     assert not (book.root / "_build").exists()
+    html = (tmp_path / "out/_build/html/book/page.html").read_text()
+    assert re.findall(r'href="(https?://[^"]*binder[^"]*)"', html) == [
+        "https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/book/page.ipynb"
+    ]
 
 
-def test_a_page_says_how_to_make_it_again(book):
-    """The notebook itself, a command that works as it stands, and how long the page took, here about two seconds."""
-    book.write_page(code("p: float = 1.5  # a number", tags=["parameters"]), code("import time\ntime.sleep(2)"))
-    for executions in (1, 1):
-        built = book.build()
-        assert built.returncode == 0, built.stdout
-        assert book.executions == executions
-    html = book.html()
-    (box,) = re.findall(r'<div class="reproduce.*?\n</div>\n</section>', html, flags=re.DOTALL)
-    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", box))
-    (seconds,) = re.findall(r"in (\d+) seconds when this book was built", words)
-    assert 2 <= int(seconds) <= 90
-    (link,) = re.findall(r'href="([^"]*_downloads/[^"]*/page\.ipynb)"', box)
-    offered = (book.root / "_build/html/book" / link).resolve()
-    assert offered.read_bytes() == (book.root / "book/page.ipynb").read_bytes()
-    (command,) = re.findall(r"papermill book/page\.ipynb \S+\.ipynb", words)
-    ran = subprocess.run(
-        [Path(sys.executable).parent / "papermill", *command.split()[1:]], cwd=book.root, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert book.executions == 2
+def test_no_button_without_a_public_clone(book):
+    assert not re.findall(r'href="https?://[^"]*binder', book.html())
 
 
-@pytest.mark.parametrize("address", ["", "https://github.com/owner/name"])
-def test_one_switch_for_running_pages_elsewhere(book, address):
-    config = (book.root / "_config.yml").read_text()
-    assert config.count('  url: ""\n') == 1
-    book.write("_config.yml", config.replace('  url: ""\n', f'  url: "{address}"\n'))
-    book.write_page(code("1 + 1"))
-    built = book.build()
-    assert built.returncode == 0, built.stdout
-    links = re.findall(r'href="(https?://[^"]*binder[^"]*)"', book.html())
-    expected = ["https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/book/page.ipynb"] if address else []
-    assert links == expected
-    assert not re.findall(r'href="https?://[^"]*binder', book.html("book/index")), "a page that is no notebook"
-
-
-def test_a_failing_cell_fails_the_build(book):
+def test_failing_cell_fails_the_build(tmp_path):
+    book = TinyBook(tmp_path / "book")
     book.write_page(code("1 / 0"), code("never = 'reached'"))
     built = book.build()
-    assert built.returncode != 0
-    assert "ZeroDivisionError" in built.stdout
+    assert built.returncode != 0 and "ZeroDivisionError" in built.stdout
+    assert "page 1 of 1: book/page, failed" in built.stdout
 
 
-@pytest.mark.parametrize(
-    "text, complaint",
-    [
-        ("[nowhere](#no-such-target)", "no-such-target"),
-        ("{numref}`fig-none`", "fig-none"),
-        ("{cite}`nobody1900`", "nobody1900"),
-        ("{glue:text}`unknown`", "unknown"),
-    ],
-    ids=["link", "figure", "citation", "number"],
-)
-def test_a_warning_fails_the_build(book, text, complaint):
-    book.write("_toc.yml", "format: jb-book\nroot: book/index\n")
-    book.write("book/index.md", f"# A tiny book\n\n{text}\n")
-    built = book.build()
-    assert built.returncode != 0
-    assert re.search(rf"WARNING.*{complaint}|{complaint}.*WARNING", built.stdout), built.stdout
-
-
-def test_a_page_that_is_missing_fails_the_build(book):
-    book.write("_toc.yml", "format: jb-book\nroot: book/index\nchapters:\n  - file: book/forgotten\n")
-    built = book.build()
-    assert built.returncode != 0
-    assert "book/forgotten" in built.stdout
-
-
-def test_a_page_that_was_not_built_fails_the_build(book):
-    """Also where warnings are let pass, as when a pattern of excluded files catches a page."""
-    book.write("book/private/page.md", "# Excluded\n")
-    book.write("_toc.yml", "format: jb-book\nroot: book/index\nchapters:\n  - file: book/private/page\n")
-    book.write("book/index.md", "# A tiny book\n")
-    config = (book.root / "_config.yml").read_text()
-    book.write("_config.yml", config.replace("exclude_patterns: [", "exclude_patterns: [book/private/*, "))
-    built = book.build_plainly()
-    assert built.returncode != 0
-    assert "_toc.yml names pages that were not built: book/private/page" in built.stdout
+def test_warnings_and_missing_pages_fail_the_build_every_time(tmp_path):
+    wrong = {
+        "no-such-target": "[nowhere](#no-such-target)",
+        "fig-none": "{numref}`fig-none`",
+        "nobody1900": "{cite}`nobody1900`",
+        "unknown": "{glue:text}`unknown`",
+    }
+    toc = "format: jb-book\nroot: book/index\nchapters:\n  - file: book/forgotten\n"
+    book = TinyBook(
+        tmp_path / "book", {"_toc.yml": toc, "book/index.md": "# A tiny book\n\n" + " ".join(wrong.values())}
+    )
+    for _ in range(2):
+        built = book.build()
+        assert built.returncode != 0
+        for name in [*wrong, "book/forgotten"]:
+            assert re.search(rf"WARNING.*{name}|{name}.*WARNING", built.stdout), name
 
 
 # --- a machine on which something is missing --------------------------------------------------------------------------
 
 
-def python(path: Path, *, version: str, supported: bool, can_make_environments: bool) -> Path:
-    """A stand-in for a Python: it tells its version, whether it is new enough, and whether it has ensurepip."""
-    path.write_text(
-        "#!/bin/sh\n"
-        'case "$*" in\n'
-        f"  *--version*) echo 'Python {version}' ;;\n"
-        f"  *version_info*) exit {0 if supported else 1} ;;\n"
-        f"  *ensurepip*) exit {0 if can_make_environments else 1} ;;\n"
-        "  *) echo 'went on' ; exit 0 ;;\n"
-        "esac\n"
-    )
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
-
-
-@pytest.mark.parametrize("target", ["book", "test"])
-@pytest.mark.parametrize("case", ["absent", "folder", "old", "no-ensurepip"])
-def test_make_without_a_usable_python_says_so_in_one_sentence(book, tmp_path, target, case):
-    fake = tmp_path / "python-of-the-system"
-    if case == "absent":
-        fake = Path("/nonexistent")
-    elif case == "folder":
-        fake.mkdir()
-    elif case == "old":
-        python(fake, version="3.9.1", supported=False, can_make_environments=True)
-    else:
-        python(fake, version="3.11.2", supported=True, can_make_environments=False)
-    (book.root / ".venv" / ".ready").unlink()
-    ended = make(book.root, target, PYTHON=str(fake))
+def sentence(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a failing ``make`` prints, apart from its own."""
     assert ended.returncode != 0
-    lines = [
-        line for line in ended.stdout.splitlines() if not re.match(r"make(\[\d+\])?: (\*\*\*|Entering|Leaving)", line)
-    ]
-    assert len(lines) == 1, ended.stdout
-    named = {"absent": "'/nonexistent'", "folder": f"'{fake}'", "old": "Python 3.9.1", "no-ensurepip": "python3-venv"}
-    assert named[case] in lines[0]
+    (line,) = [line for line in ended.stdout.splitlines() if not re.match(r"make(\[\d+\])?: (\*\*\*|[EL])", line)]
+    return line
+
+
+def test_make_pdf_without_chromium_says_so_before_anything_is_built(tmp_path):
+    book = TinyBook(tmp_path / "clone")
+    for name in ("make", "sh", "bash", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    assert sentence(make(book.root, "pdf", PATH=str(tmp_path))) == NO_CHROMIUM
+    assert not Path(book.root, "_build").exists()
+
+
+@pytest.mark.parametrize("case", ["absent", "folder", "old", "no-ensurepip"])
+def test_make_without_a_usable_python_says_so_in_one_sentence(tmp_path, case):
+    fake = tmp_path / "python"
+    if case == "folder":
+        fake.mkdir()
+    elif case != "absent":
+        version = "3.9.1" if case == "old" else "3.11.2"
+        answers = (
+            f"*--version*) echo 'Python {version}';; *version_info*) exit {int(case == 'old')};; *ensurepip*) exit 1;;"
+        )
+        fake.write_text(f'#!/bin/sh\ncase "$*" in {answers} esac\n')
+        fake.chmod(0o755)
+    said = sentence(run(["make", f"PYTHON={fake}", f"VENV={tmp_path}/venv", "book"], ROOT))
+    assert {"old": "Python 3.9.1", "no-ensurepip": "python3-venv"}.get(case, f"'{fake}'") in said

@@ -1,4 +1,4 @@
-"""The environment agrees in all files that state it, nothing foreign is committed, and notebooks keep their form."""
+"""The files that state the environment agree, nothing foreign is committed, and notebooks keep their form."""
 
 from __future__ import annotations
 
@@ -21,62 +21,50 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from papermill import inspect_notebook
 from release import OF_TORCH, PROJECT, PYPROJECT, ROOT, read_lock
+from tiny_book import pages_of
 
 import isa
 
 NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-
-
-def pins() -> dict[str, Requirement]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line) for line in lines if not line.startswith("#")]
-    names = [pin.name.lower() for pin in found]
-    assert names == sorted(names), "constraints.txt is not sorted"
-    return {canonicalize_name(pin.name): pin for pin in found}
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(lambda x: x[0] != "#", CONSTRAINTS))}
 
 
 def committed_files() -> list[Path]:
-    """Files that git has or would take; every file of the tree where this is no clone (an unpacked archive)."""
+    """Return files that git has or would take."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        ignored = {"_build", ".venv", ".git", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__"}
-        paths = (path for path in ROOT.rglob("*") if path.is_file())
-        return [path for path in paths if not ignored & set(path.relative_to(ROOT).parts)]
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
 # --- one environment --------------------------------------------------------------------------------------------------
 
 
-def test_every_constraint_is_one_exact_version():
-    for pin in pins().values():
-        assert re.fullmatch(r"==\d[\w.]*", str(pin.specifier)), f"{pin} is not one public version"
-        assert pin.url is None and pin.marker is None and not pin.extras, f"{pin} says more than a version"
-
-
-def test_each_dependency_is_pinned_to_a_version_that_it_allows():
+def test_constraints_are_sorted_exact_versions_that_dependencies_allow():
+    names = [pin.name.lower() for pin in PINS.values()]
+    assert names == sorted(names)
+    for pin in PINS.values():
+        assert re.fullmatch(r"==\d[\w.]*", str(pin.specifier)) and not (pin.url or pin.marker or pin.extras), pin
     groups = [
         PYPROJECT["build-system"]["requires"],
         PROJECT["dependencies"],
         *PROJECT["optional-dependencies"].values(),
     ]
     for requirement in (Requirement(text) for group in groups for text in group):
-        pin = pins()[canonicalize_name(requirement.name)]
+        pin = PINS[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(str(pin.specifier).removeprefix("==")), f"{requirement}, but {pin}"
 
 
-def test_everything_that_is_installed_for_this_package_is_pinned_in_its_version():
-    pinned, todo, seen = pins(), [(Requirement("isa[book,test]"), {""})], {"isa"}
+def test_everything_that_is_installed_for_this_package_is_pinned():
+    todo, seen = [(Requirement("isa[book,test]"), {""})], {"isa"}
     while todo:
         requirement, extras = todo.pop()
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         name = canonicalize_name(requirement.name)
         distribution = importlib.metadata.distribution(name)
-        if name != "isa":
-            assert Version(distribution.version).public in pinned[name].specifier, name
+        assert name == "isa" or Version(distribution.version).public in PINS[name].specifier, name
         if f"{name}{sorted(requirement.extras)}" not in seen:
             todo += [(Requirement(text), {"", *requirement.extras}) for text in distribution.requires or []]
         seen.add(f"{name}{sorted(requirement.extras)}")
@@ -96,23 +84,21 @@ def test_conda_and_make_install_the_same_set():
     assert PROJECT["requires-python"] == ">={}.{}".format(*oldest.groups())
 
 
-def test_locks_hold_hashes_of_the_pinned_set():
+def test_locks_have_hashes_of_the_pinned_set():
     packages, torch, cpu = (read_lock(f"{name}.txt") for name in ("packages", "torch", "torch-cpu"))
     locked = packages | torch
     assert all(hashes for _, hashes in [*locked.values(), *cpu.values()])
-    assert {name: str(pin.specifier) for name, pin in pins().items()}.items() <= {
-        name: str(requirement.specifier) for name, (requirement, _) in locked.items()
-    }.items()
-    others = {name for name in locked.keys() - pins().keys() if locked[name][0].marker is None}
+    assert all(locked[name][0].specifier == pin.specifier for name, pin in PINS.items())
+    others = {name for name in locked.keys() - PINS.keys() if locked[name][0].marker is None}
     assert others <= {"tomlkit"}, "neither for another system nor for the installation itself, as hatchling's tomlkit"
     assert [bool(OF_TORCH.match(name)) for name in [*packages, *torch]] == [False] * len(packages) + [True] * len(torch)
     assert cpu.keys() == {"torch", "triton"} and cpu["triton"] == torch["triton"]
     assert cpu["torch"][0].specifier == torch["torch"][0].specifier
-    assert not set(cpu["torch"][1]) & set(torch["torch"][1]), "a build for CPUs is none of the others"
+    assert not set(cpu["torch"][1]) & set(torch["torch"][1]), "builds for CPUs are others"
 
 
 @pytest.mark.parametrize(("locked", "last"), [("1", "torch.txt"), ("cpu", "torch-cpu.txt")])
-def test_make_installs_by_hash_where_it_is_asked_to(tmp_path, locked, last):
+def test_make_installs_by_hash_on_request(tmp_path, locked, last):
     def commands(*options: str) -> list[str]:
         command = ["make", "--dry-run", f"VENV={tmp_path}/fresh", *options, f"{tmp_path}/fresh/.ready"]
         printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -185,29 +171,19 @@ def foreign_places(text: str, versions: bool = False) -> list[str]:
     return [match.group() for match in FORBIDDEN.finditer(text) if not harmless(match)]
 
 
-def test_no_host_address_or_machine_path_is_committed():
+def test_no_build_host_address_or_machine_path_is_committed():
     assert not foreign_places("see https://arxiv.org/abs/1909.05063, 127.0.0.1, 1.2.3, a/home/x, ../tmp/y, $HOME/work")
     for place in ("https://registry.example/simple", "10.0.0.1", "/" + "home/me/isa", "/" + "tmp/x", "--find-links"):
         assert foreign_places(f"so {place} is there"), place
     for path in committed_files():
+        assert not {"_build", "__pycache__", ".ipynb_checkpoints", ".venv"} & set(path.relative_to(ROOT).parts), path
         data = path.read_bytes()
         versions = path.name in ("constraints.txt", "licences.csv") or path.parent.name == "locks"
         if b"\0" not in data and path != Path(__file__):
             assert not foreign_places(data.decode("utf-8"), versions), path
 
 
-def test_nothing_that_is_built_is_committed():
-    built = {"_build", "__pycache__", ".ipynb_checkpoints", ".venv"}
-    assert not [path for path in committed_files() if built & set(path.relative_to(ROOT).parts)]
-
-
 # --- pages ------------------------------------------------------------------------------------------------------------
-
-
-def pages_of(entry: dict) -> list[str]:
-    own = [entry[key] for key in ("root", "file") if key in entry]
-    below = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, [])]
-    return own + [page for child in below for page in pages_of(child)]
 
 
 def test_every_page_is_in_the_toc_once():
@@ -229,9 +205,7 @@ def test_notebook_is_valid_and_committed_without_results(path):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     first = notebook.cells[0]
-    assert first.cell_type == "markdown" and first.source.startswith("# ") and "\n" in first.source, (
-        "no title, or alone"
-    )
+    assert first.cell_type == "markdown" and re.match("# .+\n", first.source), "no title, or nothing below it"
     for cell in code(path):
         assert cell.outputs == [] and cell.execution_count is None, f"cell {cell.id} holds results"
         assert cell.source.strip(), f"cell {cell.id} is empty"
@@ -240,50 +214,38 @@ def test_notebook_is_valid_and_committed_without_results(path):
 
 @notebooks
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_parameters_are_typed_commented_literals(path):
+def test_parameters_are_typed_commented_literals_and_checked_first(path):
     cell, preamble = code(path)[:2]
     assert "parameters" in cell.metadata.get("tags", []) and "hide-input" in preamble.metadata.get("tags", [])
     tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    expected = {}
-    for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.AnnAssign), f"not `name: type = literal`: {ast.unparse(statement)}"
-        assert comments.get(statement.end_lineno), f"{statement.target.id} has no comment"
-        assert statement.target.id not in expected, f"{statement.target.id} is there twice"
-        expected[statement.target.id] = ast.literal_eval(statement.value)
+    statements = ast.parse(cell.source).body
+    assert all(isinstance(one, ast.AnnAssign) and comments.get(one.end_lineno) for one in statements)
+    expected = {one.target.id: ast.literal_eval(one.value) for one in statements}
     found = inspect_notebook(path)
     assert {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()} == expected
-    for name, parameter in found.items():
-        assert parameter["inferred_type_name"] not in ("", "None") and parameter["help"].strip(), name
-
-
-@notebooks
-def test_parameters_are_checked_before_anything_is_computed(path):
-    """After the parameters come imports and names of types, then the check, which names every parameter."""
-    cell, preamble = code(path)[:2]
-    statements = ast.parse(preamble.source).body
-    first = next(one for one in statements if not isinstance(one, ast.Import | ast.ImportFrom | ast.Assign))
-    assert isinstance(first, ast.Expr) and isinstance(first.value, ast.Call) and first.value.func.id == "parameters"
-    declared = [keyword.arg for keyword in first.value.keywords]
-    assert sorted(declared) == sorted(statement.target.id for statement in ast.parse(cell.source).body)
+    assert all(one["inferred_type_name"] not in ("", "None") and one["help"].strip() for one in found.values())
+    # only imports and names of types come before the check
+    statements = [one for one in ast.parse(preamble.source).body if not isinstance(one, ast.Import | ast.ImportFrom)]
+    check = next(one for one in statements if not isinstance(one, ast.Assign)).value
+    assert check.func.id == "parameters" and sorted(one.arg for one in check.keywords) == sorted(expected)
 
 
 def test_every_figure_has_its_own_name_a_caption_an_alternative_text_and_a_reference():
+    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
     names = []
-    for path in NOTEBOOKS:
-        for cell in code(path):
-            if not re.search(r"\bshow\(", cell.source):
-                continue
-            options = cell.metadata.get("mystnb", {})
-            figure, alt = options.get("figure", {}), options.get("image", {}).get("alt", "")
-            name, caption = figure.get("name", ""), figure.get("caption", "").strip()
-            assert re.fullmatch(r"fig-[a-z0-9-]+", name), f"{path.stem}, cell {cell.id}: a figure without a name"
-            assert caption.endswith((".", ")", "}")), f"{name}: no caption, or no sentence"
-            assert len(alt) >= 40 and alt.strip() != caption, f"{name}: the alternative text describes nothing: {alt!r}"
-            names.append(name)
+    for cell in cells:
+        if cell.cell_type != "code" or not re.search(r"\bshow\(", cell.source):
+            continue
+        options = cell.metadata.get("mystnb", {})
+        figure, alt = options.get("figure", {}), options.get("image", {}).get("alt", "")
+        name, caption = figure.get("name", ""), figure.get("caption", "").strip()
+        assert re.fullmatch(r"fig-[a-z0-9-]+", name), f"a figure without a name: {cell.source}"
+        assert caption.endswith((".", ")", "}")), f"{name}: no caption, or no sentence"
+        assert len(alt) >= 40 and alt.strip() != caption, f"{name}: the alternative text describes nothing: {alt!r}"
+        names.append(name)
     assert len(names) == len(set(names)), f"used twice: {sorted({name for name in names if names.count(name) > 1})}"
     prose = [path.read_text(encoding="utf-8") for path in (ROOT / "book").rglob("*.md")]
-    cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
     prose += [cell.source for cell in cells if cell.cell_type == "markdown"]
     referred = set(re.findall(r"\{numref\}`(?:[^`<]*<)?([\w-]+)", "\n".join(prose)))
     assert set(names) <= referred, f"no page refers to {sorted(set(names) - referred)}"

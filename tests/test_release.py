@@ -1,15 +1,14 @@
-"""What the release checks compare and read, on cases whose answer is known, and what the committed tables say."""
+"""Comparisons and licences of the release checks on cases whose answer is known, and the committed tables."""
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 
 import numpy as np
 import pytest
 import release
-from release import COLUMNS, EXPLAINED, PERMISSIVE, installed, licence, parts, read_lock, read_table
+from release import COLUMNS, EXPLAINED, PERMISSIVE, compare, installed, licence, parts, read_lock, read_table
 
 from edition import page
 from edition.figures import style
@@ -19,7 +18,6 @@ from edition.figures import style
     ("first", "other", "expected"),
     [
         ([1.0, math.nan, -math.inf], [1.0, math.nan, -math.inf], 0),
-        ([0.0, 0.0], [0.0, 0.0], 0),
         ([4.0, 0.0], [4.0, 1.0], 0.25),
         ([1.0], [-2.0], 1.5),
         ([0.0, 0.0], [0.0], math.inf),
@@ -30,59 +28,32 @@ def test_differences_are_relative_to_the_largest_number(first, other, expected):
     assert release.differences(np.array(first), np.array(other)).max() == expected
 
 
-@pytest.mark.parametrize(
-    ("first", "other", "expected"),
-    [
-        ("x,y\na,2\na,8\n", "x,y\na,2\na,6\n", 0.25),
-        ("x,y\na,\n", "x,y\na,\n", 0),
-        ("x,y\na,2\n", "x,y\nb,2\n", math.inf),
-        ("x,y\na,2\n", "x,y\na,\n", math.inf),
-        ("x,y\na,2\n", "x,y\na,2\na,2\n", math.inf),
-        ("x,y\na,2\n", "x,z\na,2\n", math.inf),
-    ],
-)
-def test_tables_are_compared_column_by_column(first, other, expected):
-    assert release.table_difference(first, other) == expected
-
-
-def test_numbers_are_compared_bit_by_bit(tmp_path):
+def test_folders_are_compared_bit_by_bit(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
     numbers = {"a": np.array([0.0, 1.0]), "parameters": np.array([4.0, 0, 0, 0]), "images": np.array([0], np.uint8)}
     changed = numbers | {"a": np.array([-0.0, 1.0]), "parameters": np.array([4.0, 1, 0, 2])}
-    np.savez(tmp_path / "one.npz", **numbers)
-    np.savez(tmp_path / "two.npz", **changed)
-    assert list(release.compare_numbers(tmp_path / "one.npz", tmp_path / "two.npz")) == [
-        ("a", False, 0, "2 numbers", None),  # the sign of a zero is a bit too
-        ("parameters", False, 0.5, "4 numbers", 0.125),
-        ("images", True, 0, "1 number", None),
-    ]
-
-
-def figure(y: float) -> dict[str, bytes]:
-    return {"fig-a.csv": f"x,y\n1,{y}\n".encode(), "fig-a.svg": b"<svg/>", "fig-a.png": b"png"}
-
-
-def test_figures_are_compared_by_numbers_and_by_picture():
-    assert list(release.compare_figures(figure(1), figure(2) | {"fig-b.png": b"more"})) == [
-        ("numbers of figures", False, 0.5, "0 of 1 equal", None),
-        ("figures as SVG", True, None, "1 of 1 equal", None),
-        ("figures as PNG", False, None, "1 of 2 equal", None),
-    ]
-    assert next(release.compare_figures(figure(1), {})).difference == math.inf
-
-
-def test_figures_are_found_in_notebooks_and_in_built_books(tmp_path):
-    expected = figure(3)
-    data = {"text/csv": expected["fig-a.csv"].decode(), "image/svg+xml": ["<svg", "/>"], "text/plain": "<figure>"}
-    data["image/png"] = base64.b64encode(expected["fig-a.png"]).decode()
-    shown = {"cell_type": "code", "metadata": {"mystnb": {"figure": {"name": "fig-a"}}}, "outputs": [{"data": data}]}
-    other = {"cell_type": "code", "metadata": {}, "outputs": [{"data": {"text/csv": "x\n"}}]}
-    (tmp_path / "page.ipynb").write_text(json.dumps({"cells": [shown, other]}))
-    assert release.figures_of_page(tmp_path / "page.ipynb") == expected
-    for number, (name, content) in enumerate(expected.items()):
-        path = tmp_path / "_build" / "html" / "_downloads" / str(number) / name
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-    assert release.figures_of_book(tmp_path) == expected
+    data = {"text/csv": "x\n3\n", "image/svg+xml": ["<svg", "/>"], "image/png": "cG5n", "text/plain": "<figure>"}
+    shown = {"metadata": {"mystnb": {"figure": {"name": "fig-a"}}}, "outputs": [{"data": data}]}
+    other = {"metadata": {}, "outputs": [{"data": {"text/csv": "x\n"}}]}
+    for folder, arrays, seconds in ((one, numbers, 1), (two, changed, 2)):
+        folder.mkdir()
+        np.savez(folder / "numbers.npz", **arrays)
+        (folder / "tiny.csv").write_text(f"hash,mig,train_seconds\nb,1,{seconds}\n")
+        (folder / "page.ipynb").write_text(json.dumps({"cells": [shown, other]}))
+        data["text/csv"] = "x\n4\n"
+    rows = {
+        row["what"]: (row["equal"], row["compared"], row.get("difference"), row.get("median"))
+        for row in compare(one, two)
+    }
+    assert rows == {
+        "a": (False, "2 numbers", "0", ""),  # the sign of a zero is a bit too
+        "parameters": (False, "4 numbers", "0.5", "0.12"),
+        "images": (True, "1 number", "0", ""),
+        "records of a sweep": (True, "1 runs", None, None),
+        "numbers of figures": (False, "0 of 1 equal", None, None),
+        "figures as SVG": (True, "1 of 1 equal", None, None),
+        "figures as PNG": (True, "1 of 1 equal", None, None),
+    }
 
 
 def test_figure_is_shown_in_the_same_bytes_every_time(monkeypatch):
@@ -119,28 +90,17 @@ def test_licence_is_read_from_metadata(metadata, texts, expected):
         ("GPL-3.0 OR MIT", ["MIT"]),
     ],
 )
-def test_licence_expression_comes_apart(expression, expected):
+def test_licence_expression_has_parts(expression, expected):
     assert parts(expression) == expected
 
 
-# --- the committed tables ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", COLUMNS)
-def test_table_has_its_columns(name):
-    assert tuple(read_table(name)[0]) == COLUMNS[name]
-
-
-def test_no_recorded_machine_failed():
+def test_committed_tables_have_their_columns_and_no_failure():
+    assert {name: tuple(read_table(name)[0]) for name in COLUMNS} == COLUMNS
     assert {row["passed"] for row in read_table("machines")} <= {"yes", "not tried"}
-
-
-def test_a_repetition_is_recorded_as_equal_and_another_seed_as_different():
-    rows = read_table("reproducibility")
-    again = {row["what"]: row["equal"] for row in rows if row["condition"] == release.AGAIN}
-    assert len(again) > 10 and set(again.values()) == {"yes"}
-    seed = {row["what"]: row["equal"] for row in rows if row["condition"] == release.SEED}
-    assert seed["parameters, fp32"] == seed["mig, bf16"] == "no"
+    equal = {(row["condition"], row["what"]): row["equal"] for row in read_table("reproducibility")}
+    again = [value for (condition, _), value in equal.items() if condition == release.AGAIN]
+    assert len(again) > 10 and set(again) == {"yes"}
+    assert equal[release.SEED, "parameters, fp32"] == equal[release.SEED, "mig, bf16"] == "no"
 
 
 def test_every_locked_package_has_a_licence_that_allows_this_project_its_own():

@@ -6,52 +6,34 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
 
 
-def environment(root: Path) -> None:
-    """Let ``make`` find the running environment as the one it would have created below ``root``.
-
-    To be called last, since ``make`` installs anew where the files of the pinned set are younger.
-    """
-    (root / ".venv").mkdir()
-    (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    for name in ("lib", "pyvenv.cfg"):  # by which a Python started from there finds its packages
-        if (Path(sys.prefix) / name).exists():
-            (root / ".venv" / name).symlink_to(Path(sys.prefix) / name)
-    (root / ".venv" / ".ready").touch()
+def pages_of(entry: dict) -> list[str]:
+    """Return the names of all pages in a table of contents, in order."""
+    names = [entry[key] for key in ("root", "file") if key in entry]
+    below = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, [])]
+    return names + [name for child in below for name in pages_of(child)]
 
 
-def make(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """``make`` in ``root``, with both of its streams in one text.
-
-    On one thread: the tests run in as many processes as there may be cores, and threads that wait for each other on
-    cores that others hold take many times as long.
-    """
-    own = ("MAKE", "MFLAGS", "PYTEST", "PYTHON", "VENV")  # of the outer make and of the tests
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+def run(command: list[object], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on one thread, since tests share the cores, with both of its streams in one text."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST"))}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run(
-        ["make", *arguments],
-        cwd=root,
-        env=clean | {"OMP_NUM_THREADS": "1"} | variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=3000,
+        list(map(str, command)), cwd=folder, env=outer | {"OMP_NUM_THREADS": "1"} | variables, text=True, **streams
     )
 
 
-def notebook(cells: Sequence[nbformat.NotebookNode]) -> nbformat.NotebookNode:
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return nbformat.v4.new_notebook(
-        cells=list(cells), metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
-    )
+def make(root: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``make`` with the environment of the tests in place of the one that it would create."""
+    return run(["make", "READY=", f"BIN={BIN}", target], root, **variables)
 
 
 def markdown(source: str) -> nbformat.NotebookNode:
@@ -62,20 +44,24 @@ def code(source: str, **metadata: object) -> nbformat.NotebookNode:
     return nbformat.v4.new_code_cell(source, metadata=metadata)
 
 
-class TinyBook:
-    """An index and one notebook in ``root``, which is created; every execution of the notebook leaves a mark."""
+def notebook(*cells: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return nbformat.v4.new_notebook(cells=list(cells), metadata={"kernelspec": kernel})
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.marks = root / "marks"
-        (root / "book").mkdir(parents=True)
-        for name in ("_config.yml", "Makefile", "pyproject.toml", "constraints.txt", "book/references.bib"):
-            shutil.copy(ROOT / name, root / name)
-        for name in ("book/_ext", "book/_static", "book/edition", "isa"):
+
+class TinyBook:
+    """An index and one notebook in a new folder; every execution of the notebook leaves a mark."""
+
+    def __init__(self, root: Path, files: Mapping[str, str] | None = None):
+        self.root, self.marks = root, root / "marks"
+        for name in ("book/_ext", "book/_static"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        environment(root)
+        for name in ("_config.yml", "Makefile", "constraints.txt", "book/references.bib"):
+            shutil.copy(ROOT / name, root / name)
         self.write("_toc.yml", "format: jb-book\nroot: book/index\nchapters:\n  - file: book/page\n")
         self.write("book/index.md", "# A tiny book\n\nSee [the page](page).\n")
+        for name, text in (files or {}).items():
+            self.write(name, text)
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name
@@ -83,28 +69,12 @@ class TinyBook:
         path.write_text(text, encoding="utf-8")
 
     def write_page(self, *cells: nbformat.NotebookNode) -> None:
-        """The notebook: a title, a cell that leaves the mark, then these cells."""
+        """Write the notebook: a title, a cell that leaves the mark, then these cells."""
         mark = code(f"with open({str(self.marks)!r}, 'a') as marks:\n    marks.write('x')")
-        for number, cell in enumerate(cells):
-            cell["id"] = f"cell-{number}"
-        title = markdown("# A page")
-        title["id"], mark["id"] = "title", "mark"
-        nbformat.write(notebook([title, mark, *cells]), self.root / "book" / "page.ipynb")
+        nbformat.write(notebook(markdown("# A page"), mark, *cells), self.root / "book" / "page.ipynb")
 
-    def build(self) -> subprocess.CompletedProcess[str]:
-        return make(self.root, "book")
-
-    def build_plainly(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Without ``make``, as in an activated environment."""
-        return subprocess.run(
-            [Path(sys.executable).parent / "jupyter-book", "build", ".", *options],
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
+    def build(self, target: str = "book") -> subprocess.CompletedProcess[str]:
+        return make(self.root, target)
 
     @property
     def executions(self) -> int:

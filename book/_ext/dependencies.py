@@ -1,13 +1,10 @@
-"""Execute notebooks in parallel, and again when what they depend on has changed, not only their own cells.
+"""Execute notebooks in parallel before Sphinx reads them, and again when a file that they depend on has changed.
 
-The execution cache knows a notebook by its code cells alone. This extension gives each notebook a fingerprint over the
-files behind it: the modules of ``isa`` and ``edition`` that it imports (followed through their own imports), every
-file under ``book/``, ``isa/`` or ``runs/`` that one of its string literals names (a glob counts, and ``runs`` alone for
-all specifications and records), and the pinned versions in ``constraints.txt``. Where the fingerprint differs from that
-of the last successful build, the cached execution is dropped and the page is read again.
-
-Before Sphinx reads the pages, all notebooks without a cached execution are executed, one per core at a time, and their
-outputs are put into the cache. It works the same for ``make book`` and for a plain ``jupyter-book build .``.
+The execution cache knows a notebook by its code cells alone. This extension adds a fingerprint of the files behind it:
+the modules of ``isa`` and ``edition`` that it imports (and those that these import), every file under ``book/``,
+``isa/`` or ``runs/`` that one of its string literals names (globs too; ``runs`` alone stands for all specifications and
+records), and the pinned versions in ``constraints.txt``. It works the same for ``make book`` and for a plain
+``jupyter-book build .``.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
@@ -25,165 +22,142 @@ from pathlib import Path
 import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
-from jupyter_cache.executors.utils import single_nb_execution
-from sphinx.util import logging
+from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
+from sphinx.errors import ExtensionError
 
-logger = logging.getLogger(__name__)
-ROOMS = ("book/", "isa/", "runs/")
-PACKAGES = {"isa": "", "edition": "book"}  # and the folders they lie in
+FOLDERS = ("book/", "isa/", "runs/")
+PACKAGES = {"isa": "", "edition": "book"}  # and the folders that hold them
 
 
-def imported_modules(source: str, package: str = "") -> set[str]:
-    """Dotted names of all modules of ours that this source may import; ``package`` resolves relative imports."""
-    names: set[str] = set()
+def imported_modules(source: str) -> set[str]:
+    """Return the dotted names of our modules that code may import; ruff forbids relative imports."""
+    names = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
-            names.add(base)
-            names.update(f"{base}.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            names.update([f"{module}.{alias.name}" if module else alias.name for alias in node.names])
     return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
 @cache
 def module_files(root: Path, name: str) -> frozenset[Path]:
-    """The file of a module, those of the packages around it, and none where the name is no module (a function, say)."""
-    files = set()
+    """Return the file of a module and those of the packages around it; of a function, those of its module."""
     parts = name.split(".")
-    for depth in range(1, len(parts) + 1):
-        stem = root.joinpath(PACKAGES[parts[0]], *parts[:depth])
-        files.update(path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file())
-    return frozenset(files)
+    stems = [root.joinpath(PACKAGES[parts[0]], *parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return frozenset(
+        filter(Path.is_file, [file for stem in stems for file in (Path(f"{stem}.py"), stem / "__init__.py")])
+    )
 
 
 @cache
-def imports_of(root: Path, file: Path) -> frozenset[Path]:
-    relative = file.relative_to(root)
-    package = ".".join(part for part in relative.parent.parts if part != "book")
-    names = imported_modules(file.read_text(encoding="utf-8"), package)
+def imported_files(root: Path, file: Path) -> frozenset[Path]:
+    """Return the files of the modules that one of our modules imports itself."""
+    names = imported_modules(file.read_text(encoding="utf-8"))
     return frozenset().union(*(module_files(root, name) for name in names))
 
 
-def code_of(notebook: nbformat.NotebookNode) -> str:
-    """The notebook's Python, without the lines that only IPython understands."""
-    lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+def named_files(root: Path, text: str) -> Iterable[Path]:
+    """Return the files that a string literal names."""
+    if text == "runs":
+        return [path for kind in ("yaml", "csv") for path in root.glob(f"runs/*.{kind}")]
+    if text.startswith("runs/"):  # a record has the stem of its specification, so naming one depends on both
+        text = str(Path(text).with_suffix(".*"))
+    return filter(Path.is_file, root.glob(text)) if text.startswith(FOLDERS) else ()
 
 
 def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
-    """All files on which the outputs of a notebook depend."""
-    source = code_of(notebook)
-    found = {root / "constraints.txt"}
-    open_files = set().union(*(module_files(root, name) for name in imported_modules(source)))
-    while open_files:
-        file = open_files.pop()
-        if file not in found:
-            found.add(file)
-            open_files |= imports_of(root, file)
+    """Return all files on which the outputs of a notebook depend."""
+    lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
+    source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))  # without magics
+    files, new = {root / "constraints.txt"}, set()
+    for name in imported_modules(source):
+        new |= module_files(root, name)
+    while new:
+        files |= new
+        new = set().union(*(imported_files(root, file) for file in new)) - files
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and node.value == "runs":  # the folder: all its specifications and records
-            found.update(path for kind in ("yaml", "csv") for path in root.glob(f"runs/*.{kind}"))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(ROOMS):
-            # a record lies beside its spec under the same stem, so naming one depends on both
-            pattern = str(Path(node.value).with_suffix(".*")) if node.value.startswith("runs/") else node.value
-            found.update(path for path in root.glob(pattern) if path.is_file())
-    return found
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            files.update(named_files(root, node.value))
+    return files
+
+
+def content(path: Path) -> bytes:
+    """Return the content of a file; of another notebook, only the title and the parameters, which some pages list."""
+    if path.suffix != ".ipynb":
+        return path.read_bytes()
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = next(("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), "")
+    return ("".join(cells[0]["source"]).partition("\n")[0] + code).encode()
 
 
 def fingerprint(root: Path, notebook: nbformat.NotebookNode) -> str:
+    """Return a hash of the names and contents of all files on which the outputs of a notebook depend."""
     digest = hashlib.sha256()
     for path in sorted(dependencies(root, notebook)):
-        if path.is_file():
-            digest.update(f"{path.relative_to(root)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(content(path)).digest())
     return digest.hexdigest()
 
 
-def _store(app) -> Path:
-    return Path(app.env.mystnb_config.execution_cache_path) / "page-fingerprints.json"
-
-
 def prepare(app, env, added, changed, removed):
-    """Drop the cached executions whose dependencies changed, and execute what has none; return their pages."""
-    store = _store(app)
-    known = _known(store)
-    executions = get_cache(store.parent)
-    env.notebook_fingerprints = {}
-    missing = {}
-    for docname in env.found_docs:
-        path = Path(env.doc2path(docname))
+    """Execute notebooks that have no valid cached execution; return pages whose fingerprints changed, to be read."""
+    if env.mystnb_config.execution_mode != "cache":
+        return []
+    before, env.notebook_fingerprints, env.notebook_seconds = getattr(env, "notebook_fingerprints", {}), {}, {}
+    executions = get_cache(env.mystnb_config.execution_cache_path)
+    stale = {}
+    for name in sorted(env.found_docs, key=lambda name: (name not in app.config.execute_first, name)):
+        path = Path(env.doc2path(name))
         if path.suffix != ".ipynb":
             continue
         notebook = nbformat.read(path, as_version=4)
-        now = env.notebook_fingerprints[docname] = fingerprint(Path(app.srcdir), notebook)
+        now = env.notebook_fingerprints[name] = fingerprint(Path(app.srcdir), notebook)
         try:
-            cached = executions.match_cache_notebook(notebook).pk
+            record = executions.match_cache_notebook(notebook)
         except KeyError:  # never executed, or its own cells have changed
-            missing[path] = notebook
+            stale[name] = path, notebook
+        else:
+            env.notebook_seconds[name] = record.data.get("execution_seconds")
+            if record.data.get("fingerprint") != now:
+                executions.remove_cache(record.pk)
+                stale[name] = path, notebook
+    failures = []
+    for number, (name, result) in enumerate(execute(stale, env.mystnb_config), 1):
+        outcome = "failed" if result.err else f"{result.time:.0f} s"
+        print(f"page {number} of {len(stale)}: {name}, {outcome}", file=sys.stderr, flush=True)
+        if result.err:
+            failures.append(name)
+            print(result.err, file=sys.stderr)
             continue
-        if known["executed"].get(docname) != now:
-            executions.remove_cache(cached)
-            missing[path] = notebook
-            logger.info("[dependencies] %s: what it depends on has changed, it is executed again", docname)
-    if env.mystnb_config.execution_mode == "cache":
-        execute(missing, executions, env.mystnb_config, Path(app.srcdir))
-        _remember(store, known | {"executed": env.notebook_fingerprints})
-    return [docname for docname, now in env.notebook_fingerprints.items() if known["read"].get(docname) != now]
+        env.notebook_seconds[name] = result.time
+        data = {"execution_seconds": result.time, "fingerprint": env.notebook_fingerprints[name]}
+        bundle = CacheBundleIn(result.nb, str(stale[name][0]), data=data)
+        executions.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    if failures:
+        raise ExtensionError(f"notebooks failed: {', '.join(failures)}; look above for the cause")
+    return [name for name, now in env.notebook_fingerprints.items() if before.get(name) != now]
 
 
-def execute(notebooks: Mapping[Path, nbformat.NotebookNode], executions, config, root: Path) -> None:
-    """Execute notebooks, one per core at a time, into the cache; MyST-NB reports the one that fails."""
+def execute(stale: dict[str, tuple[Path, nbformat.NotebookNode]], config) -> Iterator[tuple[str, ExecutionResult]]:
+    """Execute notebooks, one per core at a time, and yield each page's name and result as soon as it is ready."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = max(1, min(cores, len(notebooks)))
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = threads or str(cores // workers)  # for the kernels, which share the cores
+    workers = max(1, min(cores, len(stale)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))  # for the kernels, which share the cores
     options = {"timeout": config.execution_timeout, "allow_errors": config.execution_allow_errors}
     options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # a kernel warns of the machine's own sockets
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            running = {
-                pool.submit(single_nb_execution, notebook, str(path.parent), **options): path
-                for path, notebook in notebooks.items()
-            }
-            for number, done in enumerate(as_completed(running), 1):
-                path, result = running[done], done.result()
-                print(
-                    f"page {number} of {len(running)}: {path.relative_to(root)}, {result.time:.0f} s"
-                    + (", failed" if result.err else ""),
-                    file=sys.stderr,
-                    flush=True,
-                )
-                if result.err is None:
-                    bundle = CacheBundleIn(result.nb, str(path), data={"execution_seconds": result.time})
-                    executions.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-
-
-def _known(store: Path) -> dict[str, dict[str, str]]:
-    """Return the fingerprints of the last executions, and those with which pages were last read."""
-    return json.loads(store.read_text()) if store.is_file() else {"executed": {}, "read": {}}
-
-
-def _remember(store: Path, known: dict[str, dict[str, str]]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    temporary = store.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
-    temporary.replace(store)
-
-
-def remember(app, exception):
-    if exception is None and hasattr(app.env, "notebook_fingerprints"):
-        store = _store(app)
-        _remember(store, _known(store) | {"read": app.env.notebook_fingerprints})
+    with ThreadPoolExecutor(workers) as pool:
+        running = {
+            pool.submit(single_nb_execution, notebook, str(path.parent), **options): name
+            for name, (path, notebook) in stale.items()
+        }
+        for done in as_completed(running):
+            yield running[done], done.result()
 
 
 def setup(app):
+    app.add_config_value("execute_first", [], "")  # the pages that take longest
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    app.add_config_value(
+        "extensions_hash", hashlib.sha256(sources).hexdigest(), "env"
+    )  # a change reads all pages again
     app.connect("env-get-outdated", prepare)
-    app.connect("build-finished", remember)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

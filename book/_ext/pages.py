@@ -1,10 +1,11 @@
-"""What the pages of this book need beyond the theme's: the files of their explorers, nothing from elsewhere, no gaps.
+"""Additions to the theme's pages: a notebook's foot, scripts and files of explorers; and nothing from other hosts.
 
-An output that says ``data-explorer="NAME"`` (``edition.explorers.explorer``) is an explorer. Its page, and no other,
-loads ``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files. Where its data
-say ``"file":"runs/decoders/NAME.safetensors"`` or ``"runs/portraits/NAME.npz"``, the reader may ask for this file
-later, and it is put beside the page: a decoder as a script, ``_static/explorers/files/NAME.js``, since a browser lets a
-page that was opened from disk read no other kind of file; a portrait's traversals as a picture, ``NAME.png``.
+The foot has the notebook, the command that runs it again, and the time that it took.
+An output with ``data-explorer="NAME"`` (``edition.explorers.explorer``) is an explorer. Its page, and no other, loads
+``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files. Where its data say
+``"file":"runs/decoders/NAME"`` or ``"runs/portraits/NAME"``, the reader may ask for this file later. It is
+written to ``_static/explorers/files``: a decoder as a script, ``NAME.js``, since a page that was opened from disk can
+load no other kind of file; a portrait's traversals as a picture, ``NAME.png``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
+import nbformat
 from PIL import Image
 from sphinx.errors import SphinxError
 
-ASKED = re.compile(r'"file":"(runs/(?:decoders/[\w.-]+\.safetensors|portraits/[\w.-]+\.npz))"')
+FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
+
+
+FOOT = """\
+::::{{container}} reproduce
+**Reproduce this page.** It is the notebook {{download}}`{file} </{name}.ipynb>`. From the repository's root, this
+command makes its figures and numbers with the values of this page{time}:
+
+```shell
+papermill {name}.ipynb {stem}-out.ipynb
+```
+
+For other values add `-p NAME VALUE`, once for each name in its first code cell{listed}.
+::::
+"""
 
 
 class PageError(SphinxError):
@@ -24,6 +39,7 @@ class PageError(SphinxError):
 
 
 def add_explorers(app, pagename, templatename, context, doctree):
+    """Let a page load what its explorers need."""
     body = context.get("body", "")
     names = sorted(set(re.findall(r'data-explorer="([^"]*)"', body)))
     if not names or app.builder.format != "html":
@@ -31,10 +47,10 @@ def add_explorers(app, pagename, templatename, context, doctree):
     app.add_css_file("explorers/explorers.css")
     for name in ("base", *names):
         script = f"explorers/{name}.js"
-        if not any((Path(app.confdir) / folder / script).is_file() for folder in app.config.html_static_path):
+        if not any(Path(app.confdir, folder, script).is_file() for folder in app.config.html_static_path):
             raise PageError(f"{pagename} asks for {script}, which is in no folder of static files")
         app.add_js_file(script, loading_method="defer")
-    for name in sorted(set(ASKED.findall(body))):
+    for name in sorted(set(FILES.findall(body))):
         try:
             write(Path(app.srcdir, name), Path(app.outdir, "_static", "explorers", "files"))
         except (OSError, ValueError) as error:
@@ -42,7 +58,7 @@ def add_explorers(app, pagename, templatename, context, doctree):
 
 
 def write(source: Path, folder: Path) -> None:
-    """Put a decoder or the traversals of a portrait into a folder, in a form that a page can load."""
+    """Write a decoder, or the traversals of a portrait, in a form that a page can load."""
     folder.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".npz":
         traversals(source).save(folder / f"{source.stem}.png", optimize=True)
@@ -53,51 +69,51 @@ def write(source: Path, folder: Path) -> None:
 
 
 def traversals(path: Path) -> Image.Image:
-    """All traversals of a portrait as one picture, without gaps: rows by start, then by latent, columns by step."""
+    """Return all traversals of a portrait as one picture: rows by start, then by latent, columns by step."""
     from isa.latents import Portrait
 
-    tiles = np.swapaxes(Portrait.load(path).traversals, 0, 1)  # (S, A, T, C, H, W)
-    starts, latents, steps, channels, height, width = tiles.shape
-    pixels = tiles.transpose(0, 1, 4, 2, 5, 3).reshape(starts * latents * height, steps * width, channels)
+    tiles = Portrait.load(path).traversals  # (latents, starts, steps, channels, height, width)
+    latents, starts, steps, channels, height, width = tiles.shape
+    pixels = tiles.transpose(1, 0, 4, 2, 5, 3).reshape(starts * latents * height, steps * width, channels)
     return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
 
 
-def mend_bibliography(app, pagename, templatename, context, doctree):
-    """Take the role of a list from bibliographies, whose entries are not list items: a screen reader finds it empty."""
-    if "body" in context:
-        context["body"] = context["body"].replace(
-            '<div role="list" class="citation-list">', '<div class="citation-list">'
+def add_foot(app, docname, source):
+    """Append the foot to a notebook."""
+    path = Path(app.env.doc2path(docname))
+    if path.suffix == ".ipynb":
+        seconds = getattr(app.env, "notebook_seconds", {}).get(docname)
+        time = "" if seconds is None else f", in {max(seconds, 1):.0f} s when this book was built"
+        listed = (
+            "; [all names and values](/book/reproducing) are listed" if "book/reproducing" in app.env.found_docs else ""
         )
+        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, time=time, listed=listed)
+        notebook = nbformat.reads(source[0], as_version=4)
+        notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
+        source[0] = nbformat.writes(notebook)
 
 
-def without_live_code(app, config):
-    """Disconnect ``sphinx_thebe``, which names a script of a foreign host on every page, for cells that none has."""
+def mend_bibliography(app, pagename, templatename, context, doctree):
+    """Drop the role of a list from bibliographies, whose entries are not list items: a screen reader finds it empty."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
+
+
+def keep_local(app, config):
+    """Disconnect ``sphinx_thebe``, which puts a script of a foreign host on every page; load MathJax in parts."""
     for event, listeners in app.events.listeners.items():
-        if event == "builder-inited":  # where its style sheet is announced, which the pages name already
-            continue
         for listener in list(listeners):
-            if listener.handler.__module__.partition(".")[0] == "sphinx_thebe":
+            # on "builder-inited" it announces its style sheet, which the pages name already
+            if event != "builder-inited" and listener.handler.__module__.startswith("sphinx_thebe"):
                 app.disconnect(listener.id)
-
-
-def load_formulas_in_parts(app, config):
-    """Start MathJax without its menu: the parts that the configuration names, in place of one script of a megabyte."""
-    config.mathjax_path = "mathjax/startup.js"
-
-
-def check_pages(app, exception):
-    """Fail the build when a page named in the table of contents has not been written."""
-    if exception is not None or app.builder.format != "html":
-        return
-    missing = [name for name in app.config.external_site_map if not Path(app.builder.get_outfilename(name)).is_file()]
-    if missing:
-        raise PageError(f"_toc.yml names pages that were not built: {', '.join(sorted(missing))}")
+    config.mathjax_path = "mathjax/startup.js"  # without the menu, and only the parts that the configuration names
+    if not config.html_theme_options.get("repository_url"):  # without a public clone, no page can be run elsewhere
+        config.html_theme_options.pop("launch_buttons", None)
 
 
 def setup(app):
-    app.connect("config-inited", without_live_code)
-    app.connect("config-inited", load_formulas_in_parts)  # after the extension that brings MathJax
+    app.connect("config-inited", keep_local)  # after the extension that brings MathJax
+    app.connect("source-read", add_foot)
     app.connect("html-page-context", add_explorers)
     app.connect("html-page-context", mend_bibliography)
-    app.connect("build-finished", check_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
