@@ -32,19 +32,10 @@ parts:
     "runs/numbers.csv": "1.2345\n",
 }
 FIGURE = {"figure": {"name": "fig-line", "caption": "A line that rises."}, "image": {"alt": "a rising line"}}
-SHOW = """\
-figure, ax = plt.subplots()
-ax.plot([1, 2])
-svg, png = io.StringIO(), io.BytesIO()
-figure.savefig(svg, format="svg")
-figure.savefig(png, format="png")
-plt.close(figure)
-data = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode(), "text/csv": "x\\n1\\n"}
-display(data, raw=True)
-"""
+SHOW = "figure, ax = style.subplots(height=2)\nfigure.record({'x': [1, 2]})\nax.plot([1, 2])\nshow(figure)"
 CELLS = (
     code("p: float = 1.5  # a number", tags=["parameters"]),
-    code("import base64, io\nfrom matplotlib import pyplot as plt\nfrom edition.page import glue", tags=["hide-input"]),
+    code("from edition.figures import style\nfrom edition.page import glue, show", tags=["hide-input"]),
     code("record = 'runs/numbers.csv'\nwith open(f'../{record}') as file:\n    glue(number=float(file.read()))"),
     code(SHOW, mystnb=FIGURE),
     markdown("{numref}`fig-line`: {glue:text}`number:.2f`, $\\alpha$, {cite}`sinz2010lp`.\n\n```{bibliography}\n```"),
@@ -75,7 +66,7 @@ def test_figure_is_offered_in_three_formats(book):
     files = [(book.root / "_build/html/book" / link).resolve() for link in links]
     assert [file.suffix for file in files] == [".svg", ".png", ".csv"]
     assert [file.read_bytes()[:4] for file in files[:2]] == [b"<?xm", b"\x89PNG"]
-    assert files[2].read_text() == "x\n1\n"
+    assert files[2].read_text() == "x\n1\n2\n"
 
 
 def test_page_says_how_to_reproduce_it(book):
@@ -114,9 +105,9 @@ def test_pages_begin_on_new_sheets_that_the_contents_name(book, printed):
 
 def test_figures_and_formulas_are_printed_and_hidden_code_is_not(printed):
     text = "\n".join(map(words, printed.pages))
-    assert "Fig. 1" in text and "A line that rises." in text and "figure.savefig" in text
+    assert "Fig. 1" in text and "A line that rises." in text and "show(figure)" in text
     assert "\\alpha" not in text and "α" in text
-    assert "import base64" not in text and "Show code cell" not in text
+    assert "from edition.page" not in text and "Show code cell" not in text
     assert not re.search(r"\b(SVG|PNG|CSV)\b", text) and "papermill book/page.ipynb" in text
 
 
