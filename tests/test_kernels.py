@@ -155,8 +155,8 @@ def test_kernels_are_optional(monkeypatch):
 def test_operator_on_a_gpu(monkeypatch, enabled, name):
     monkeypatch.setattr(kernels, "enabled", enabled)
     inputs = posteriors(2, 3, 70, 5)
-    expected = torch.ops.isa.total_correlation(*(tensor.double() for tensor in inputs), *WEIGHTS[name], True)
-    result = torch.ops.isa.total_correlation(*(tensor.cuda() for tensor in inputs), *WEIGHTS[name], True)
+    expected = torch.ops.isa.total_correlation(*(tensor.double() for tensor in inputs), *WEIGHTS[name])
+    result = torch.ops.isa.total_correlation(*(tensor.cuda() for tensor in inputs), *WEIGHTS[name])
     for value, truth in zip(result, expected, strict=True):
         assert (value.cpu() - truth).abs().max() <= 1e-5 * truth.abs().max()
     assert aggregate.total_correlation(*(tensor.cuda() for tensor in inputs), 1000).shape == (2, 3)
