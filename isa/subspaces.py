@@ -76,8 +76,8 @@ def subspace_information(
     mean, log_var, label = mean.T.contiguous(), log_var.T.contiguous(), torch.stack(labels[1:]).int().to(device)
     single = mean.dtype != torch.float64 and float(log_var.abs().amax()) <= 100.0
     groups = [group for grouping in groupings for group in grouping]
-    draws = mean[:, images], log_var[:, images], noise.T, label[:, images]
-    total = group_log_sums((mean, log_var, label), draws, groups, single=single).cpu()
+    draws = mean[:, images], log_var[:, images], noise.T
+    total = group_log_sums((mean, log_var), draws, groups, (label, label[:, images]), single).cpu()
     total = total.unflatten(2, (len(groupings), -1))
     log_size = torch.tensor([factor_sizes[f] for f in factors], dtype=torch.float64, device="cpu").log()
     information = (total[1:] - total[:1] + log_size[:, None, None, None]).permute(1, 2, 0, 3)  # (M, G, F, S)
@@ -85,7 +85,7 @@ def subspace_information(
 
 
 def group_log_sums(
-    posteriors: Tensors, draws: Tensors, groups: Groups, chosen: tuple | None = None, single: bool = False
+    posteriors: Tensors, draws: Tensors, groups: Groups, labels: Tensors = (), single: bool = False
 ) -> Tensor:
     r"""Return logs of sums of joint densities of C groups of latents at M draws, (1 + F, M, C) in float64.
 
@@ -95,29 +95,22 @@ def group_log_sums(
     Parameters
     ----------
     posteriors, draws
-        Mean and log variance (K, N), and values of the factors (F, N); the same for the M images of the draws, with
-        standard normal noise (K, M) before the values.
+        Mean and log variance of the posteriors (K, N); of those that were drawn from (K, M), with their noise (K, M).
     groups
         Latents of each group.
-    chosen
-        Posteriors and draws to evaluate, by row and value: all by default. Others give 0.
+    labels
+        Values of the factors, of the posteriors (F, N) and of the draws (F, M).
     single
         Compute in single precision. Densities saturate at exp(110) times that of a draw's own posterior, and at
         exp(980) in double precision.
     """
-    if chosen is not None:
-        out = draws[2].new_zeros(1 + len(posteriors[2]), draws[2].shape[1], len(groups), dtype=torch.float64)
-        for total, members, images in zip(out, *chosen, strict=True):
-            for of, at in zip(members, images, strict=True):
-                parts = [x[:, of] for x in posteriors[:2]], [x[:, at] for x in draws[:3]]
-                total[at] = group_log_sums(*([*part, posteriors[2][:0]] for part in parts), groups, single=single)[0]
-        return out
-    mean, log_var, label = posteriors
-    mean_at, log_var_at, noise = (x.double() for x in draws[:3])
+    mean, log_var = posteriors
+    mean_at, log_var_at, noise = (x.double() for x in draws)
+    label, label_at = labels or (mean[:0], noise[:0])
     device, (k, n), m = mean.device, mean.shape, noise.shape[1]
     z = mean_at + torch.exp(0.5 * log_var_at) * noise
     own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
-    own_density = torch.stack([(own[group] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in map(list, groups)], 1)
+    own_density = torch.stack([(own[list(group)] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in groups], 1)
     # The own exponent becomes the shift, so that exponents from low to high can be summed without overflow.
     dtype, low, shift, high = (torch.float32, -87, -40, 70) if single else (torch.float64, -700, -300, 680)
     mean, half, z, own = (x.to(dtype) for x in (mean, -0.5 * log_var.double(), z.T, own.T))
@@ -136,7 +129,7 @@ def group_log_sums(
             # Sums of rows; a matrix product could be set to reduced precision.
             density = embedding_bag(latents, exponents, starts, mode="sum").clamp_(low, high).exp_()
             out[0, i] = density.sum(1)
-            for total, same in zip(out[1:], label[:, part] == draws[3][:, i, None], strict=True):
+            for total, same in zip(out[1:], label[:, part] == label_at[:, i, None], strict=True):
                 total[i] = (density.index_select(1, same.nonzero()[:, 0]) if mean.is_cpu else density * same).sum(1)
         return out.double()
 
@@ -170,7 +163,7 @@ def factor_labels(
 
 
 def map_in_threads(function: Callable, items: Iterable, like: Tensor) -> list:
-    """Map in threads of one core each, if ``like`` is on the CPU. The caller's thread produces the items."""
+    """Map in threads of one core each, if ``like`` is on the CPU."""
     threads = torch.get_num_threads()
     if threads == 1 or not like.is_cpu:
         return [function(item) for item in items]
