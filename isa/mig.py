@@ -44,7 +44,7 @@ from isa.subspaces import as_tensor, factor_labels, group_log_sums, map_in_threa
 
 __all__ = ["MutualInformationGap", "active_units", "mutual_information_gap", "mutual_information_gap_binned"]
 
-_CELLS = 4  # cells per sigma, for the narrowest posteriors of an octave; up to three times as many on small grids
+_CELLS = 4  # cells per sigma of the narrowest posteriors; up to three times as many on small grids
 _ROWS = 12  # rows of variance per octave of sigma; the same
 _NODES = 16  # nodes of the log-density table per sigma
 _REACH = 8.0  # a grid ends this many sigmas outside its posteriors: exp(-32)
@@ -53,6 +53,7 @@ _SMALL, _MOST_BINS = 2**20, 2**24  # of a grid that is made finer, of any
 _EXACT_PAIRS, _LEAF_PAIRS = 2**22, 2**16  # draws times posteriors that are summed directly: of a latent, of a part
 _RARE = 32  # values of fewer images are summed directly
 _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared with direct sums: more if N is small
+_WHOLE = 2**30  # weights of a posterior on a GPU, which sums whole numbers
 _BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
 _TILE, _GPU_TILE = 2**16, 2**25  # Gaussians evaluated at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -361,7 +362,8 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
             at, images = at.at(near), images[near]
         pairs = len(of.mean) * len(at.mean)
         # Estimated times of direct sums and of a grid, in ns on a CPU core
-        bins = mixtures.rows[-1] * 2.0 * _ROWS * _CELLS * (high - low + 2.0 * margin) / sigma
+        rows = _ROWS * (1.0 + (most - least) / math.log(4.0))
+        bins = mixtures.rows[-1] * rows * _CELLS * (high - low + 2.0 * margin) / sigma
         direct, grid = (2.0 + len(q.label)) * pairs, 10.0 * bins
         compact = high - low <= 2.0 * margin and most - least < 4.0
         if pairs <= _LEAF_PAIRS or (compact and direct < grid):
@@ -392,61 +394,45 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
 def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int, mixtures: _Mixtures) -> Tensor:
     """Return (R, P) logs of the sums of densities at draws, over some posteriors: by Fourier transforms.
 
-    ``extent`` gives the range of the means and of the log variances. Octave i of sigma has its own grid, with cells of
-    ``2**i`` times the spacing of the first; its rows lie at the same variances in cells^2 as those of the first.
+    ``extent`` gives the range of the means and of the log variances; ``finer`` grids have more cells and rows.
     """
-    per_sigma, per_octave = _CELLS * finer, _ROWS * finer
+    per_sigma, height = _CELLS * finer, math.log(4.0) / (_ROWS * finer)  # the latter of a row of log variance
     (low, high, least, most), device, cpu = extent, of.mean.device, of.mean.is_cpu
-    margin = _REACH * math.exp(0.5 * most)
-    height = math.log(4.0) / per_octave  # of a row of log variance
-    used = int((most - least) / height) + 1
-    octaves = (used - 1) // per_octave + 1
-    least -= 0.5 * (used * height - (most - least))  # centre the rows
+    margin, rows = _REACH * math.exp(0.5 * most), int((most - least) / height) + 1
+    least -= 0.5 * (rows * height - (most - least))  # centre the rows
     spacing = math.exp(0.5 * least) / per_sigma
-    last = 2 ** (octaves - 1)
-    cells = last * next_fast_len(math.ceil((high - low + 2.0 * margin) / spacing / last), real=True)
+    cells = next_fast_len(math.ceil((high - low + 2.0 * margin) / spacing), real=True)
     length, nodes = cells * spacing, cells * math.ceil(_NODES / per_sigma)
-
-    # By row, over all octaves: cells per unit length, variance in cells^2, first bin minus one and minus row 0
-    row = torch.arange(octaves * per_octave, device=device)
-    octave = row // per_octave
-    density = torch.exp2(-octave.double()) / spacing
-    variance = per_sigma**2 * torch.exp2(((row % per_octave).double() + 0.5) * (2.0 / per_octave))
-    sizes = [per_octave * (cells >> i) for i in range(octaves)]
-    size = sum(sizes)
-    first = (cells >> octave).cumsum(0) - (cells >> octave) - 1 - size
+    variance = torch.arange(0.5, rows, dtype=torch.float64, device=device).mul_(height).exp_() * per_sigma**2  # cells^2
 
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
-    values = mixtures.rows[-1] - 1
+    values, size = mixtures.rows[-1] - 1, rows * cells
     bins = torch.zeros(values * size, dtype=torch.float64 if cpu else torch.int64, device=device)
     for block in _blocks(len(of.mean), bins):
         mean, log_var = of.mean[block].double(), of.log_var[block].double()
-        row = ((log_var - least) * (1.0 / height)).int().clamp_(max=octaves * per_octave - 1)
-        scale = density.index_select(0, row)
-        position = (mean - low).add_(margin).mul_(scale)
+        row = ((log_var - least) * (1.0 / height)).int().clamp_(max=rows - 1)
+        position = (mean - low).add_(margin).mul_(1.0 / spacing)
         cell = position.floor()
         f = position.sub_(cell)
-        s = log_var.exp().mul_(scale).mul_(scale).sub_(variance.index_select(0, row))
+        s = log_var.exp().mul_(1.0 / spacing**2).sub_(variance.index_select(0, row))
         second = f.square().add_(s)  # moments of N(f, s)
         third = second.add(s, alpha=2.0).mul_(f)
         above = (third - f).mul_(1.0 / 6.0)  # weights of the cells -1, 0, 1, 2: expectations of Lagrange's cubics
         below = (second - f).mul_(0.5).sub_(above)
         right = (f + below).sub_(above, alpha=2.0)
         left = 1.0 - (below + right).add_(above)
-        weights = [w if cpu else (w * 2.0**36).round_().long() for w in (below, left, right, above)]
-        bin = cell.long().add_(first.index_select(0, row))
-        for row in of.row[1:, block]:
-            index = torch.add(bin, row, alpha=size)
+        weights = [w if cpu else (w * _WHOLE).round_().long() for w in (below, left, right, above)]
+        first = cell.long().add_(row, alpha=cells).sub_(1 + size)  # row 0 of the values has no bins
+        for value in of.row[1:, block]:
+            index = torch.add(first, value, alpha=size)
             for shift, w in enumerate(weights):
                 bins[shift:].scatter_add_(0, index, w)
 
-    bins = (bins if cpu else bins.double() * 2.0**-36).view(values, size)
+    bins = (bins if cpu else bins.double() * (1.0 / _WHOLE)).view(values, rows, cells)
+    omega = torch.arange(cells // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / cells)
     spectra = torch.zeros(values + 1, nodes // 2 + 1, dtype=torch.complex128, device=device)
-    for i, level in enumerate(bins.split(sizes, 1)):
-        n = cells >> i
-        omega = torch.arange(n // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / n)
-        blur = torch.exp(-0.5 * variance[:per_octave, None] * omega.square())
-        spectra[1:, : n // 2 + 1] += torch.fft.rfft(level.unflatten(1, (per_octave, n))).mul_(blur).sum(1)
+    blur = torch.exp(-0.5 * variance[:, None] * omega.square())
+    spectra[1:, : len(omega)] = torch.fft.rfft(bins).mul_(blur).sum(1)
     a, b = min(pairwise(mixtures.rows[1:]), key=lambda ends: ends[1] - ends[0])
     torch.sum(spectra[a:b], 0, out=spectra[0])
     table = _log_table(spectra, nodes, length, (length / nodes / (per_sigma * spacing)) ** 2)
