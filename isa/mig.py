@@ -20,11 +20,10 @@ gap. All logarithms are natural.
 where row :math:`r` contains the posteriors with a variance near :math:`V_r`. The inner sum is approximated on a grid: a
 posterior is spread over the four cells around its mean, with the weights of cubic interpolation, which preserve the
 first three moments of :math:`\mathcal N(\mu_n, \sigma_n^2 - V_r)`. One FFT per row, one inverse FFT and linear
-interpolation of the log density then give the density at all draws. The sums for all values of a factor add up to the
-sum over the data set. Errors of a density integrate to zero, so they change an entropy to second order only.
-
-Posteriors that do not fit on one grid (spikes, outliers, widths over many octaves) are split, by width or by mean,
-until each part fits or is small enough for direct sums. Direct sums at random draws give the error bound.
+interpolation of the log density then give the density at all draws. Errors of a density integrate to zero, so they
+change an entropy to second order only. Posteriors that do not fit on one grid (spikes, outliers, widths over many
+octaves) are split, by width or by mean, until each part fits or is small enough for direct sums. Direct sums at random
+draws give the error bound.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def mutual_information_gap(
     factors
         Factors to score; all with more than one value by default. The paper omits dSprites' shape: ``(1, 2, 3, 4)``.
     n_samples
-        Number of random draws per mixture, i.e. per value of a factor; all by default. This saves time for ``groups``.
+        Number of draws per mixture, i.e. per value of a factor; all by default. Fewer save time for ``groups`` only.
     groups
         Disjoint groups of latents, each scored as one column (the MIG of subspaces), by N Gaussians per draw.
     generator
@@ -279,19 +278,19 @@ class _Mixtures:
 
     def __init__(self, labels: list[Tensor], device: torch.device) -> None:  # (N,) each, on the CPU
         self.labels, self.counts = labels, [torch.bincount(label) for label in labels]
-        self.rows, self.rare, rows = [0], [], []
+        self.rows, self.rare, rows, log_n, entropies = [0], [], [], [], []
         for label, count in zip(labels, self.counts, strict=True):
             # On a grid, each frequent value has a row, and all rare ones share the last.
             frequent = (count >= _RARE) | (len(count) == 1)
             row = (frequent.cumsum(0) - 1).where(frequent, frequent.sum())[label] + self.rows[-1]
-            images = label.argsort() if not frequent.all() else label[:0]
-            self.rare.append(images[~frequent[label[images]]].to(device))  # sorted by value
+            rare = (~frequent[label]).nonzero()[:, 0]
+            self.rare.append(rare[label[rare].argsort()].to(device))
             self.rows.append(int(row.max()) + 1)
             rows.append(row)
-        p = [count.double() / len(labels[0]) for count in self.counts]
-        self.entropies = torch.stack([torch.special.entr(x).sum() for x in p])  # (R,) of the factors, on the CPU
+            log_n.append(count.double().log()[label])
+            entropies.append(torch.special.entr(count.double() / len(label)).sum())
+        self.entropies = torch.stack(entropies)  # (R,) of the factors, on the CPU
         self.label, self.row = torch.stack(labels).int().to(device), torch.stack(rows).to(device)  # (R, N)
-        log_n = [count.double().log()[label] for label, count in zip(labels, self.counts, strict=True)]
         self.log_n = torch.stack(log_n).to(device)  # (R, N) number of images with the image's value
 
     def members(self, r: int) -> list[Tensor]:
@@ -329,22 +328,19 @@ class _Posteriors(NamedTuple):
 def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     """Return (R, P) logs of the sums of densities at draws, over the posteriors with the draw's value."""
     out = at.noise.new_zeros(at.label.shape, dtype=torch.float64)
-    for total, columns in zip(out.split(256, 1), torch.arange(out.shape[1], device=out.device).split(256), strict=True):
-        some = at.at(columns)
-        at_mean, step, own = (x[:, None] for x in (*some.draws(), some.own()))
-        tile = (_TILE if out.is_cpu else _GPU_TILE) // len(columns)
-        for begin in range(0, len(of.mean), tile):
-            part = of.at(slice(begin, begin + tile))
-            half = 0.5 * part.log_var.double()
-            t = (at_mean - part.mean.double()).add_(step).mul_(torch.exp(-half))
-            ratio = (-_HALF_LOG_2PI - own - half).addcmul_(t, t, value=-0.5)  # to the density under the own posterior
-            ratio = ratio.clamp_(min=-700.0).exp_()  # exp is slow where it underflows
-            total[0] += ratio.sum(1)
-            same = torch.empty_like(ratio)
-            for sums, value, values in zip(total[1:], some.label[1:], part.label[1:], strict=True):
-                sums += torch.eq(value[:, None], values, out=same).mul_(ratio).sum(1)
-        total.log_().add_(own.T)
-    return out
+    at_mean, step, own = (x[:, None] for x in (*at.draws(), at.own()))
+    tile = 1 + (_TILE if out.is_cpu else _GPU_TILE) // (1 + len(own))
+    for start in range(0, len(of.mean), tile):
+        part = of.at(slice(start, start + tile))
+        half = 0.5 * part.log_var.double()
+        t = (at_mean - part.mean.double()).add_(step).mul_(torch.exp(-half))
+        ratio = (-_HALF_LOG_2PI - own - half).addcmul_(t, t, value=-0.5)  # to the density under the own posterior
+        ratio = ratio.clamp_(min=-700.0).exp_()  # exp is slow where it underflows
+        out[0] += ratio.sum(1)
+        same = torch.empty_like(ratio)
+        for sums, value, values in zip(out[1:], at.label[1:], part.label[1:], strict=True):
+            sums += torch.eq(value[:, None], values, out=same).mul_(ratio).sum(1)
+    return out.log_().add_(own.T)
 
 
 def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tensor:
@@ -355,22 +351,21 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
         mean, log_var = of.mean.double(), of.log_var.double()
         extent = extent if images is None else torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
         low, high, least, most = extent
-        sigma, margin = math.exp(0.5 * least), _REACH * math.exp(0.5 * most)
+        margin = _REACH * math.exp(0.5 * most)
         if images is not None:
             z = torch.add(*at.draws())
             near = ((z >= low - margin) & (z <= high + margin)).nonzero()[:, 0]
             at, images = at.at(near), images[near]
         pairs = len(of.mean) * len(at.mean)
         # Estimated times of direct sums and of a grid, in ns on a CPU core
-        rows = _ROWS * (1.0 + (most - least) / math.log(4.0))
-        bins = mixtures.rows[-1] * rows * _CELLS * (high - low + 2.0 * margin) / sigma
+        rows = mixtures.rows[-1] * _ROWS * (1.0 + (most - least) / math.log(4.0))
+        bins = rows * _CELLS * (high - low + 2.0 * margin) / math.exp(0.5 * least)
         direct, grid = (2.0 + len(q.label)) * pairs, 10.0 * bins
         compact = high - low <= 2.0 * margin and most - least < 4.0
         if pairs <= _LEAF_PAIRS or (compact and direct < grid):
             found = _direct(of, at)
         elif compact or (bins <= _MOST_BINS and grid < 3000.0 * (len(of.mean) + len(at.mean))):
-            finer = min(3, max(1, int(math.sqrt(_SMALL / bins))))
-            found = _grid(of, at, extent, finer, mixtures)
+            found = _grid(of, at, extent, min(3, max(1, int(math.sqrt(_SMALL / bins)))), mixtures)
         else:
             if most - least > 6.0 or high - low < 2.0 * margin:
                 upper = log_var > 0.5 * (least + most)

@@ -50,8 +50,7 @@ def subspace_information(
     r"""Estimate the mutual information of groups of latents and factors from joint densities.
 
     For the latents :math:`V` of a group, this is the mean of :math:`\log q(z_V \mid v = a) - \log q(z_V)` over draws
-    :math:`z` from the posteriors of random images, where :math:`a` is the factor's value in the draw's own image. Both
-    densities are direct sums, see :func:`group_log_sums`.
+    :math:`z` from the posteriors of random images, where :math:`a` is the factor's value in the draw's own image.
 
     Parameters
     ----------
@@ -62,10 +61,8 @@ def subspace_information(
         G groupings, each of S disjoint groups of latents.
     factor_sizes
         Number of values of each factor.
-    n_draws
-        Number of images, drawn without replacement, with one draw of each posterior; at least 2.
-    generator
-        Source of the images and draws.
+    n_draws, generator
+        Number of images, drawn without replacement, with one draw of each posterior, and its source.
     """
     mean, log_var = as_tensor(mean), as_tensor(log_var)
     device, (n, k) = mean.device, mean.shape
@@ -85,29 +82,22 @@ def subspace_information(
 
 
 def group_log_sums(
-    posteriors: Tensors, draws: Tensors, groups: Groups, labels: Tensors = (), single: bool = False
+    posteriors: Tensors,  # mean and log variance (K, N)
+    draws: Tensors,  # mean and log variance of the posteriors that were drawn from, and noise (K, M)
+    groups: Groups,
+    labels: Tensors = (),  # values of the factors, for posteriors (F, N) and draws (F, M)
+    single: bool = False,  # precision
 ) -> Tensor:
     r"""Return logs of sums of joint densities of C groups of latents at M draws, (1 + F, M, C) in float64.
 
     For the latents :math:`V` of a group, the sum over posteriors is :math:`\sum_n \prod_{j \in V} \mathcal N(z_j;
     \mu_{nj}, \sigma_{nj}^2)`: over all of them, then, for each factor, over those with the value of the draw's image.
-
-    Parameters
-    ----------
-    posteriors, draws
-        Mean and log variance of the posteriors (K, N); of those that were drawn from (K, M), with their noise (K, M).
-    groups
-        Latents of each group.
-    labels
-        Values of the factors, of the posteriors (F, N) and of the draws (F, M).
-    single
-        Compute in single precision. Densities saturate at exp(110) times that of a draw's own posterior, and at
-        exp(980) in double precision.
+    Densities saturate at exp(980) times that of a draw's own posterior, in single precision at exp(110).
     """
     mean, log_var = posteriors
     mean_at, log_var_at, noise = (x.double() for x in draws)
     label, label_at = labels or (mean[:0], noise[:0])
-    device, (k, n), m = mean.device, mean.shape, noise.shape[1]
+    (k, n), m = mean.shape, noise.shape[1]
     z = mean_at + torch.exp(0.5 * log_var_at) * noise
     own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
     own_density = torch.stack([(own[list(group)] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in groups], 1)
@@ -115,19 +105,17 @@ def group_log_sums(
     dtype, low, shift, high = (torch.float32, -87, -40, 70) if single else (torch.float64, -700, -300, 680)
     mean, half, z, own = (x.to(dtype) for x in (mean, -0.5 * log_var.double(), z.T, own.T))
     scale = math.sqrt(0.5) * torch.exp(half)
-    latents = torch.tensor([j for group in groups for j in (*group, k)], device=device)  # row k: the shift
-    starts = torch.tensor([0, *accumulate(len(group) + 1 for group in groups)][:-1], device=device)
+    latents = torch.tensor([j for group in groups for j in group], device=mean.device)
+    starts = torch.tensor([0, *accumulate(map(len, groups))][:-1], device=mean.device)
     step = max(1, (_TILE if mean.is_cpu else _GPU_TILE) // (len(groups) + 2 * k))
 
     def sums(start: int) -> Tensor:  # over one block of posteriors
-        part = slice(start, start + step)
-        exponents = mean.new_full((k + 1, len(mean[0, part])), shift)
-        out = mean.new_empty(1 + len(label), m, len(groups))
+        part, out = slice(start, start + step), mean.new_empty(1 + len(label), m, len(groups))
         for i in range(m):
             t = (mean[:, part] - z[i, :, None]).mul_(scale[:, part])
-            torch.addcmul(half[:, part], t, t, value=-1.0, out=exponents[:k]).sub_(own[i, :, None])
+            exponents = torch.addcmul(half[:, part], t, t, value=-1.0).sub_(own[i, :, None])
             # Sums of rows; a matrix product could be set to reduced precision.
-            density = embedding_bag(latents, exponents, starts, mode="sum").clamp_(low, high).exp_()
+            density = embedding_bag(latents, exponents, starts, mode="sum").add_(shift).clamp_(low, high).exp_()
             out[0, i] = density.sum(1)
             for total, same in zip(out[1:], label[:, part] == label_at[:, i, None], strict=True):
                 total[i] = (density.index_select(1, same.nonzero()[:, 0]) if mean.is_cpu else density * same).sum(1)
