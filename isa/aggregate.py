@@ -64,7 +64,7 @@ def total_correlation(
     r"""Estimate the total correlation :math:`\mathrm{KL}(q(z)\,\|\,\prod_j q(z_j))`, second term of Eq. 3.
 
     The estimate, shape ``(...)``, is the batch mean of :math:`\log q(z) - \sum_j \log q(z_j)` over all dimensions,
-    whatever the subspaces of the prior. Memory grows as B D. It can be differentiated once, and compiled.
+    for any prior and its subspaces. Memory grows as B D. It can be differentiated once, and compiled.
     """
     return estimate(z, mean, log_var, dataset_size, sampling)[0]
 
@@ -147,7 +147,7 @@ def _of_one_model(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: f
     b, d = z.shape
     compiles = b * b * d >= _COMPILE_FROM and _compiled_block.works
     most = (_CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if compiles else _BLOCK) // (b * d)
-    size = max(r for r in range(1, b + 1) if b % r == 0 and r <= max(1, most))  # one, for which a block is compiled
+    size = max(r for r in range(1, b + 1) if b % r == 0 and r <= max(1, most))  # compiled for one size
     centre, half_log_var = (values.mT.unsqueeze(1).contiguous() for values in (mean, 0.5 * log_var))  # (D, 1, B)
     scale, offset = math.sqrt(0.5) * torch.exp(-half_log_var), -half_log_var - 0.5 * math.log(2 * math.pi)
     log_weights = math.log(own / other) * torch.eye(b, dtype=z.dtype, device=z.device)

@@ -124,7 +124,7 @@ def mutual_information_gap(
 
     Examples
     --------
-    A latent that knows the only factor, and one that knows nothing:
+    A latent that encodes the only factor, and one that encodes nothing:
 
     >>> mean = torch.stack([torch.arange(8.0), torch.zeros(8)], 1)
     >>> log_var = torch.tensor([-12.0, 0.0]).expand(8, 2)
@@ -148,13 +148,13 @@ def mutual_information_gap(
     noise = torch.randn(len(used), n, dtype=wide, device=source, generator=generator).to(device)
     members = draws = fewer = None
     if m < n or subsample is not None or groups is not None:  # images by mixture: all, those drawn, those subsampled
-        own = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)  # leaves the other alone
+        other = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)
         members = [mixtures.members(r) for r in range(len(labels))]
-        draws = [[_some(x, m, generator) for x in values] for values in members[:kept]]
+        draws = [[_choose(x, m, generator) for x in values] for values in members[:kept]]
         if subsample is not None:
-            fewer = [[_some(x, subsample, own, always=True) for x in values] for values in draws]
+            fewer = [[_choose(x, subsample, other, always=True) for x in values] for values in draws]
             fewer = [mixtures.weighted(r, values) for r, values in enumerate(fewer)]
-        draws += [[_some(x, m, own) for x in values] for values in members[kept:]]
+        draws += [[_choose(x, m, other) for x in values] for values in members[kept:]]
     sampler = [mixtures.weighted(r, x) for r, x in enumerate(draws)] if m < n else None
     checked = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     checked = checked[: max(_CHECKED, min(_MOST_CHECKED, _CHECKED_PAIRS // n))].to(device)
@@ -165,16 +165,16 @@ def mutual_information_gap(
         q = _Posteriors(mean[j], log_var[j], noise[j].double(), mixtures.label, mixtures.row)
         if others:
             q, x = None, noise.new_zeros(len(labels), n, dtype=torch.float64)
-            for total, every, some in zip(x, members, draws, strict=True):
-                for of, at in zip(every, some, strict=True):
+            for total, images, drawn in zip(x, members, draws, strict=True):
+                for of, at in zip(images, drawn, strict=True):
                     posteriors, points = ([y[column][:, i] for y in (mean, log_var)] for i in (of, at))
                     points.append(noise[column][:, at])
                     total[at] = group_log_sums(posteriors, points, [range(len(column))])[0, :, 0]
         elif n * n <= _EXACT_PAIRS:
             x = _direct(q, q)
         else:
-            x, some = _fast(q, mixtures, extents[j]), q.at(checked)
-            off = torch.maximum(x[:, checked].double(), some.own()) - _direct(q, some)
+            x, at = _fast(q, mixtures, extents[j]), q.at(checked)
+            off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
         averages = _averages(x, mixtures.log_n, q)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
         averages = averages if sampler is None else _sampled_averages(x, sampler)
@@ -227,7 +227,7 @@ def _gap(information: Tensor) -> Tensor:
     return -pad(information, (0, 1)).topk(2, dim=1).values.diff()[:, 0]
 
 
-def _some(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:
+def _choose(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:
     """Return ``count`` random images; ``always``: use random numbers even if these are all."""
     if not always and count >= len(images):
         return images
@@ -253,7 +253,7 @@ def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, 
 
 
 def _sampled_averages(x: Tensor, sampler: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the same from log densities at the draws of some images, whose weights add up to 1."""
+    """Return entropies and squared errors from log densities at drawn images, whose weights add up to 1."""
     entropy, variance = [], []
     for row, (images, weight) in zip(x, sampler, strict=False):
         values, m = row.index_select(0, images).double(), len(images)
@@ -274,7 +274,7 @@ def _blocks(n: int, like: Tensor) -> Iterator[slice]:
 
 
 class _Mixtures:
-    """Images by mixture: the one of all images, then those of each factor's values; R counts all and the factors."""
+    """Images by mixture: that of all images, then those of each factor's values; R counts all and the factors."""
 
     def __init__(self, labels: list[Tensor], device: torch.device) -> None:  # (N,) each, on the CPU
         self.labels, self.counts = labels, [torch.bincount(label) for label in labels]
@@ -305,7 +305,7 @@ class _Mixtures:
 
 
 class _Posteriors(NamedTuple):
-    """Posteriors of a latent with one draw of each (n,), and their images' values and rows (R, n)."""
+    """Posteriors of a latent, with one draw of each (n,), and their images' values and rows on a grid (R, n)."""
 
     mean: Tensor
     log_var: Tensor
@@ -363,9 +363,9 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
         direct, grid = (2.0 + len(q.label)) * pairs, 10.0 * bins
         compact = high - low <= 2.0 * margin and most - least < 4.0
         if pairs <= _LEAF_PAIRS or (compact and direct < grid):
-            found = _direct(of, at)
+            sums = _direct(of, at)
         elif compact or (bins <= _MOST_BINS and grid < 3000.0 * (len(of.mean) + len(at.mean))):
-            found = _grid(of, at, extent, min(3, max(1, int(math.sqrt(_SMALL / bins)))), mixtures)
+            sums = _grid(of, at, extent, min(3, max(1, int(math.sqrt(_SMALL / bins)))), mixtures)
         else:
             if most - least > 6.0 or high - low < 2.0 * margin:
                 upper = log_var > 0.5 * (least + most)
@@ -375,14 +375,14 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
             parts += [(of.at(side.nonzero()[:, 0]), at, images) for side in (upper, ~upper)]
             continue
         if images is None:
-            out = found
+            out = sums
         else:
             out = mean.new_full(q.label.shape, -math.inf, dtype=torch.float32) if out is None else out
-            out[:, images] = torch.logaddexp(out[:, images], found.float())
+            out[:, images] = torch.logaddexp(out[:, images], sums.float())
     for r, rare in enumerate(mixtures.rare):
         for start in range(0, len(rare), 256):  # sorted by value, so all with the same value are near
-            near, some = rare[max(0, start - _RARE) : start + 256 + _RARE], rare[start : start + 256]
-            out[r, some] = _direct(q.at(near), q.at(some))[r].to(out.dtype)
+            near, images = rare[max(0, start - _RARE) : start + 256 + _RARE], rare[start : start + 256]
+            out[r, images] = _direct(q.at(near), q.at(images))[r].to(out.dtype)
     return out
 
 
@@ -434,12 +434,12 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
 
     out = torch.empty(at.row.shape, dtype=torch.float32, device=device)
     for block in _blocks(out.shape[1], out):
-        some = at.at(block)
-        mean, step = some.draws()
+        draws = at.at(block)
+        mean, step = draws.draws()
         position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
         cell = position.floor()
         f, cell = position.sub_(cell).float(), cell.long()
-        for x, row in zip(out, some.row, strict=True):
+        for x, row in zip(out, draws.row, strict=True):
             entry = table.index_select(0, torch.add(cell, row, alpha=nodes))
             torch.addcmul(entry.real, entry.imag, f, out=x[block])
     return out

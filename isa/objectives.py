@@ -90,7 +90,7 @@ def kl_closed_form(mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor
 
 
 def permute_dims(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Permute samples of :math:`q(z)` over the batch, each latent on its own, to draw from :math:`\prod_j q(z_j)`."""
+    r"""Permute samples of :math:`q(z)` over the batch, each latent independently: draws of :math:`\prod_j q(z_j)`."""
     order = torch.rand(z.shape, device=z.device, generator=generator).argsort(-2)
     return z.detach().gather(-2, order)
 
@@ -114,7 +114,7 @@ class BetaVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image."""
 
     loss: Tensor  #: The training loss, ``beta * kl - log_likelihood``.
-    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``beta``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, for any ``beta``.
     log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
     kl: Tensor  #: KL divergence of the posterior from the prior.
 
@@ -123,7 +123,7 @@ class BetaTCVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image; the last three sum to ``kl``."""
 
     loss: Tensor  #: The training loss, ``kl + (beta - 1) * total_correlation - log_likelihood``.
-    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``beta``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, for any ``beta``.
     log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
     kl: Tensor  #: KL divergence of the posterior from the prior, by one sample each (Eq. 12).
     index_code_mi: Tensor  #: Mutual information of image and code, log q(z|x) - log q(z); without gradient.
@@ -137,7 +137,7 @@ class FactorVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image."""
 
     loss: Tensor  #: The training loss, ``kl + gamma * total_correlation - log_likelihood``.
-    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``gamma``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, for any ``gamma``.
     log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
     kl: Tensor  #: KL divergence of the posterior from the prior.
     total_correlation: Tensor  #: The discriminator's estimate of the total correlation.
