@@ -14,8 +14,7 @@ that the paper names. The MLP encoder of A.4 also declares a layer ``conv_z``, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -121,8 +120,8 @@ def mlp(latent_dim: int, channels: int) -> VAE:
 def conv(latent_dim: int, channels: int) -> VAE:
     """Build the convolutional pair used for cars3d, 4 x 4 convolutions with batch normalisation and ReLU.
 
-    The encoder has four of stride 2, from 64 pixels down to 4, one over the whole 4 x 4 map, and a bare 1 x 1 layer.
-    The decoder is its mirror.
+    The encoder has four of stride 2, from 64 pixels down to 4, one over the 4 x 4 map, and a 1 x 1 layer without
+    normalisation. The decoder is its mirror.
     """
 
     def normalised(layers: list[nn.Module]) -> list[nn.Module]:
@@ -141,11 +140,10 @@ MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}
 """Model constructors ``(latent_dim, channels) -> VAE`` by name."""
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int, construct: Callable[..., nn.Module], *sizes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, leaves those of accelerators alone
-        yield
+        return construct(*sizes)
 
 
 def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
@@ -153,11 +151,9 @@ def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
 
     The initial parameters are drawn from ``seed``, the same on every device; the global random state does not change.
     """
-    with _seeded(seed):
-        return MODELS[name](latent_dim, channels)
+    return _seeded(seed, MODELS[name], latent_dim, channels)
 
 
 def build_discriminator(latent_dim: int, seed: int = 0) -> Discriminator:
     """Build FactorVAE's discriminator like :func:`build`."""
-    with _seeded(seed):
-        return Discriminator(latent_dim)
+    return _seeded(seed, Discriminator, latent_dim)
