@@ -1,7 +1,7 @@
 r"""The aggregate posterior of a data set, and its total correlation, estimated from the posteriors of one batch.
 
 The total correlation needs :math:`q(z) = \frac{1}{N} \sum_n q(z|x_n)` over all N images, of which a batch contains B.
-For the sample :math:`z_i` of image i it is estimated by
+Shapes and units are those of :mod:`isa.objectives`. For the sample :math:`z_i` of image i, it is estimated by
 
 .. math:: q(z_i) \approx \sum_{m=1}^{B} W_{im}\, q(z_i|x_m),
 
@@ -14,8 +14,6 @@ with one of two weight matrices (Chen et al. 2018):
   replacement of the other N - 1. Rows sum to 1, and the estimate of :math:`q(z_i)` is unbiased. Chen et al. (appendix
   C.2) give :math:`1/M`, with :math:`M = B - 1`, to all other images but an arbitrary one, and :math:`(N-M)/(NM)` to
   that one; this matrix is the mean over its choice, which has the same expectation and at most the same variance.
-
-Shapes are those of :mod:`isa.objectives`. Everything is in nats, and half precision is computed in float32.
 """
 
 from __future__ import annotations

@@ -115,9 +115,10 @@ def gaps(found: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 PAIRS = [(list(HARD)[j : j + 2], 1) for j in range(0, len(HARD), 2)]
+SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in (2, 3, 4)]
 
 
-@pytest.mark.parametrize(("names", "seed"), [(list(HARD), 0), *PAIRS, *((["collapsed"], seed) for seed in range(5))])
+@pytest.mark.parametrize(("names", "seed"), [(list(HARD), 0), *PAIRS, *SINGLE])
 def test_fast_sums_match_double_sums_within_their_bounds(names, seed):
     mean, log_var = (np.stack([HARD[name][i] for name in names], 1) for i in (0, 1))
     result, exact = gap(mean, log_var, seed=seed), double_sums(mean, log_var, grid(SIZES), seed=seed)
