@@ -125,10 +125,6 @@ def test_optimal_discriminator_estimates_the_total_correlation():
     labels = torch.arange(2).repeat_interleave(n)
     expected = torch.nn.functional.cross_entropy(torch.cat(logits()), labels)
     torch.testing.assert_close(objectives.discriminator_loss(*logits()), expected)
-    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    losses = [objectives.discriminator_loss(*(v[i::50] for v in logits(scale))) for i in range(50)]
-    slopes = torch.stack([torch.autograd.grad(loss, scale, retain_graph=True)[0] for loss in losses])
-    assert abs(slopes.mean()) < 5 * slopes.std() / math.sqrt(50)
     assert expected < min(objectives.discriminator_loss(*logits(wrong)) for wrong in (0.0, 0.5, 2.0))
 
 
