@@ -23,10 +23,8 @@ _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
 class SubspaceInformation:
     """Result of :func:`subspace_information`; tensors are float64 on the CPU."""
 
-    #: (G, F, S) mutual information of groups and factors in nats, unbiased and hence not clamped at 0.
-    mutual_information: Tensor
-    #: (G, F, S) from the scatter of the draws, which all groups share: differences of groups have smaller errors.
-    standard_error: Tensor
+    mutual_information: Tensor  #: (G, F, S) of groups and factors in nats, unbiased and hence not clamped at 0.
+    standard_error: Tensor  #: (G, F, S); smaller for differences of groups, which share their draws.
     factors: tuple[int, ...]  #: Index in ``factor_sizes`` of each factor: those of more than one value.
     n_draws: int  #: Number of draws.
 
