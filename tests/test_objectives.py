@@ -64,7 +64,7 @@ def test_divergences_match_quadrature(prior):
 
 @pytest.fixture(scope="module")
 def enumerated():
-    """Terms of Eq. 3 for five images and two latents: by quadrature on a grid, and for 1,000 samples a posterior."""
+    """Terms of Eq. 3 for five images and two latents: by quadrature on a grid, and for 400 samples a posterior."""
     mean = torch.tensor([[-1.2, 0.3], [0.1, -0.9], [0.9, 0.8], [0.4, 1.4], [-0.3, -0.2]], dtype=torch.float64)
     log_var = torch.tensor([[-1.5, -0.2], [-0.8, -2.0], [-2.5, -1.0], [0.1, -1.2], [-0.6, -0.4]], dtype=torch.float64)
     prior = objectives.standard_normal(2, dtype=torch.float64)
@@ -85,8 +85,8 @@ def enumerated():
         "dimension_wise_kl": integral(joint, product / log_prior.exp()),
         "kl": objectives.kl_closed_form(mean, log_var, prior).mean().item(),
     }
-    wide = mean.expand(1000, 5, 2), log_var.expand(1000, 5, 2)
-    z = wide[0] + torch.exp(0.5 * wide[1]) * draw(1000, 5, 2, seed=4)
+    wide = mean.expand(400, 5, 2), log_var.expand(400, 5, 2)
+    z = wide[0] + torch.exp(0.5 * wide[1]) * draw(400, 5, 2, seed=4)
     return truth, objectives.beta_tcvae(z[..., 0], z, *wide, prior, 3.0, dataset_size=5, sampling="stratified")
 
 
