@@ -1,7 +1,7 @@
 r"""The aggregate posterior of a data set, and its total correlation, estimated from the posteriors of one batch.
 
 The total correlation needs :math:`q(z) = \frac{1}{N} \sum_n q(z|x_n)` over all N images, of which a batch contains B.
-For the sample :math:`z_i` of image i it is estimated by
+Shapes and units are those of :mod:`isa.objectives`. For the sample :math:`z_i` of image i, it is estimated by
 
 .. math:: q(z_i) \approx \sum_{m=1}^{B} W_{im}\, q(z_i|x_m),
 
@@ -12,64 +12,32 @@ with one of two weight matrices (Chen et al. 2018):
   authors train with it.
 - *stratified*: :math:`W_{ii} = 1/N`, and :math:`W_{im} = (N-1)/(N(B-1))` for the other images, a sample without
   replacement of the other N - 1. Rows sum to 1, and the estimate of :math:`q(z_i)` is unbiased. Chen et al. (appendix
-  C.2) give :math:`1/M`, with :math:`M = B - 1`, to all other images but one, and :math:`(N-M)/(NM)` to that one. Which
-  one is arbitrary; this matrix is the mean over the choice. It has the same expectation and at most the same variance.
-
-Shapes are those of :mod:`isa.objectives`. Everything is in nats, and half precision is computed in float32.
+  C.2) give :math:`1/M`, with :math:`M = B - 1`, to all other images but an arbitrary one, and :math:`(N-M)/(NM)` to
+  that one; this matrix is the mean over its choice, which has the same expectation and at most the same variance.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from isa import kernels
 from isa._compiled import Compiled
 
-__all__ = ["SamplingWeights", "aggregate_log_densities", "sampling_weights", "total_correlation"]
+__all__ = ["SamplingWeights", "sampling_weights", "total_correlation"]
 
 Sampling = Literal["weighted", "stratified"]
 
 
 def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors in their widest floating type, float32 at least."""
-    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
     return tuple(tensor.to(dtype) for tensor in tensors)
-
-
-class DifferentiableOnce(torch.autograd.Function):
-    """Call a function that returns a value (...), its gradient (..., *S) in the first argument, and other tensors.
-
-    Only the value can be differentiated, only in the first argument, and only once.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(function: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> tuple[Tensor, ...]:
-        return function(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(output[1])
-        ctx.constants = len(inputs) - 2
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, second: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if second is not None and not torch.compiler.is_compiling():
-            raise RuntimeError("this function can be differentiated only once")
-        (gradient,) = ctx.saved_tensors
-        if upstream is not None:
-            upstream = (upstream[(..., *[None] * (gradient.ndim - upstream.ndim))] * gradient).to(gradient.dtype)
-        return None, upstream, *[None] * ctx.constants
 
 
 class SamplingWeights(NamedTuple):
@@ -77,10 +45,6 @@ class SamplingWeights(NamedTuple):
 
     own: float  #: Value on the diagonal: weight of the image that a sample was drawn from.
     other: float  #: Value off the diagonal: weight of each other image of the batch.
-
-    def matrix(self, batch_size: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return W, shape ``(B, B)``."""
-        return torch.full((batch_size, batch_size), self.other, dtype=dtype).fill_diagonal_(self.own)
 
 
 def sampling_weights(batch_size: int, dataset_size: int, sampling: Sampling = "weighted") -> SamplingWeights:
@@ -92,49 +56,30 @@ def sampling_weights(batch_size: int, dataset_size: int, sampling: Sampling = "w
     raise ValueError(f"sampling must be 'weighted' or 'stratified', got {sampling!r}")
 
 
-def aggregate_log_densities(
-    z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling = "weighted"
-) -> tuple[Tensor, Tensor]:
-    r"""Estimate :math:`\log q(z_i)`, shape ``(..., B)``, and :math:`\log q(z_{ij})`, shape ``(..., B, D)``.
-
-    This is the definition, with all B x B x D densities in memory, and differentiable any number of times. Training
-    uses :func:`total_correlation`, which stores none of them.
-    """
-    z, mean, log_var = full_precision(z, mean, log_var)
-    weights = sampling_weights(z.shape[-2], dataset_size, sampling)
-    log_weights = weights.matrix(z.shape[-2], z.dtype).to(z.device).log()  # (B, B)
-    table = Normal(mean[..., None, :, :], torch.exp(0.5 * log_var)[..., None, :, :], validate_args=False)
-    densities = table.log_prob(z[..., None, :])  # (..., B samples, B images, D)
-    joint = torch.logsumexp(densities.sum(-1) + log_weights, -1)
-    return joint, torch.logsumexp(densities + log_weights[..., None], -2)
-
-
 def total_correlation(
     z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling = "weighted"
 ) -> Tensor:
     r"""Estimate the total correlation :math:`\mathrm{KL}(q(z)\,\|\,\prod_j q(z_j))`, second term of Eq. 3.
 
     The estimate, shape ``(...)``, is the batch mean of :math:`\log q(z) - \sum_j \log q(z_j)` over all dimensions,
-    whatever the subspaces of the prior. Memory grows as B D. It can be differentiated once, and compiled.
+    for any prior and its subspaces. Memory grows as B D. It can be differentiated once, and compiled.
     """
     return estimate(z, mean, log_var, dataset_size, sampling)[0]
 
 
 def estimate(z: Tensor, mean: Tensor, log_var: Tensor, dataset_size: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return the total correlation and, without gradient, the batch mean of log q(z), each (...)."""
-    inputs = torch.stack(full_precision(z, mean, log_var), -3)
-    options = *sampling_weights(z.shape[-2], dataset_size, sampling), torch.is_grad_enabled() and inputs.requires_grad
-    return DifferentiableOnce.apply(lambda x, *y: _operator(*x.unbind(-3), *y), inputs, *options)[::2]
+    weights = sampling_weights(z.shape[-2], dataset_size, sampling)
+    correlation, _, joint = _operator(*full_precision(z, mean, log_var), *weights)
+    return correlation, joint.detach()
 
 
 # The operator computes B x B x D densities, 84 million at B = 2048 and D = 20: the cost of the whole objective. It
 # takes a few samples at a time, and forms the gradient in the same pass. With t_imd = (z_id - mu_md) / (sigma_md
 # sqrt 2), w_im the share of image m in the joint density of z_i, p_imd its share in the marginal density of z_id, and
 # g_imd = w_im - p_imd, the gradient of B times the total correlation is
-#
-#   d / d z_id      = -sum_m g_imd t_imd sqrt 2 / sigma_md
-#   d / d mu_md     =  sum_i g_imd t_imd sqrt 2 / sigma_md
-#   d / d logvar_md =  sum_i g_imd (t_imd^2 - 1/2)
+#   d / d z_id = -sum_m g_imd t_imd sqrt 2 / sigma_md,   d / d mu_md = sum_i g_imd t_imd sqrt 2 / sigma_md,
+#   d / d logvar_md = sum_i g_imd (t_imd^2 - 1/2).
 
 # Terms below exp of this, relative to the maximum, are zero: subnormal numbers slow a CPU down a hundred times.
 _FLOOR = {torch.float32: -60.0, torch.float64: -600.0}
@@ -169,9 +114,8 @@ def _block(
     scale: Tensor,  # (D, 1, B): 1 / (sigma sqrt 2)
     offset: Tensor,  # (D, 1, B): log density at the mean
     log_weight: Tensor | None,  # (R, B), relative to that of other images
-    counts: Tensor,  # (R, 1): 1, or 0 for a sample that only fills the block up
-    sums: Tensor | None,  # (3, D, B): sums over earlier samples of g, g t and g t^2, if a gradient is asked for
-) -> tuple[Tensor | None, ...]:
+    sums: Tensor,  # (3, D, B): sums over earlier samples of g, g t and g t^2
+) -> tuple[Tensor, ...]:
     """Return log densities, joint (1, R, 1) and marginal (D, R, 1), the gradient in z, and the sums with this block."""
     t = (z - mean) * scale
     marginal = offset - t * t
@@ -182,9 +126,7 @@ def _block(
     # Compiled code stores the terms of torch.exp: those of the joint density serve every latent.
     log_joint, joint_total, w = _log_sum(joint, joint.amax(-1, keepdim=True), torch.exp)
     log_marginal, marginal_total, p = _log_sum(marginal, highest, _exp)
-    if sums is None:
-        return log_joint, log_marginal, None
-    of_joint, of_marginal = counts / joint_total, -counts / marginal_total
+    of_joint, of_marginal = 1 / joint_total, -1 / marginal_total
     slope = t * scale
     of_z = -2 * (of_joint * (w * slope).sum(-1, keepdim=True) + of_marginal * (p * slope).sum(-1, keepdim=True))
     g = of_joint * w + of_marginal * p
@@ -198,58 +140,55 @@ _options |= {"cpp.enable_floating_point_contract_flag": "fast"}
 _compiled_block = Compiled(_block, "the total correlation", options=_options)
 
 
-def _of_one_model(
-    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _of_one_model(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the batch means of log q(z) and log q(z_j), and the gradient (3, B, D), for inputs of shape (B, D)."""
     b, d = z.shape
     compiles = b * b * d >= _COMPILE_FROM and _compiled_block.works
-    size = _CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if compiles else _BLOCK
-    n_blocks = math.ceil(b / max(1, size // (b * d)))
-    r = math.ceil(b / n_blocks)
-    # Blocks are compiled for one shape: copies of the last sample fill up the last block, and count for nothing.
-    rows = torch.arange(n_blocks * r, device=z.device)
-    order, counts = rows.clamp_max(b - 1), (rows < b).to(z.dtype).view(n_blocks, r, 1)
-    samples = z[order].unflatten(0, (n_blocks, r)).mT.unsqueeze(-1).contiguous()  # (blocks, D, R, 1)
+    most = (_CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if compiles else _BLOCK) // (b * d)
+    size = max(r for r in range(1, b + 1) if b % r == 0 and r <= max(1, most))  # compiled for one size
     centre, half_log_var = (values.mT.unsqueeze(1).contiguous() for values in (mean, 0.5 * log_var))  # (D, 1, B)
-    scale = math.sqrt(0.5) * torch.exp(-half_log_var)
-    peak = -half_log_var.amin(-1, keepdim=True)
-    offset = -half_log_var - peak
-    log_weights = math.log(own / other) * torch.eye(n_blocks * r, b, dtype=z.dtype, device=z.device)
-    log_weights = log_weights.view(-1, r, b) if own != other else [None] * n_blocks
-    sums, results = z.new_zeros(3, d, b) if with_gradient else None, []
-    block = _compiled_block if compiles else _block
-    for x, log_weight, count in zip(samples, log_weights, counts, strict=True):
-        *result, sums = block(x, centre, scale, offset, log_weight, count, sums)
+    scale, offset = math.sqrt(0.5) * torch.exp(-half_log_var), -half_log_var - 0.5 * math.log(2 * math.pi)
+    log_weights = math.log(own / other) * torch.eye(b, dtype=z.dtype, device=z.device)
+    sums, results = z.new_zeros(3, d, b), []
+    for samples, log_weight in zip(z.split(size), log_weights.split(size), strict=True):
+        rows, weight = samples.T.unsqueeze(-1).contiguous(), log_weight if own != other else None
+        *result, sums = (_compiled_block if compiles else _block)(rows, centre, scale, offset, weight, sums)
         results.append(result)
-    joint, marginals, *of_z = (torch.cat(parts, 1)[:, :b, 0] for parts in zip(*results, strict=True))
-    level = peak[:, 0, 0] - 0.5 * math.log(2 * math.pi)
-    log_joint, log_marginals = joint.mean() + level.sum(), marginals.mean(1) + level
-    gradient = z.new_empty(0)
-    if with_gradient:
-        zeroth, once, twice = sums
-        gradient = torch.stack([*of_z, 2 * scale[:, 0] * once, twice - 0.5 * zeroth]).mT / b
-    return log_joint + math.log(other), log_marginals + math.log(other), gradient
+    joint, marginals, of_z = (torch.cat(parts, 1)[..., 0] for parts in zip(*results, strict=True))
+    gradient = torch.stack([of_z, 2 * scale[:, 0] * sums[1], sums[2] - 0.5 * sums[0]]).mT / b
+    return joint.mean() + math.log(other), marginals.mean(1) + math.log(other), gradient
 
 
 # An operator, which a compiled training step takes as one node instead of tracing the loop over blocks.
 @torch.library.custom_op("isa::total_correlation", mutates_args=())
-def _operator(
-    z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _operator(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the total correlation (...), its gradient (..., 3, B, D) and the batch mean of log q(z) (...)."""
     *stack, b, d = z.shape
     inputs = [tensor.reshape(-1, b, d) for tensor in (z, mean, log_var)]
-    if z.is_cuda and with_gradient and z.dtype == torch.float32 and kernels.available():
+    if z.is_cuda and z.dtype == torch.float32 and kernels.available():
         joint, marginals, gradient = kernels.total_correlation(*inputs, own, other)
     else:
-        results = [_of_one_model(*tensors, own, other, with_gradient) for tensors in zip(*inputs, strict=True)]
+        results = [_of_one_model(*tensors, own, other) for tensors in zip(*inputs, strict=True)]
         joint, marginals, gradient = (torch.stack(parts) for parts in zip(*results, strict=True))
     results = joint - marginals.sum(-1), gradient, joint
     return tuple(result.reshape((*stack, *result.shape[1:])) for result in results)
 
 
 @_operator.register_fake
-def _(z, mean, log_var, own, other, with_gradient):
+def _(z, mean, log_var, own, other):
     *stack, b, d = z.shape
-    return z.new_empty(stack), z.new_empty(*stack, *((3, b, d) if with_gradient else (0,))), z.new_empty(stack)
+    return z.new_empty(stack), z.new_empty(*stack, 3, b, d), z.new_empty(stack)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, upstream: Tensor | None, second: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if second is not None:
+        raise RuntimeError("the total correlation can be differentiated only once")
+    return *(upstream[..., None, None, None] * ctx.saved_tensors[0]).unbind(-3), None, None
+
+
+_operator.register_autograd(_backward, setup_context=_save)

@@ -1,13 +1,13 @@
-r"""The total correlation of beta-TCVAE on a GPU: four Triton kernels, none of which stores the B x B x D densities.
+r"""Four Triton kernels for the total correlation of beta-TCVAE on a GPU. None stores the B x B x D densities.
 
 :func:`total_correlation` is the CUDA kernel of the operator in :mod:`isa.aggregate`. Exponents are in bits: with
 :math:`s_{md}^2 = \log_2 e / (2 \sigma_{md}^2)` and :math:`t_{imd} = (z_{id} - \mu_{md}) s_{md}`, the log density of
 sample i under the posterior of image m in latent d is :math:`o_{md} - t_{imd}^2`, where :math:`o_{md} \le 0` is its
 maximum minus the largest maximum in the batch.
 
-Every program of a kernel works on one run, in tiles of fixed size and without atomic operations, so a run's result
-does not depend on the other runs of its pack. The programs go through one run after the other, so that its joint log
-densities (B, B) stay in the GPU's cache.
+Each program works on one run, in tiles of fixed size and without atomic operations, so a run's result does not depend
+on the other runs of its pack. Programs of the same run are scheduled together, so that its joint log densities (B, B)
+stay in the GPU's cache.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TILES = {
     "columns": {"GROUP": 4, "ROWS": 32, "COLUMNS": 32},
     "joint_rows": {"GROUP": 4, "ROWS": 32, "COLUMNS": 32},
 }
-"""A program's tile, by kernel: samples (rows), images (columns) and, in the last two, latents (group)."""
+"""Tile sizes by kernel: samples (rows), images (columns) and, in the last two, latents (group)."""
 
 
 def available() -> bool:
@@ -44,7 +44,7 @@ def available() -> bool:
 
 @cache
 def load() -> dict[str, Any]:
-    """Return the kernels by name. Triton is imported here, since `isa` works without it."""
+    """Return the kernels by name. Triton is imported in this function, since `isa` works without it."""
     global tl
     import triton
     import triton.language as tl
@@ -56,20 +56,20 @@ def load() -> dict[str, Any]:
 def total_correlation(
     z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the batch means of log q(z) and log q(z_j) of P runs, and the gradient of the total correlation.
+    """Return batch means of log q(z) and log q(z_j) for P runs, and the gradient of the total correlation.
 
     Parameters
     ----------
     z, mean, log_var
         Samples, posterior means and log-variances, float32, shape ``(P, B, D)``.
     own, other
-        Weight of a sample's own image in the aggregate posterior, and of each other image.
+        Weights in the aggregate posterior: of the image that a sample was drawn from, and of each other image.
 
     Returns
     -------
     tuple
-        Joint ``(P,)``, marginals ``(P, D)``, and the gradient of joint minus marginals in ``z``, ``mean`` and
-        ``log_var``, ``(P, 3, B, D)``.
+        Joint ``(P,)``, marginals ``(P, D)``, and the gradient of their difference in ``z``, ``mean`` and ``log_var``,
+        ``(P, 3, B, D)``.
     """
     runs, b, d = z.shape
     log2_e = 1 / math.log(2)
@@ -99,23 +99,23 @@ def total_correlation(
     return joint, marginals, torch.stack(gradient, 1).mT.contiguous() / b
 
 
-# The kernels: plain functions until they are loaded. Their tensors are contiguous float32: z, mean, scale s, offset o
-# and the marginals' log sums (P, D, B), joint exponents (P, B, B) and their log sums (P, B). ``diagonal`` is the log2
-# ratio of the own image's weight to another's. Grids are (tiles of the batch, groups of latents, runs).
+# The kernels are plain functions until `load` compiles them. Their tensors are contiguous float32: z, mean, scale s,
+# offset o and the marginals' log sums (P, D, B), joint exponents (P, B, B) and their log sums (P, B). ``diagonal`` is
+# log2(own / other). Grids are (tiles of the batch, groups of latents, runs).
 
 
 def _rows(
     z, mean, scale, offset, diagonal, log_sum, of_z,
     D: tl.constexpr, B: tl.constexpr, STRATIFIED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Marginals of one latent: log sum over m of 2^(o - t^2), and the mean of t s with these terms as weights."""
+    """Store the log sum over m of 2^(o - t^2) for one latent, and the mean of t s weighted by these terms."""
     base = (tl.program_id(2).to(tl.int64) * D + tl.program_id(1)) * B
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sample = tl.load(z + base + i, i < B, 0.0)
     own = (sample - tl.load(mean + base + i, i < B, 0.0)) * tl.load(scale + base + i, i < B, 0.0)
     own = tl.load(offset + base + i, i < B, 0.0) - own * own
-    # The own image's term is in the sum and no exponent is above 0, so this reference keeps the sum in range and spares
-    # the search for the maximum ...
+    # The sum contains the term of the sample's own image and no exponent exceeds 0, so this reference keeps the sum in
+    # range without a search for the maximum ...
     reference = tl.minimum(own + 40.0, 0.0)
     if tl.min(own, 0) < -100.0:  # ... unless a sample lies far outside its own posterior.
         reference = tl.full([ROWS], -float("inf"), tl.float32)
@@ -146,7 +146,7 @@ def _joint(
     z, mean, scale, offset, diagonal, joint, joint_log_sum,
     D: tl.constexpr, B: tl.constexpr, STRATIFIED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Joint exponents, the sum over latents of o - t^2, and their log sum over m, with a running maximum."""
+    """Store the joint exponents, sums over latents of o - t^2, and their log sum over m, with a running maximum."""
     run = tl.program_id(2).to(tl.int64)
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     highest = tl.full([ROWS], -float("inf"), tl.float32)
@@ -161,8 +161,8 @@ def _joint(
             exponent += tl.load(offset + base + m, m < B, -float("inf"))[None, :] - t * t
         if STRATIFIED:
             exponent += tl.where(i[:, None] == m[None, :], diagonal, 0.0)
-        place = (run * B + i[:, None]) * B + m[None, :]
-        tl.store(joint + place, exponent, (i < B)[:, None] & (m < B)[None, :])
+        index = (run * B + i[:, None]) * B + m[None, :]
+        tl.store(joint + index, exponent, (i < B)[:, None] & (m < B)[None, :])
         higher = tl.maximum(highest, tl.max(exponent, 1))
         total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(exponent - higher[:, None]), 1)
         highest = higher
@@ -174,15 +174,15 @@ def _columns(
     D: tl.constexpr, B: tl.constexpr, STRATIFIED: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums (3, P, D, B) over i of g, g t and g t^2, where g is the joint share of image m minus its marginal share."""
+    """Store sums (3, P, D, B) over i of g, g t and g t^2; g is the joint share of image m minus its marginal share."""
     run = tl.program_id(2).to(tl.int64)
     d = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
     m = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     base = ((run * D + d) * B)[:, None]
-    place, inside = base + m[None, :], (d < D)[:, None] & (m < B)[None, :]
-    centre = tl.load(mean + place, inside, 0.0)[:, None, :]
-    s = tl.load(scale + place, inside, 0.0)[:, None, :]
-    top = tl.load(offset + place, inside, 0.0)[:, None, :]
+    index, inside = base + m[None, :], (d < D)[:, None] & (m < B)[None, :]
+    centre = tl.load(mean + index, inside, 0.0)[:, None, :]
+    s = tl.load(scale + index, inside, 0.0)[:, None, :]
+    top = tl.load(offset + index, inside, 0.0)[:, None, :]
     zeroth = tl.zeros([GROUP, ROWS, COLUMNS], tl.float32)
     once = tl.zeros([GROUP, ROWS, COLUMNS], tl.float32)
     twice = tl.zeros([GROUP, ROWS, COLUMNS], tl.float32)
@@ -201,9 +201,9 @@ def _columns(
         once += g * t
         twice += g * t * t
     whole = tl.num_programs(2).to(tl.int64) * D * B
-    tl.store(sums + place, tl.sum(zeroth, 1), inside)
-    tl.store(sums + whole + place, tl.sum(once, 1), inside)
-    tl.store(sums + 2 * whole + place, tl.sum(twice, 1), inside)
+    tl.store(sums + index, tl.sum(zeroth, 1), inside)
+    tl.store(sums + whole + index, tl.sum(once, 1), inside)
+    tl.store(sums + 2 * whole + index, tl.sum(twice, 1), inside)
 
 
 def _joint_rows(
@@ -211,13 +211,13 @@ def _joint_rows(
     D: tl.constexpr, B: tl.constexpr, STRATIFIED: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The mean of t s with the joint shares as weights, minus the marginals' mean, which is in ``of_z``."""
+    """Subtract the marginals' mean of t s, in ``of_z``, from the mean weighted by the joint shares."""
     run = tl.program_id(2).to(tl.int64)
     d = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     base = ((run * D + d) * B)[:, None]
-    place, inside = base + i[None, :], (d < D)[:, None] & (i < B)[None, :]
-    sample = tl.load(z + place, inside, 0.0)[:, :, None]
+    index, inside = base + i[None, :], (d < D)[:, None] & (i < B)[None, :]
+    sample = tl.load(z + index, inside, 0.0)[:, :, None]
     log_total = tl.load(joint_log_sum + run * B + i, i < B, 0.0)[:, None]
     slope = tl.zeros([GROUP, ROWS, COLUMNS], tl.float32)
     for start in range(0, B, COLUMNS):
@@ -228,4 +228,4 @@ def _joint_rows(
         images, valid = base + m[None, :], (d < D)[:, None] & (m < B)[None, :]
         s = tl.load(scale + images, valid, 0.0)[:, None, :]
         slope += q * ((sample - tl.load(mean + images, valid, 0.0)[:, None, :]) * s * s)
-    tl.store(of_z + place, tl.sum(slope, 2) - tl.load(of_z + place, inside, 0.0), inside)
+    tl.store(of_z + index, tl.sum(slope, 2) - tl.load(of_z + index, inside, 0.0), inside)

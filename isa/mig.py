@@ -20,19 +20,19 @@ gap. All logarithms are natural.
 where row :math:`r` contains the posteriors with a variance near :math:`V_r`. The inner sum is approximated on a grid: a
 posterior is spread over the four cells around its mean, with the weights of cubic interpolation, which preserve the
 first three moments of :math:`\mathcal N(\mu_n, \sigma_n^2 - V_r)`. One FFT per row, one inverse FFT and linear
-interpolation of the log density then give the density at all draws. The sums for all values of a factor add up to the
-sum over the data set. Errors of a density integrate to zero, so they change an entropy to second order only.
-
-Posteriors that do not fit on one grid (spikes, outliers, widths over many octaves) are split, by width or by mean,
-until each part fits or is small enough for direct sums. Direct sums at random draws give the error bound.
+interpolation of the log density then give the density at all draws. Errors of a density integrate to zero, so they
+change an entropy to second order only. Posteriors that do not fit on one grid (spikes, outliers, widths over many
+octaves) are split, by width or by mean, until each part fits or is small enough for direct sums. Direct sums at random
+draws give the error bound.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from scipy.fft import next_fast_len
@@ -43,7 +43,7 @@ from isa.subspaces import as_tensor, factor_labels, group_log_sums, map_in_threa
 
 __all__ = ["MutualInformationGap", "active_units", "mutual_information_gap", "mutual_information_gap_binned"]
 
-_CELLS = 4  # cells per sigma, for the narrowest posteriors of an octave; up to three times as many on small grids
+_CELLS = 4  # cells per sigma of the narrowest posteriors; up to three times as many on small grids
 _ROWS = 12  # rows of variance per octave of sigma; the same
 _NODES = 16  # nodes of the log-density table per sigma
 _REACH = 8.0  # a grid ends this many sigmas outside its posteriors: exp(-32)
@@ -52,6 +52,7 @@ _SMALL, _MOST_BINS = 2**20, 2**24  # of a grid that is made finer, of any
 _EXACT_PAIRS, _LEAF_PAIRS = 2**22, 2**16  # draws times posteriors that are summed directly: of a latent, of a part
 _RARE = 32  # values of fewer images are summed directly
 _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared with direct sums: more if N is small
+_WHOLE = 2**30  # weights of a posterior on a GPU, which sums whole numbers
 _BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
 _TILE, _GPU_TILE = 2**16, 2**25  # Gaussians evaluated at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -62,23 +63,20 @@ class MutualInformationGap:
     """Result of :func:`mutual_information_gap`, in nats. Tensors are float64 on the CPU.
 
     F counts the scored factors, U the unscored ones, K the columns: latents, or groups of latents. With one column, the
-    second largest entry of a row counts as 0.
-
-    Standard errors are those of the scatter of the draws. They treat images as drawn at random, columns of a gap as
-    independent, and gaps as fully dependent. Error bounds limit the difference from direct sums over the same draws:
-    the mean deviation at random draws and three standard errors of it, or zero if all sums were direct.
+    second largest entry of a row counts as 0. Standard errors are those of the scatter of the draws. They treat images
+    as drawn at random, columns of a gap as independent, and gaps as fully dependent. Error bounds limit the difference
+    from direct sums over the same draws: the mean deviation at random draws and three standard errors of it.
     """
 
     score: float  #: The MIG: mean of ``gaps``.
-    #: (F,) difference of the two largest entries in a row of ``mutual_information``, divided by the factor's entropy.
-    gaps: Tensor
+    gaps: Tensor  #: (F,) difference of the two largest entries of a row, divided by the factor's entropy.
     mutual_information: Tensor  #: (F, K) difference of the entropies, clamped at 0.
     entropy: Tensor  #: (K,) of all images.
     conditional_entropy: Tensor  #: (F, K) given a factor.
     standard_error: float  #: Of ``score``.
     gaps_standard_error: Tensor  #: (F,)
     mutual_information_standard_error: Tensor  #: (F, K)
-    error_bound: float  #: On the error of ``score``.
+    error_bound: float  #: On the error of ``score``; 0 if all sums were direct.
     gaps_error_bound: Tensor  #: (F,)
     entropy_error: Tensor  #: (1 + F, K) bounds for ``entropy`` and ``conditional_entropy``.
     factors: tuple[int, ...]  #: Factor of each row of ``mutual_information``.
@@ -112,7 +110,7 @@ def mutual_information_gap(
     factors
         Factors to score; all with more than one value by default. The paper omits dSprites' shape: ``(1, 2, 3, 4)``.
     n_samples
-        Number of random draws per mixture, i.e. per value of a factor; all by default. This saves time for ``groups``.
+        Number of draws per mixture, i.e. per value of a factor; all by default. Fewer save time for ``groups`` only.
     groups
         Disjoint groups of latents, each scored as one column (the MIG of subspaces), by N Gaussians per draw.
     generator
@@ -126,7 +124,7 @@ def mutual_information_gap(
 
     Examples
     --------
-    A latent that knows the only factor, and one that knows nothing:
+    A latent that encodes the only factor, and one that encodes nothing:
 
     >>> mean = torch.stack([torch.arange(8.0), torch.zeros(8)], 1)
     >>> log_var = torch.tensor([-12.0, 0.0]).expand(8, 2)
@@ -135,58 +133,54 @@ def mutual_information_gap(
     """
     mean, log_var = as_tensor(mean), as_tensor(log_var)
     device, (n, k) = mean.device, mean.shape
-    columns = [(j,) for j in range(k)] if groups is None else [tuple(group) for group in groups]
+    columns = [[j] for j in range(k)] if groups is None else [list(group) for group in groups]
     used = sorted(j for column in columns for j in column)
+    columns = [[used.index(j) for j in column] for column in columns]
     mean, log_var = (x.T[used].contiguous() for x in (mean, log_var))
     extents = torch.stack([end.double() for x in (mean, log_var) for end in x.aminmax(dim=1)], 1).tolist()
     if not all(math.isfinite(a) and math.isfinite(b) and -500 <= c <= d <= 500 for a, b, c, d in extents):
         raise ValueError("mean must be finite and log_var must lie between -500 and 500")
 
     scored, labels = factor_labels(n, factor_sizes, factor_values, factors, tuple(unscored))
-    mixtures, kept, m = _Mixtures(labels, device), 1 + len(scored), n if n_samples is None else n_samples
-    if not 1 <= m <= n:
-        raise ValueError(f"n_samples must be from 1 to N = {n}, got {m}")
+    mixtures, kept, m = _Mixtures(labels, device), 1 + len(scored), min(n, n_samples or n)
     source = device if generator is None else generator.device
-    noise = torch.empty(len(used), n, dtype=torch.float32 if source.type == "mps" else torch.float64, device=source)
-    latents: Iterable[int] = _fill_normal(noise, generator)
-    draws = sampler = fewer = None
-    if m < n or subsample is not None:
-        latents = list(latents)  # first the noise, then the choice of draws
-        own = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)  # leaves the other alone
+    wide = torch.float32 if source.type == "mps" else torch.float64
+    noise = torch.randn(len(used), n, dtype=wide, device=source, generator=generator).to(device)
+    members = draws = fewer = None
+    if m < n or subsample is not None or groups is not None:  # images by mixture: all, those drawn, those subsampled
+        other = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)
         members = [mixtures.members(r) for r in range(len(labels))]
-        draws = [[_some(x, m, generator) for x in values] for values in members[:kept]]
+        draws = [[_choose(x, m, generator) for x in values] for values in members[:kept]]
         if subsample is not None:
-            fewer = [[_some(x, subsample, own, always=True) for x in values] for values in draws]
+            fewer = [[_choose(x, subsample, other, always=True) for x in values] for values in draws]
             fewer = [mixtures.weighted(r, values) for r, values in enumerate(fewer)]
-        draws += [[_some(x, m, own) for x in values] for values in members[kept:]]
-        sampler = [mixtures.weighted(r, x) for r, x in enumerate(draws)] if m < n else None
+        draws += [[_choose(x, m, other) for x in values] for values in members[kept:]]
+    sampler = [mixtures.weighted(r, x) for r, x in enumerate(draws)] if m < n else None
     checked = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     checked = checked[: max(_CHECKED, min(_MOST_CHECKED, _CHECKED_PAIRS // n))].to(device)
 
-    def estimate(x: Tensor, off: Tensor | None = None, q: _Posteriors | None = None) -> tuple[Tensor, ...]:
+    def estimate(column: list[int]) -> tuple[Tensor, ...]:
         """Return entropies (R,), squared errors of the information, error bounds of both, subsampled entropies."""
-        off = x.new_zeros(len(x), 1) if off is None else off
-        averages = _averages(x, mixtures.log_n, q, draws is not None)
+        (j, *others), off = column, noise.new_zeros(len(labels), 1, dtype=torch.float64)
+        q = _Posteriors(mean[j], log_var[j], noise[j].double(), mixtures.label, mixtures.row)
+        if others:
+            q, x = None, noise.new_zeros(len(labels), n, dtype=torch.float64)
+            for total, images, drawn in zip(x, members, draws, strict=True):
+                for of, at in zip(images, drawn, strict=True):
+                    posteriors, points = ([y[column][:, i] for y in (mean, log_var)] for i in (of, at))
+                    points.append(noise[column][:, at])
+                    total[at] = group_log_sums(posteriors, points, [range(len(column))])[0, :, 0]
+        elif n * n <= _EXACT_PAIRS:
+            x = _direct(q, q)
+        else:
+            x, at = _fast(q, mixtures, extents[j]), q.at(checked)
+            off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
+        averages = _averages(x, mixtures.log_n, q)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
         averages = averages if sampler is None else _sampled_averages(x, sampler)
         return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled
 
-    def single(j: int) -> tuple[Tensor, ...]:
-        q = _Posteriors(mean[j], log_var[j], noise[j].to(device).double(), mixtures.label, mixtures.row)
-        if n * n <= _EXACT_PAIRS:
-            return estimate(_direct(q, q), None, q)
-        x, some = _fast(q, mixtures, extents[j]), q[checked]
-        return estimate(x, torch.maximum(x[:, checked].double(), some.own()) - _direct(q, some), q)
-
-    alone = {used.index(column[0]): c for c, column in enumerate(columns) if len(column) == 1}
-    found = dict(map_in_threads(lambda j: (alone[j], single(j)), (j for j in latents if j in alone), mean))
-    if joint := [c for c, column in enumerate(columns) if len(column) > 1]:
-        sets, label = [[used.index(j) for j in columns[c]] for c in joint], mixtures.label[1:]
-        chosen = None if sampler is None else (members, draws)
-        x = group_log_sums((mean, log_var, label), (mean, log_var, noise.to(device), label), sets, chosen)
-        found |= {c: estimate(x[..., i]) for i, c in enumerate(joint)}
-
-    rows = zip(*(found[c] for c in range(len(columns))), strict=True)
+    rows = zip(*map_in_threads(estimate, columns, mean), strict=True)
     entropies, variances, errors, moves, subsampled = (torch.stack(x, 1).cpu() for x in rows)
     size, f = mixtures.entropies[1:kept], kept - 1
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
@@ -217,8 +211,8 @@ def mutual_information_gap_binned(
         values = int(label.max()) + 1
         joint = torch.bincount((code + bins * k * label[:, None]).flatten(), minlength=values * k * bins)
         joint = joint.view(values, k, bins).double() / n
-        terms = torch.xlogy(joint, values * joint / joint.sum(0).clamp(min=1e-300))
-        information.append(terms.sum((0, 2)).clamp(min=0.0))
+        entropies = [torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint)]
+        information.append((entropies[0] + math.log(values) - entropies[1]).clamp(min=0.0))
         gaps.append(float(_gap(information[-1][None])) / math.log(values))
     return math.fsum(gaps) / len(gaps), torch.stack(information)
 
@@ -233,16 +227,7 @@ def _gap(information: Tensor) -> Tensor:
     return -pad(information, (0, 1)).topk(2, dim=1).values.diff()[:, 0]
 
 
-def _fill_normal(noise: Tensor, generator: torch.Generator | None) -> Iterator[int]:
-    """Fill (K, N) with the numbers of one ``torch.randn(K, N)``, and yield each row's index when it is complete."""
-    (k, n), whole = noise.shape, not noise.is_cpu or noise.shape[1] < 2**9
-    stops = [k * n if whole else -(-j * n // 16) * 16 for j in range(1, k)]  # randn generates groups of 16
-    for j, (start, stop) in enumerate(pairwise([0, *stops, k * n])):
-        noise.view(-1)[start:stop].normal_(generator=generator)
-        yield j
-
-
-def _some(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:
+def _choose(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:
     """Return ``count`` random images; ``always``: use random numbers even if these are all."""
     if not always and count >= len(images):
         return images
@@ -250,17 +235,15 @@ def _some(images: Tensor, count: int, generator: torch.Generator | None, always:
     return images[torch.randperm(len(images), generator=generator, device=source)[:count].to(images.device)]
 
 
-def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None, write: bool) -> tuple[Tensor, Tensor]:
-    """Return entropies (R,) and squared errors (R - 1,); ``write``: turn the log sums (R, N) into log densities."""
+def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, Tensor]:
+    """Return entropies (R,) and squared errors (R - 1,), and turn the log sums x (R, N) into log densities."""
     n = x.shape[1]
     total, product = x.new_zeros(len(x), dtype=torch.float64), x.new_zeros(len(x), len(x), dtype=torch.float64)
     for block in _blocks(n, x):
         values = x[:, block].double()
         if q is not None:  # the sum contains the draw's own posterior
-            values = torch.maximum(values, q[block].own())
-        values -= log_n[:, block]
-        if write:
-            x[:, block] = values
+            values = torch.maximum(values, q.at(block).own())
+        x[:, block] = values.sub_(log_n[:, block])
         total += values.sum(1)
         product += values @ values.T
     average, covariance = total / n, (product - total.outer(total) / n) / n
@@ -270,7 +253,7 @@ def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None, write: bool) -> t
 
 
 def _sampled_averages(x: Tensor, sampler: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the same from log densities at the draws of some images, whose weights add up to 1."""
+    """Return entropies and squared errors from log densities at drawn images, whose weights add up to 1."""
     entropy, variance = [], []
     for row, (images, weight) in zip(x, sampler, strict=False):
         values, m = row.index_select(0, images).double(), len(images)
@@ -291,46 +274,38 @@ def _blocks(n: int, like: Tensor) -> Iterator[slice]:
 
 
 class _Mixtures:
-    """Images by mixture: the one of all images, then those of each factor's values; R counts all and the factors."""
+    """Images by mixture: that of all images, then those of each factor's values; R counts all and the factors."""
 
     def __init__(self, labels: list[Tensor], device: torch.device) -> None:  # (N,) each, on the CPU
-        self._labels, self._counts = labels, [torch.bincount(label) for label in labels]
-        self.rows, self.rare, rows, entropies, log_n = [0], [], [], [], []
-        for label, count in zip(labels, self._counts, strict=True):
-            p, logs = count.double() / len(label), count.double().log()
-            entropies.append(-torch.special.xlogy(p, p).sum())
-            log_n.append(logs[label] if count.min() < count.max() else logs[:1].expand(len(label)))
-            row, used, frequent, rare = label, len(count), count >= _RARE, None
+        self.labels, self.counts = labels, [torch.bincount(label) for label in labels]
+        self.rows, self.rare, rows, log_n, entropies = [0], [], [], [], []
+        for label, count in zip(labels, self.counts, strict=True):
             # On a grid, each frequent value has a row, and all rare ones share the last.
-            if used > 1 and not bool(frequent.all()):
-                used = int(frequent.sum()) + 1
-                row = torch.where(frequent, frequent.cumsum(0) - 1, used - 1)[label]
-                images = label.argsort()
-                images = images[~frequent[label[images]]]
-                value = label[images]
-                first, last = torch.searchsorted(value, value), torch.searchsorted(value, value, right=True) - 1
-                rare = *(x.to(device) for x in (images, first, last)), int((last - first).max()) + 1
-            self.rare.append(rare)
-            rows.append(row + self.rows[-1])
-            self.rows.append(self.rows[-1] + used)
+            frequent = (count >= _RARE) | (len(count) == 1)
+            row = (frequent.cumsum(0) - 1).where(frequent, frequent.sum())[label] + self.rows[-1]
+            rare = (~frequent[label]).nonzero()[:, 0]
+            self.rare.append(rare[label[rare].argsort()].to(device))
+            self.rows.append(int(row.max()) + 1)
+            rows.append(row)
+            log_n.append(count.double().log()[label])
+            entropies.append(torch.special.entr(count.double() / len(label)).sum())
         self.entropies = torch.stack(entropies)  # (R,) of the factors, on the CPU
         self.label, self.row = torch.stack(labels).int().to(device), torch.stack(rows).to(device)  # (R, N)
         self.log_n = torch.stack(log_n).to(device)  # (R, N) number of images with the image's value
 
     def members(self, r: int) -> list[Tensor]:
         """Return the images of each value."""
-        return list(self._labels[r].argsort(stable=True).to(self.label.device).split(self._counts[r].tolist()))
+        return list(self.labels[r].argsort(stable=True).to(self.label.device).split(self.counts[r].tolist()))
 
     def weighted(self, r: int, draws: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return drawn images (M,), given by value, and their weights: the frequency of the value over its draws."""
         m = torch.tensor([len(images) for images in draws], device="cpu")
-        weight = (self._counts[r].double() / (m * len(self._labels[r]))).repeat_interleave(m)
+        weight = (self.counts[r].double() / (m * len(self.labels[r]))).repeat_interleave(m)
         return torch.cat(draws), weight.to(self.label.device)
 
 
-@dataclass(frozen=True)
-class _Posteriors:
-    """Posteriors of a latent with one draw of each (n,), and their images' values and rows (R, n)."""
+class _Posteriors(NamedTuple):
+    """Posteriors of a latent, with one draw of each (n,), and their images' values and rows on a grid (R, n)."""
 
     mean: Tensor
     log_var: Tensor
@@ -338,12 +313,8 @@ class _Posteriors:
     label: Tensor
     row: Tensor
 
-    def __len__(self) -> int:
-        return len(self.mean)
-
-    def __getitem__(self, index: slice | Tensor) -> _Posteriors:
-        fields = self.mean, self.log_var, self.noise, self.label, self.row
-        return _Posteriors(*(x[..., index] if isinstance(index, slice) else x.index_select(-1, index) for x in fields))
+    def at(self, index: slice | Tensor) -> _Posteriors:
+        return _Posteriors(*(x[..., index] if isinstance(index, slice) else x.index_select(-1, index) for x in self))
 
     def draws(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the step to the draw: sigma may be below the rounding error of the mean."""
@@ -356,23 +327,20 @@ class _Posteriors:
 
 def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     """Return (R, P) logs of the sums of densities at draws, over the posteriors with the draw's value."""
-    out = at.noise.new_zeros(len(at.label), len(at), dtype=torch.float64)
-    for start in range(0, len(at), 256):
-        some, total = at[start : start + 256], out[:, start : start + 256]
-        at_mean, step, own = (x[:, None] for x in (*some.draws(), some.own()))
-        tile = (_TILE if out.is_cpu else _GPU_TILE) // len(some)
-        for begin in range(0, len(of), tile):
-            part = of[begin : begin + tile]
-            half = 0.5 * part.log_var.double()
-            t = (at_mean - part.mean.double()).add_(step).mul_(torch.exp(-half))
-            ratio = (-_HALF_LOG_2PI - own - half).addcmul_(t, t, value=-0.5)  # to the density under the own posterior
-            ratio = ratio.clamp_(min=-700.0).exp_()  # exp is slow where it underflows
-            total[0] += ratio.sum(1)
-            same = torch.empty_like(ratio)
-            for sums, value, values in zip(total[1:], some.label[1:], part.label[1:], strict=True):
-                sums += torch.eq(value[:, None], values, out=same).mul_(ratio).sum(1)
-        total.log_().add_(own.T)
-    return out
+    out = at.noise.new_zeros(at.label.shape, dtype=torch.float64)
+    at_mean, step, own = (x[:, None] for x in (*at.draws(), at.own()))
+    tile = 1 + (_TILE if out.is_cpu else _GPU_TILE) // (1 + len(own))
+    for start in range(0, len(of.mean), tile):
+        part = of.at(slice(start, start + tile))
+        half = 0.5 * part.log_var.double()
+        t = (at_mean - part.mean.double()).add_(step).mul_(torch.exp(-half))
+        ratio = (-_HALF_LOG_2PI - own - half).addcmul_(t, t, value=-0.5)  # to the density under the own posterior
+        ratio = ratio.clamp_(min=-700.0).exp_()  # exp is slow where it underflows
+        out[0] += ratio.sum(1)
+        same = torch.empty_like(ratio)
+        for sums, value, values in zip(out[1:], at.label[1:], part.label[1:], strict=True):
+            sums += torch.eq(value[:, None], values, out=same).mul_(ratio).sum(1)
+    return out.log_().add_(own.T)
 
 
 def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tensor:
@@ -383,122 +351,95 @@ def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tenso
         mean, log_var = of.mean.double(), of.log_var.double()
         extent = extent if images is None else torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
         low, high, least, most = extent
-        sigma, margin = math.exp(0.5 * least), _REACH * math.exp(0.5 * most)
+        margin = _REACH * math.exp(0.5 * most)
         if images is not None:
             z = torch.add(*at.draws())
             near = ((z >= low - margin) & (z <= high + margin)).nonzero()[:, 0]
-            at, images = at[near], images[near]
+            at, images = at.at(near), images[near]
+        pairs = len(of.mean) * len(at.mean)
         # Estimated times of direct sums and of a grid, in ns on a CPU core
-        bins = mixtures.rows[-1] * 2.0 * _ROWS * _CELLS * (high - low + 2.0 * margin) / sigma
-        direct, grid = (2.0 + len(q.label)) * len(of) * len(at), 10.0 * bins
+        rows = mixtures.rows[-1] * _ROWS * (1.0 + (most - least) / math.log(4.0))
+        bins = rows * _CELLS * (high - low + 2.0 * margin) / math.exp(0.5 * least)
+        direct, grid = (2.0 + len(q.label)) * pairs, 10.0 * bins
         compact = high - low <= 2.0 * margin and most - least < 4.0
-        if len(of) * len(at) <= _LEAF_PAIRS or (compact and direct < grid):
-            found = _direct(of, at)
-        elif compact or (bins <= _MOST_BINS and grid < 3000.0 * (len(of) + len(at))):
-            finer = min(3, max(1, int(math.sqrt(_SMALL / bins))))
-            found = _grid(of, at, extent, finer, mixtures)
+        if pairs <= _LEAF_PAIRS or (compact and direct < grid):
+            sums = _direct(of, at)
+        elif compact or (bins <= _MOST_BINS and grid < 3000.0 * (len(of.mean) + len(at.mean))):
+            sums = _grid(of, at, extent, min(3, max(1, int(math.sqrt(_SMALL / bins)))), mixtures)
         else:
             if most - least > 6.0 or high - low < 2.0 * margin:
                 upper = log_var > 0.5 * (least + most)
             else:
                 upper = mean >= max(low + 0.5 * (high - low), math.nextafter(low, math.inf))
-            images = torch.arange(len(q), device=mean.device) if images is None else images
-            parts += [(of[side.nonzero()[:, 0]], at, images) for side in (upper, ~upper)]
+            images = torch.arange(len(mean), device=mean.device) if images is None else images
+            parts += [(of.at(side.nonzero()[:, 0]), at, images) for side in (upper, ~upper)]
             continue
         if images is None:
-            out = found
+            out = sums
         else:
-            out = mean.new_full((len(found), len(q)), -math.inf, dtype=torch.float32) if out is None else out
-            out[:, images] = torch.logaddexp(out[:, images], found.float())
-    for x, rare in zip(out, mixtures.rare, strict=True):
-        if rare is not None:
-            x[rare[0]] = _among_rare(q, *rare).to(x.dtype)
+            out = mean.new_full(q.label.shape, -math.inf, dtype=torch.float32) if out is None else out
+            out[:, images] = torch.logaddexp(out[:, images], sums.float())
+    for r, rare in enumerate(mixtures.rare):
+        for start in range(0, len(rare), 256):  # sorted by value, so all with the same value are near
+            near, images = rare[max(0, start - _RARE) : start + 256 + _RARE], rare[start : start + 256]
+            out[r, images] = _direct(q.at(near), q.at(images))[r].to(out.dtype)
     return out
-
-
-def _among_rare(q: _Posteriors, images: Tensor, first: Tensor, last: Tensor, most: int) -> Tensor:
-    """Return (P,) logs of the sums of densities at draws, over the positions ``first`` to ``last`` of ``images``."""
-    (mean, step), own = q[images].draws(), q[images].own()
-    total = torch.zeros_like(own)
-    for i in range(most):
-        other = images[torch.minimum(first + i, last)]
-        log_var = q.log_var[other].double()
-        t = (mean - q.mean[other] + step) * torch.exp(-0.5 * log_var)
-        ratio = (-_HALF_LOG_2PI - own - 0.5 * (log_var + t.square())).clamp_(min=-700.0).exp_()
-        total += ratio * (first + i <= last)
-    return total.log_() + own
 
 
 def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int, mixtures: _Mixtures) -> Tensor:
     """Return (R, P) logs of the sums of densities at draws, over some posteriors: by Fourier transforms.
 
-    ``extent`` gives the range of the means and of the log variances. Octave i of sigma has its own grid, with cells of
-    ``2**i`` times the spacing of the first; its rows lie at the same variances in cells^2 as those of the first.
+    ``extent`` gives the range of the means and of the log variances; ``finer`` grids have more cells and rows.
     """
-    per_sigma, per_octave = _CELLS * finer, _ROWS * finer
+    per_sigma, height = _CELLS * finer, math.log(4.0) / (_ROWS * finer)  # the latter of a row of log variance
     (low, high, least, most), device, cpu = extent, of.mean.device, of.mean.is_cpu
-    margin = _REACH * math.exp(0.5 * most)
-    height = math.log(4.0) / per_octave  # of a row of log variance
-    used = int((most - least) / height) + 1
-    octaves = (used - 1) // per_octave + 1
-    least -= 0.5 * (used * height - (most - least))  # centre the rows
+    margin, rows = _REACH * math.exp(0.5 * most), int((most - least) / height) + 1
+    least -= 0.5 * (rows * height - (most - least))  # centre the rows
     spacing = math.exp(0.5 * least) / per_sigma
-    last = 2 ** (octaves - 1)
-    cells = last * next_fast_len(math.ceil((high - low + 2.0 * margin) / spacing / last), real=True)
+    cells = next_fast_len(math.ceil((high - low + 2.0 * margin) / spacing), real=True)
     length, nodes = cells * spacing, cells * math.ceil(_NODES / per_sigma)
-
-    # By row, over all octaves: cells per unit length, variance in cells^2, first bin minus one and minus row 0
-    row = torch.arange(octaves * per_octave, device=device)
-    octave = row // per_octave
-    density = torch.exp2(-octave.double()) / spacing
-    variance = per_sigma**2 * torch.exp2(((row % per_octave).double() + 0.5) * (2.0 / per_octave))
-    sizes = [per_octave * (cells >> i) for i in range(octaves)]
-    size = sum(sizes)
-    first = (cells >> octave).cumsum(0) - (cells >> octave) - 1 - size
+    variance = torch.arange(0.5, rows, dtype=torch.float64, device=device).mul_(height).exp_() * per_sigma**2  # cells^2
 
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
-    values = mixtures.rows[-1] - 1
+    values, size = mixtures.rows[-1] - 1, rows * cells
     bins = torch.zeros(values * size, dtype=torch.float64 if cpu else torch.int64, device=device)
-    for block in _blocks(len(of), of.mean):
+    for block in _blocks(len(of.mean), bins):
         mean, log_var = of.mean[block].double(), of.log_var[block].double()
-        row = ((log_var - least) * (1.0 / height)).int().clamp_(max=octaves * per_octave - 1)
-        scale = density.index_select(0, row)
-        position = (mean - low).add_(margin).mul_(scale)
+        row = ((log_var - least) * (1.0 / height)).int().clamp_(max=rows - 1)
+        position = (mean - low).add_(margin).mul_(1.0 / spacing)
         cell = position.floor()
         f = position.sub_(cell)
-        s = log_var.exp().mul_(scale).mul_(scale).sub_(variance.index_select(0, row))
+        s = log_var.exp().mul_(1.0 / spacing**2).sub_(variance.index_select(0, row))
         second = f.square().add_(s)  # moments of N(f, s)
         third = second.add(s, alpha=2.0).mul_(f)
         above = (third - f).mul_(1.0 / 6.0)  # weights of the cells -1, 0, 1, 2: expectations of Lagrange's cubics
         below = (second - f).mul_(0.5).sub_(above)
         right = (f + below).sub_(above, alpha=2.0)
         left = 1.0 - (below + right).add_(above)
-        weights = [w if cpu else (w * 2.0**36).round_().long() for w in (below, left, right, above)]
-        bin = cell.long().add_(first.index_select(0, row))
-        for row in of.row[1:, block]:
-            index = torch.add(bin, row, alpha=size)
+        weights = [w if cpu else (w * _WHOLE).round_().long() for w in (below, left, right, above)]
+        first = cell.long().add_(row, alpha=cells).sub_(1 + size)  # row 0 of the values has no bins
+        for value in of.row[1:, block]:
+            index = torch.add(first, value, alpha=size)
             for shift, w in enumerate(weights):
                 bins[shift:].scatter_add_(0, index, w)
 
-    bins = (bins if cpu else bins.double() * 2.0**-36).view(values, size)
+    bins = (bins if cpu else bins.double() * (1.0 / _WHOLE)).view(values, rows, cells)
+    omega = torch.arange(cells // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / cells)
     spectra = torch.zeros(values + 1, nodes // 2 + 1, dtype=torch.complex128, device=device)
-    for i, level in enumerate(bins.split(sizes, 1)):
-        n = cells >> i
-        omega = torch.arange(n // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / n)
-        blur = torch.exp(-0.5 * variance[:per_octave, None] * omega.square())
-        spectra[1:, : n // 2 + 1] += torch.fft.rfft(level.unflatten(1, (per_octave, n))).mul_(blur).sum(1)
+    blur = torch.exp(-0.5 * variance[:, None] * omega.square())
+    spectra[1:, : len(omega)] = torch.fft.rfft(bins).mul_(blur).sum(1)
     a, b = min(pairwise(mixtures.rows[1:]), key=lambda ends: ends[1] - ends[0])
     torch.sum(spectra[a:b], 0, out=spectra[0])
     table = _log_table(spectra, nodes, length, (length / nodes / (per_sigma * spacing)) ** 2)
 
-    out = torch.empty(len(at.row), len(at), dtype=torch.float32, device=device)
-    for block in _blocks(len(at), out):
-        some = at[block]
-        mean, step = some.draws()
+    out = torch.empty(at.row.shape, dtype=torch.float32, device=device)
+    for block in _blocks(out.shape[1], out):
+        draws = at.at(block)
+        mean, step = draws.draws()
         position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
         cell = position.floor()
         f, cell = position.sub_(cell).float(), cell.long()
-        for x, row in zip(out, some.row, strict=True):
+        for x, row in zip(out, draws.row, strict=True):
             entry = table.index_select(0, torch.add(cell, row, alpha=nodes))
             torch.addcmul(entry.real, entry.imag, f, out=x[block])
     return out

@@ -7,18 +7,16 @@ A pair is built by its name::
     z = posterior.sample()                # (B, 20), reparameterised
     logits = vae.decode(z)                # (B, 1, 64, 64)
 
-Initial parameters are PyTorch's: weights and biases of linear layers and convolutions are uniform on plus or minus
-``fan_in ** -0.5``, as in PyTorch 0.4.1, the version that the paper names. They are drawn on the CPU from a generator of
-their own, so a seed gives one model on every device.
-
-The listing of A.4 also declares a layer ``conv_z`` in the MLP encoder, which its forward pass never calls. It is left
-out: its 1,025 parameters per output would receive no gradient.
+Initial weights and biases are PyTorch's, uniform on plus or minus ``fan_in ** -0.5``, as in PyTorch 0.4.1, the version
+that the paper names. The MLP encoder of A.4 also declares a layer ``conv_z``, which it never calls. It is left out: its
+1,025 parameters per output would receive no gradient.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 __all__ = ["IMAGE_SIZE", "MODELS", "VAE", "Decoder", "Discriminator", "Encoder", "Posterior", "build"]
 __all__ += ["build_discriminator", "conv", "mlp"]
 
-IMAGE_SIZE = 64  #: Height and width, in pixels, of every image the networks read and draw.
+IMAGE_SIZE = 64  #: Height and width of every image, in pixels.
 
 
 class Posterior(NamedTuple):
@@ -36,21 +34,16 @@ class Posterior(NamedTuple):
     mean: Tensor  #: Posterior means, shape ``(..., latent_dim)``.
     log_var: Tensor  #: Natural logarithms of the posterior variances, shape ``(..., latent_dim)``.
 
-    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        r"""Draw one reparameterised sample :math:`z = \mu + \sigma \odot \epsilon` of each posterior.
-
-        ``noise`` is a standard normal :math:`\epsilon` of the shape of ``mean``, drawn from ``generator`` by default.
-        """
-        if noise is None:
-            noise = torch.randn(self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one reparameterised sample of each posterior."""
+        noise = torch.randn(self.mean.shape, dtype=self.mean.dtype, device=self.mean.device, generator=generator)
         return self.mean + torch.exp(0.5 * self.log_var) * noise
 
 
 class Encoder(nn.Module):
-    """A network ``net`` from images (B, channels, 64, 64) to posteriors over ``latent_dim`` latents.
+    """A network ``net`` from images (B, channels, 64, 64) to 2 * latent_dim outputs: means, then log-variances.
 
-    Of the network's 2 * latent_dim outputs the first half are the means, the second half the log-variances. They are
-    returned in float32 at least: half precision would displace the samples of narrow posteriors.
+    Posteriors are at least float32: half precision would displace the samples of narrow ones.
     """
 
     def __init__(self, net: nn.Module, latent_dim: int) -> None:
@@ -59,23 +52,18 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Posterior:
         outputs = self.net(x)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return Posterior(*outputs.split(self.latent_dim, dim=1))
+        return Posterior(*outputs.to(torch.promote_types(outputs.dtype, torch.float32)).chunk(2, 1))
 
 
 class Decoder(nn.Module):
-    """A network ``net`` from latents (B, latent_dim) to the logits of pixels, (B, channels, 64, 64).
-
-    Under a Gaussian likelihood the outputs are the means of the pixels.
-    """
+    """A network ``net`` from latents (B, latent_dim) to logits (B, channels, 64, 64), or means of Gaussian pixels."""
 
     def __init__(self, net: nn.Module, channels: int) -> None:
         super().__init__()
         self.net, self.channels = net, channels
 
     def forward(self, z: Tensor) -> Tensor:
-        outputs = self.net(z.to(next(self.net.parameters()).dtype))
-        return outputs.view(z.shape[0], self.channels, IMAGE_SIZE, IMAGE_SIZE)
+        return self.net(z.to(next(self.net.parameters()).dtype)).view(-1, self.channels, IMAGE_SIZE, IMAGE_SIZE)
 
 
 class VAE(nn.Module):
@@ -94,61 +82,56 @@ class VAE(nn.Module):
         """Return logits (B, channels, 64, 64) for latents (B, latent_dim)."""
         return self.decoder(z)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Posterior]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Posterior]:
         """Encode, sample once, decode: return logits, samples and posteriors."""
         posterior = self.encode(x)
-        z = posterior.sample(noise)
+        z = posterior.sample()
         return self.decode(z), z, posterior
 
 
 class Discriminator(nn.Module):
     """FactorVAE's discriminator, third listing of A.4: five hidden layers of 1,000 with LeakyReLU(0.2), two logits.
 
-    Logit 0 stands for samples of q(z), logit 1 for samples of the product of its marginals. Their difference estimates
-    the log ratio of the two densities. Unlike in the listing, the output is not squeezed: a batch of one keeps its
-    shape.
+    Logit 0 stands for samples of q(z), logit 1 for samples of the product of its marginals.
     """
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(*_perceptron([latent_dim, *[1000] * 5, 2], lambda: nn.LeakyReLU(0.2)))
+        self.net = nn.Sequential(*_perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2)))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return logits (B, 2) for latents (B, latent_dim)."""
         return self.net(z)
 
 
-def _perceptron(widths: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
+def _perceptron(*widths: int, activation: Callable[[], nn.Module]) -> list[nn.Module]:
     """Return linear layers of these widths with activations between them."""
-    layers = [layer for ends in itertools.pairwise(widths) for layer in (nn.Linear(*ends), activation())]
-    return layers[:-1]
+    return [layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())][:-1]
 
 
 def mlp(latent_dim: int, channels: int) -> VAE:
     """Build the multilayer perceptrons of A.4: two hidden layers with ReLU in, three with Tanh out, 1,200 wide."""
     pixels = channels * IMAGE_SIZE * IMAGE_SIZE
-    encoder = nn.Sequential(nn.Flatten(), *_perceptron([pixels, 1200, 1200, 2 * latent_dim], nn.ReLU))
-    decoder = nn.Sequential(*_perceptron([latent_dim, 1200, 1200, 1200, pixels], nn.Tanh))
+    encoder = nn.Sequential(nn.Flatten(), *_perceptron(pixels, 1200, 1200, 2 * latent_dim, activation=nn.ReLU))
+    decoder = nn.Sequential(*_perceptron(latent_dim, 1200, 1200, 1200, pixels, activation=nn.Tanh))
     return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
 
 def conv(latent_dim: int, channels: int) -> VAE:
-    """Build the convolutional pair used for cars3d: four strided convolutions, one full one, and their mirror.
+    """Build the convolutional pair used for cars3d, 4 x 4 convolutions with batch normalisation and ReLU.
 
-    The encoder's convolutions are 4 x 4: four of stride 2 to 32, 32, 64 and 64 channels (64 pixels down to 4), one to
-    512 channels over the whole 4 x 4 map, each followed by batch normalisation and ReLU, then a 1 x 1 layer to
-    ``2 * latent_dim``. The decoder is the same in reverse, its last layer bare.
+    The encoder has four of stride 2, from 64 pixels down to 4, one over the 4 x 4 map, and a 1 x 1 layer without
+    normalisation. The decoder is its mirror.
     """
 
-    def normalised(layers: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> list[nn.Module]:
+    def normalised(layers: list[nn.Module]) -> list[nn.Module]:
         return [part for layer in layers for part in (layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU())]
 
     half = {"kernel_size": 4, "stride": 2, "padding": 1}
-    down = [nn.Conv2d(*ends, **half) for ends in itertools.pairwise([channels, 32, 32, 64, 64])]
-    down.append(nn.Conv2d(64, 512, 4))
+    down = [nn.Conv2d(*ends, **half) for ends in pairwise([channels, 32, 32, 64, 64])] + [nn.Conv2d(64, 512, 4)]
     encoder = nn.Sequential(*normalised(down), nn.Conv2d(512, 2 * latent_dim, 1), nn.Flatten())
     up = [nn.ConvTranspose2d(latent_dim, 512, 1), nn.ConvTranspose2d(512, 64, 4)]
-    up += [nn.ConvTranspose2d(*ends, **half) for ends in itertools.pairwise([64, 64, 32, 32, channels])]
+    up += [nn.ConvTranspose2d(*ends, **half) for ends in pairwise([64, 64, 32, 32, channels])]
     decoder = nn.Sequential(nn.Unflatten(1, (latent_dim, 1, 1)), *normalised(up[:-1]), up[-1])
     return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
@@ -157,23 +140,20 @@ MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}
 """Model constructors ``(latent_dim, channels) -> VAE`` by name."""
 
 
-def _seeded(construct: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return ``construct()`` with the random state of ``seed``, on the CPU, and restore the global state."""
+def _seeded(seed: int, construct: Callable[..., nn.Module], *sizes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # Unlike torch.manual_seed, seeding the CPU's generator leaves those of accelerators alone.
-        torch.default_generator.manual_seed(seed)
-        return construct()
+        torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, leaves those of accelerators alone
+        return construct(*sizes)
 
 
 def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
-    """Build a model on the CPU: ``"mlp"`` (A.4; dSprites and 3D faces) or ``"conv"`` (cars3d).
+    """Build ``"mlp"`` (A.4; dSprites and 3D faces) or ``"conv"`` (cars3d) on the CPU, with 1 or 3 colour channels.
 
-    ``channels`` is 1 for grey images and 3 for RGB. The initial parameters are drawn from ``seed``; the global random
-    state is left unchanged.
+    The initial parameters are drawn from ``seed``, the same on every device; the global random state does not change.
     """
-    return _seeded(lambda: MODELS[name](latent_dim, channels), seed)
+    return _seeded(seed, MODELS[name], latent_dim, channels)
 
 
 def build_discriminator(latent_dim: int, seed: int = 0) -> Discriminator:
     """Build FactorVAE's discriminator like :func:`build`."""
-    return _seeded(lambda: Discriminator(latent_dim), seed)
+    return _seeded(seed, Discriminator, latent_dim)

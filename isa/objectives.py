@@ -1,13 +1,10 @@
-r"""Objectives: the evidence lower bound, its terms, and what beta-VAE, beta-TCVAE and FactorVAE make of them.
+r"""The evidence lower bound, its terms, and the objectives of beta-VAE, beta-TCVAE and FactorVAE.
 
-The prior is any ``torch.distributions.Distribution`` of event shape ``(D,)``: ``standard_normal(D)``, an ``isa_prior``
-with fixed or learned exponents, or another. Only its ``log_prob`` is used (and its KL divergence, on request).
-
-**Shapes and units.** ``z``, ``mean`` and ``log_var`` have shape ``(..., B, D)`` for a batch of B images and D latents:
-one sample of each posterior, the posterior means and the log-variances. Images are ``(..., B, C, H, W)``, values per
-image ``(..., B)``, batch means ``(...)``. The leading dimensions hold several models of one shape, each with its own
-weight ``beta`` of shape ``(...)``; one model has none. Everything is in nats. Half precision is computed in float32.
-The total correlation is estimated in :mod:`isa.aggregate`.
+The prior is any ``torch.distributions.Distribution`` of event shape ``(D,)``; only its ``log_prob`` is used, or its KL
+divergence. ``z``, ``mean`` and ``log_var`` have shape ``(..., B, D)`` for B images and D latents: one sample of each
+posterior, the posterior means and the log-variances. Images are ``(..., B, C, H, W)``, values per image ``(..., B)``,
+batch means ``(...)``. The leading dimensions contain several models of one shape, each with its own weight ``beta`` of
+shape ``(...)``; one model has none. Everything is in nats. Half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -20,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from isa.aggregate import DifferentiableOnce, Sampling, estimate, full_precision
+from isa.aggregate import Sampling, estimate, full_precision
 
 __all__ = ["LIKELIHOODS", "OBJECTIVES", "BetaTCVAETerms", "BetaVAETerms", "FactorVAETerms", "beta_tcvae", "beta_vae"]
 __all__ += ["bernoulli_log_likelihood", "density_ratio", "discriminator_loss", "factor_vae", "gaussian_log_density"]
 __all__ += ["gaussian_log_likelihood", "kl_closed_form", "kl_monte_carlo", "permute_dims", "standard_normal"]
 
-_LOG_2PI = math.log(2 * math.pi)
-
 KL = Literal["monte_carlo", "closed_form"]
 
 
 def _check_range(x: Tensor) -> None:
-    """Refuse images of 0 to 255. These are integers; images in training are not, so their values are never read."""
+    """Refuse integers of 0 to 255. Images in training are floating-point, so their values are never read."""
     if not (x.is_floating_point() or torch.compiler.is_compiling()) and x.max() > 1:
         raise ValueError(f"x must contain values in [0, 1], got {x.max().item()}; divide grey values by 255")
 
@@ -43,16 +38,8 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     ``logits`` :math:`l` are the decoder's outputs. Pixels ``x`` are in [0, 1], of any dtype.
     """
     _check_range(x)
-    if logits.requires_grad and logits.dtype in (torch.bfloat16, torch.float16):
-        return DifferentiableOnce.apply(_half_precision_bernoulli, logits, x)[0]
     (logits,) = full_precision(logits)
     return -F.binary_cross_entropy_with_logits(logits, x.to(logits.dtype), reduction="none").sum((-3, -2, -1))
-
-
-def _half_precision_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same and its gradient, in half precision: autograd would store images in float32."""
-    wide = logits.float()
-    return bernoulli_log_likelihood(wide, x), (x - torch.sigmoid(wide)).to(logits.dtype)
 
 
 def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
@@ -62,8 +49,7 @@ def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> T
     """
     _check_range(x)
     (decoded,) = full_precision(decoded)
-    squares = ((x.to(decoded.dtype) - decoded) / scale).square().sum((-3, -2, -1))
-    return -0.5 * squares - math.prod(x.shape[-3:]) * (math.log(scale) + 0.5 * _LOG_2PI)
+    return Normal(decoded, scale, validate_args=False).log_prob(x.to(decoded.dtype)).sum((-3, -2, -1))
 
 
 #: Log-likelihoods ``(decoded, x) -> (..., B)`` by name.
@@ -81,14 +67,13 @@ def standard_normal(
 def gaussian_log_density(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     r"""Return :math:`\log q(z|x) = \sum_j \log N(z_j; \mu_j, \sigma_j^2)`, shape ``(..., B)``."""
     z, mean, log_var = full_precision(z, mean, log_var)
-    return -0.5 * ((z - mean).square() * torch.exp(-log_var) + log_var + _LOG_2PI).sum(-1)
+    return -0.5 * ((z - mean).square() * torch.exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
 
 
 def kl_monte_carlo(z: Tensor, mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor:
     r"""Estimate :math:`\mathrm{KL}(q(z|x)\,\|\,p(z))` by one sample, :math:`\log q(z|x) - \log p(z)`, as in Eq. 12.
 
-    The estimates, shape ``(..., B)``, are unbiased; a single one may be negative. Between any two distributions,
-    :func:`isa.prior.kl_monte_carlo` draws many samples itself.
+    The estimates, shape ``(..., B)``, are unbiased; a single one may be negative.
     """
     z, mean, log_var = full_precision(z, mean, log_var)
     return gaussian_log_density(z, mean, log_var) - prior.log_prob(z)
@@ -105,64 +90,54 @@ def kl_closed_form(mean: Tensor, log_var: Tensor, prior: Distribution) -> Tensor
 
 
 def permute_dims(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Permute each latent over the batch independently, which makes samples of :math:`\prod_j q(z_j)`.
-
-    ``z`` are samples of :math:`q(z)`, shape ``(..., B, D)``. The result is detached from the encoder.
-    """
+    r"""Permute samples of :math:`q(z)` over the batch, each latent independently: draws of :math:`\prod_j q(z_j)`."""
     order = torch.rand(z.shape, device=z.device, generator=generator).argsort(-2)
     return z.detach().gather(-2, order)
 
 
 def density_ratio(logits: Tensor) -> Tensor:
-    r"""Return the discriminator's estimate of :math:`\log q(z) - \log \prod_j q(z_j)` for each sample, shape ``(...)``.
+    r"""Return FactorVAE's estimate of :math:`\log q(z) - \log \prod_j q(z_j)` for each sample, shape ``(...)``.
 
-    ``logits``, shape ``(..., 2)``, are logit 0 for samples of :math:`q(z)` and logit 1 for permuted ones. The ratio is
-    their difference: that of an optimal discriminator of two equally frequent classes is the ratio of the densities.
+    Of the discriminator's logits ``(..., 2)``, 0 is that of samples of :math:`q(z)` and 1 that of permuted ones.
     """
-    (logits,) = full_precision(logits)
-    return logits[..., 0] - logits[..., 1]
+    joint, permuted = full_precision(*logits.unbind(-1))
+    return joint - permuted
 
 
 def discriminator_loss(joint_logits: Tensor, permuted_logits: Tensor) -> Tensor:
-    """Return the loss of FactorVAE's discriminator, shape ``(...)``: the mean cross-entropy of two classes.
-
-    ``joint_logits``, shape ``(..., B, 2)``, belong to samples of q(z), detached from the encoder, and
-    ``permuted_logits``, shape ``(..., B', 2)``, to permuted samples of another batch.
-    """
-    joint = F.softplus(-density_ratio(joint_logits)).mean(-1)
-    permuted = F.softplus(density_ratio(permuted_logits)).mean(-1)
-    return 0.5 * (joint + permuted)
+    """Return the discriminator's loss: the mean cross-entropy of logits (..., B, 2) of samples and permuted samples."""
+    joint, permuted = -density_ratio(joint_logits), density_ratio(permuted_logits)
+    return 0.5 * (F.softplus(joint).mean(-1) + F.softplus(permuted).mean(-1))
 
 
 class BetaVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image."""
 
     loss: Tensor  #: The training loss, ``beta * kl - log_likelihood``.
-    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``beta``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, for any ``beta``.
     log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
     kl: Tensor  #: KL divergence of the posterior from the prior.
 
 
 class BetaTCVAETerms(NamedTuple):
-    """Batch means, each of shape ``(...)``, in nats per image; the last three sum to ``kl``.
-
-    ``index_code_mi`` and ``dimension_wise_kl`` have no gradient.
-    """
+    """Batch means, each of shape ``(...)``, in nats per image; the last three sum to ``kl``."""
 
     loss: Tensor  #: The training loss, ``kl + (beta - 1) * total_correlation - log_likelihood``.
-    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``beta``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, for any ``beta``.
     log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
     kl: Tensor  #: KL divergence of the posterior from the prior, by one sample each (Eq. 12).
-    index_code_mi: Tensor  #: Mutual information of image and code, log q(z|x) - log q(z).
+    index_code_mi: Tensor  #: Mutual information of image and code, log q(z|x) - log q(z); without gradient.
     total_correlation: Tensor  #: Total correlation over all dimensions, log q(z) - sum_j log q(z_j).
-    dimension_wise_kl: Tensor  #: sum_j log q(z_j) - log p(z): the dimensions' KL divergences, if the prior factorises.
+    dimension_wise_kl: (
+        Tensor  #: sum_j log q(z_j) - log p(z), the dimensions' KL divergences for a factorised prior; without gradient.
+    )
 
 
 class FactorVAETerms(NamedTuple):
     """Batch means, each of shape ``(...)``, in nats per image."""
 
     loss: Tensor  #: The training loss, ``kl + gamma * total_correlation - log_likelihood``.
-    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, whatever ``gamma``.
+    elbo: Tensor  #: Eq. 1: ``log_likelihood - kl``, for any ``gamma``.
     log_likelihood: Tensor  #: Expected log-likelihood of the images, log p(x|z).
     kl: Tensor  #: KL divergence of the posterior from the prior.
     total_correlation: Tensor  #: The discriminator's estimate of the total correlation.
@@ -180,12 +155,12 @@ def beta_vae(
 ) -> BetaVAETerms:
     r"""Return the terms of beta-VAE, Eq. 2: :math:`\mathrm{E}[\log p(x|z)] - \beta\, \mathrm{KL}(q(z|x)\,\|\,p(z))`.
 
-    With an ISA prior this is Eq. 12, ISA-VAE. ``log_likelihood`` is log p(x|z) of every image, ``z`` one sample of each
-    posterior. From it the divergence is estimated, as the authors train every model; ``kl="closed_form"`` is exact.
+    With an ISA prior this is Eq. 12, ISA-VAE. ``log_likelihood`` is log p(x|z) of every image. The divergence is
+    estimated from one sample ``z`` of each posterior, as the authors train every model; ``kl="closed_form"`` is exact.
     """
-    fit, exact = log_likelihood.mean(-1), kl == "closed_form"
+    exact = kl == "closed_form"
     divergence = kl_closed_form(mean, log_var, prior) if exact else kl_monte_carlo(z, mean, log_var, prior)
-    divergence = divergence.mean(-1)
+    fit, divergence = log_likelihood.mean(-1), divergence.mean(-1)
     return BetaVAETerms(beta * divergence - fit, fit - divergence, fit, divergence)
 
 
@@ -208,10 +183,9 @@ def beta_tcvae(
         &- \Big(\sum_j \log q(z_j) - \log p(z)\Big)
 
     With an ISA prior this is ISA-TCVAE. Its total correlation is still that over all dimensions, and the last term
-    contains the prior as a whole, because an ISA prior does not factorise over dimensions. Parameters are those of
-    :func:`beta_vae`, and the number of images N with the weights (``sampling``) of the aggregate posterior.
+    contains the prior as a whole, because an ISA prior does not factorise over dimensions. ``dataset_size`` is N, and
+    ``sampling`` selects the weights of :mod:`isa.aggregate`; other parameters are those of :func:`beta_vae`.
     """
-    z, mean, log_var = full_precision(z, mean, log_var)
     plain = beta_vae(log_likelihood, z, mean, log_var, prior)
     correlation, joint = estimate(z, mean, log_var, dataset_size, sampling)
     information = (gaussian_log_density(z, mean, log_var).mean(-1) - joint).detach()
@@ -233,8 +207,8 @@ def factor_vae(
 ) -> FactorVAETerms:
     r"""Return the terms of FactorVAE (Kim and Mnih 2018): the ELBO minus :math:`\gamma` times a total correlation.
 
-    ``discriminator_logits`` are the discriminator's outputs for ``z``, not detached; its parameters are trained apart,
-    by :func:`discriminator_loss`. The other parameters are those of :func:`beta_vae`.
+    ``discriminator_logits`` are the discriminator's outputs for ``z``, not detached; :func:`discriminator_loss` trains
+    the discriminator. The other parameters are those of :func:`beta_vae`.
     """
     plain = beta_vae(log_likelihood, z, mean, log_var, prior, kl=kl)
     correlation = density_ratio(discriminator_logits).mean(-1)

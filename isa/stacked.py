@@ -15,82 +15,46 @@ from torch import Tensor, nn
 __all__ = ["Networks", "stack", "unstack"]
 
 
-class _Stacked(nn.Module):
-    """P layers of one kind, as one layer on (P, B, ...)."""
+@cache
+def _lacks_bfloat16() -> bool:
+    """Return True for an x86 CPU without bfloat16 instructions, on which float32 is four times as fast."""
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return can.get("architecture") == "x86_64" and not (can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+class _Layer(nn.Module):
+    """P linear layers, convolutions (as one in P groups) or batch normalisations, as one layer on (P, B, ...).
+
+    Weights of linear layers are (P, in, out), so that their gradients are contiguous.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.size = len(layers)
+        self.size, self.kind, self.widens = len(layers), type(layers[0]), _lacks_bfloat16()
+        if isinstance(layers[0], nn.Conv2d | nn.ConvTranspose2d):
+            self.options = {"stride": layers[0].stride, "padding": layers[0].padding, "groups": self.size}
         parameters, buffers = torch.func.stack_module_state(list(layers))
         for name, value in parameters.items():
+            value = value.detach().mT.contiguous() if value.ndim == 3 else value.detach()
             self.register_parameter(name, nn.Parameter(value))
         for name, value in buffers.items():
             self.register_buffer(name, value)
 
-    def _grouped(self, x: Tensor) -> Tensor:
-        """Turn (P, B, C, H, W) into (B, P * C, H, W); a view of what another stacked layer returns."""
-        return x.transpose(0, 1).flatten(1, 2)
-
-    def _ungrouped(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.size, -1)).transpose(0, 1)
-
-
-@cache
-def _lacks_bfloat16() -> bool:
-    """Return True for an x86 CPU without bfloat16 instructions, on which float32 is four times as fast."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()
-    return found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-class _Linear(_Stacked):
-    """Linear layers. Weights are (P, in, out), so that their gradients are contiguous."""
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__(layers)
-        self.weight = nn.Parameter(self.weight.detach().mT.contiguous())
-        self.widens = _lacks_bfloat16()
-
-    def forward(self, x: Tensor) -> Tensor:  # (P, B, in) -> (P, B, out)
-        if self.widens and x.is_cpu and x.dtype == torch.bfloat16:  # products of bfloat16 are exact in float32
-            return torch.bmm(x.float(), self.weight.float()).to(x.dtype) + self.bias[:, None]
-        return torch.bmm(x, self.weight) + self.bias[:, None]
-
-
-class _Convolution(_Stacked):
-    """Convolutions, plain or transposed, as one convolution in P groups."""
-
-    def __init__(self, layers: Sequence[nn.Conv2d | nn.ConvTranspose2d]) -> None:
-        super().__init__(layers)
-        self.options = {"stride": layers[0].stride, "padding": layers[0].padding, "groups": self.size}
-        self.function = F.conv2d if isinstance(layers[0], nn.Conv2d) else F.conv_transpose2d
-
-    def forward(self, x: Tensor) -> Tensor:  # (P, B, C, H, W)
-        y = self.function(self._grouped(x), self.weight.flatten(0, 1), self.bias.flatten(), **self.options)
-        return self._ungrouped(y)
-
-
-class _BatchNorm(_Stacked):
-    """Batch normalisation of P * C channels, in at least float32."""
-
-    def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
-        super().__init__(layers)
-        self.momentum, self.eps = layers[0].momentum, layers[0].eps
-
-    def forward(self, x: Tensor) -> Tensor:  # (P, B, C, H, W)
-        tensors = (one.view(-1) for one in (self.running_mean, self.running_var, self.weight, self.bias))
-        wide = self._grouped(x).to(self.weight.dtype)
-        y = F.batch_norm(wide, *tensors, self.training, self.momentum, self.eps)
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        return self._ungrouped(y).to(x.dtype)
-
-
-_STACKED: dict[type[nn.Module], type[_Stacked]] = {
-    nn.Linear: _Linear,
-    nn.Conv2d: _Convolution,
-    nn.ConvTranspose2d: _Convolution,
-    nn.BatchNorm2d: _BatchNorm,
-}
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind is nn.Linear:  # (P, B, in) -> (P, B, out)
+            if self.widens and x.is_cpu and x.dtype == torch.bfloat16:  # products of bfloat16 are exact in float32
+                return torch.bmm(x.float(), self.weight.float()).to(x.dtype) + self.bias[:, None]
+            return torch.bmm(x, self.weight) + self.bias[:, None]
+        grouped = x.transpose(0, 1).flatten(1, 2)  # (P, B, C, H, W) -> (B, P * C, H, W)
+        if self.kind is nn.BatchNorm2d:  # in at least float32, with PyTorch's default momentum and epsilon
+            tensors = (one.view(-1) for one in (self.running_mean, self.running_var, self.weight, self.bias))
+            y = F.batch_norm(grouped.to(self.weight.dtype), *tensors, self.training).to(x.dtype)
+            if self.training:
+                self.num_batches_tracked.add_(1)
+        else:
+            function = F.conv2d if self.kind is nn.Conv2d else F.conv_transpose2d
+            y = function(grouped, self.weight.flatten(0, 1), self.bias.flatten(), **self.options)
+        return y.unflatten(1, (self.size, -1)).transpose(0, 1)
 
 
 def stack(networks: Sequence[nn.Module]) -> nn.Module:
@@ -106,15 +70,13 @@ def stack(networks: Sequence[nn.Module]) -> nn.Module:
         return nn.Flatten(2)
     if isinstance(first, nn.Unflatten):
         return nn.Unflatten(2, first.unflattened_size)
-    if type(first) in _STACKED:
-        return _STACKED[type(first)](networks)
-    return first  # an activation
+    return _Layer(networks) if any(True for _ in first.parameters()) else first  # an activation
 
 
 def unstack(stacked: Mapping[str, Tensor], number: int, network: nn.Module) -> None:
     """Load the values of one of P stacked networks into a plain network, which may be on the meta device."""
-    rows = ((name, value[number]) for name, value in stacked.items())
-    plain = {name: value.T.contiguous() if value.ndim == 2 else value.clone() for name, value in rows}
+    rows = {name: value[number] for name, value in stacked.items()}
+    plain = {name: value.T.contiguous() if value.ndim == 2 else value.clone() for name, value in rows.items()}
     network.load_state_dict(plain, assign=True)
 
 
@@ -138,13 +100,12 @@ class Networks(nn.Module):
         self.encoder, self.decoder, self.prior, self.discriminator = encoder, decoder, prior, discriminator
         self.dtype = dtype
         for module in self.modules():
-            if isinstance(module, _Linear | _Convolution):
+            if isinstance(module, _Layer) and module.kind is not nn.BatchNorm2d:
                 module.to(dtype)
 
     def sample(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return a sample, the mean and the log-variance of each posterior, (P, B, D), for x (P, B, C, H, W)."""
-        outputs = self.encoder(x.to(self.dtype))
-        mean, log_var = outputs.to(noise.dtype).chunk(2, -1)
+        mean, log_var = self.encoder(x.to(self.dtype)).to(noise.dtype).chunk(2, -1)
         return mean + torch.exp(0.5 * log_var) * noise, mean, log_var
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

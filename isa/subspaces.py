@@ -23,10 +23,8 @@ _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
 class SubspaceInformation:
     """Result of :func:`subspace_information`; tensors are float64 on the CPU."""
 
-    #: (G, F, S) mutual information of groups and factors in nats, unbiased and hence not clamped at 0.
-    mutual_information: Tensor
-    #: (G, F, S) from the scatter of the draws, which all groups share: differences of groups have smaller errors.
-    standard_error: Tensor
+    mutual_information: Tensor  #: (G, F, S) of groups and factors in nats, unbiased and hence not clamped at 0.
+    standard_error: Tensor  #: (G, F, S); smaller for differences of groups, which share their draws.
     factors: tuple[int, ...]  #: Index in ``factor_sizes`` of each factor: those of more than one value.
     n_draws: int  #: Number of draws.
 
@@ -50,8 +48,7 @@ def subspace_information(
     r"""Estimate the mutual information of groups of latents and factors from joint densities.
 
     For the latents :math:`V` of a group, this is the mean of :math:`\log q(z_V \mid v = a) - \log q(z_V)` over draws
-    :math:`z` from the posteriors of random images, where :math:`a` is the factor's value in the draw's own image. Both
-    densities are direct sums, see :func:`group_log_sums`.
+    :math:`z` from the posteriors of random images, where :math:`a` is the factor's value in the draw's own image.
 
     Parameters
     ----------
@@ -62,10 +59,8 @@ def subspace_information(
         G groupings, each of S disjoint groups of latents.
     factor_sizes
         Number of values of each factor.
-    n_draws
-        Number of images, drawn without replacement, with one draw of each posterior; at least 2.
-    generator
-        Source of the images and draws.
+    n_draws, generator
+        Number of images, drawn without replacement, with one draw of each posterior, and its source.
     """
     mean, log_var = as_tensor(mean), as_tensor(log_var)
     device, (n, k) = mean.device, mean.shape
@@ -76,8 +71,8 @@ def subspace_information(
     mean, log_var, label = mean.T.contiguous(), log_var.T.contiguous(), torch.stack(labels[1:]).int().to(device)
     single = mean.dtype != torch.float64 and float(log_var.abs().amax()) <= 100.0
     groups = [group for grouping in groupings for group in grouping]
-    draws = mean[:, images], log_var[:, images], noise.T, label[:, images]
-    total = group_log_sums((mean, log_var, label), draws, groups, single=single).cpu()
+    draws = mean[:, images], log_var[:, images], noise.T
+    total = group_log_sums((mean, log_var), draws, groups, (label, label[:, images]), single).cpu()
     total = total.unflatten(2, (len(groupings), -1))
     log_size = torch.tensor([factor_sizes[f] for f in factors], dtype=torch.float64, device="cpu").log()
     information = (total[1:] - total[:1] + log_size[:, None, None, None]).permute(1, 2, 0, 3)  # (M, G, F, S)
@@ -85,58 +80,42 @@ def subspace_information(
 
 
 def group_log_sums(
-    posteriors: Tensors, draws: Tensors, groups: Groups, chosen: tuple | None = None, single: bool = False
+    posteriors: Tensors,  # mean and log variance (K, N)
+    draws: Tensors,  # mean and log variance of the posteriors that were drawn from, and noise (K, M)
+    groups: Groups,
+    labels: Tensors = (),  # values of the factors, for posteriors (F, N) and draws (F, M)
+    single: bool = False,  # precision
 ) -> Tensor:
     r"""Return logs of sums of joint densities of C groups of latents at M draws, (1 + F, M, C) in float64.
 
     For the latents :math:`V` of a group, the sum over posteriors is :math:`\sum_n \prod_{j \in V} \mathcal N(z_j;
     \mu_{nj}, \sigma_{nj}^2)`: over all of them, then, for each factor, over those with the value of the draw's image.
-
-    Parameters
-    ----------
-    posteriors, draws
-        Mean and log variance (K, N), and values of the factors (F, N); the same for the M images of the draws, with
-        standard normal noise (K, M) before the values.
-    groups
-        Latents of each group.
-    chosen
-        Posteriors and draws to evaluate, by row and value: all by default. Others give 0.
-    single
-        Compute in single precision. Densities saturate at exp(110) times that of a draw's own posterior, and at
-        exp(980) in double precision.
+    Densities saturate at exp(980) times that of a draw's own posterior, in single precision at exp(110).
     """
-    if chosen is not None:
-        out = draws[2].new_zeros(1 + len(posteriors[2]), draws[2].shape[1], len(groups), dtype=torch.float64)
-        for total, members, images in zip(out, *chosen, strict=True):
-            for of, at in zip(members, images, strict=True):
-                parts = [x[:, of] for x in posteriors[:2]], [x[:, at] for x in draws[:3]]
-                total[at] = group_log_sums(*([*part, posteriors[2][:0]] for part in parts), groups, single=single)[0]
-        return out
-    mean, log_var, label = posteriors
-    mean_at, log_var_at, noise = (x.double() for x in draws[:3])
-    device, (k, n), m = mean.device, mean.shape, noise.shape[1]
+    mean, log_var = posteriors
+    mean_at, log_var_at, noise = (x.double() for x in draws)
+    label, label_at = labels or (mean[:0], noise[:0])
+    (k, n), m = mean.shape, noise.shape[1]
     z = mean_at + torch.exp(0.5 * log_var_at) * noise
     own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
-    own_density = torch.stack([(own[group] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in map(list, groups)], 1)
+    own_density = torch.stack([(own[list(group)] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in groups], 1)
     # The own exponent becomes the shift, so that exponents from low to high can be summed without overflow.
     dtype, low, shift, high = (torch.float32, -87, -40, 70) if single else (torch.float64, -700, -300, 680)
     mean, half, z, own = (x.to(dtype) for x in (mean, -0.5 * log_var.double(), z.T, own.T))
     scale = math.sqrt(0.5) * torch.exp(half)
-    latents = torch.tensor([j for group in groups for j in (*group, k)], device=device)  # row k: the shift
-    starts = torch.tensor([0, *accumulate(len(group) + 1 for group in groups)][:-1], device=device)
+    latents = torch.tensor([j for group in groups for j in group], device=mean.device)
+    starts = torch.tensor([0, *accumulate(map(len, groups))][:-1], device=mean.device)
     step = max(1, (_TILE if mean.is_cpu else _GPU_TILE) // (len(groups) + 2 * k))
 
     def sums(start: int) -> Tensor:  # over one block of posteriors
-        part = slice(start, start + step)
-        exponents = mean.new_full((k + 1, len(mean[0, part])), shift)
-        out = mean.new_empty(1 + len(label), m, len(groups))
+        part, out = slice(start, start + step), mean.new_empty(1 + len(label), m, len(groups))
         for i in range(m):
             t = (mean[:, part] - z[i, :, None]).mul_(scale[:, part])
-            torch.addcmul(half[:, part], t, t, value=-1.0, out=exponents[:k]).sub_(own[i, :, None])
+            exponents = torch.addcmul(half[:, part], t, t, value=-1.0).sub_(own[i, :, None])
             # Sums of rows; a matrix product could be set to reduced precision.
-            density = embedding_bag(latents, exponents, starts, mode="sum").clamp_(low, high).exp_()
+            density = embedding_bag(latents, exponents, starts, mode="sum").add_(shift).clamp_(low, high).exp_()
             out[0, i] = density.sum(1)
-            for total, same in zip(out[1:], label[:, part] == draws[3][:, i, None], strict=True):
+            for total, same in zip(out[1:], label[:, part] == label_at[:, i, None], strict=True):
                 total[i] = (density.index_select(1, same.nonzero()[:, 0]) if mean.is_cpu else density * same).sum(1)
         return out.double()
 
@@ -170,7 +149,7 @@ def factor_labels(
 
 
 def map_in_threads(function: Callable, items: Iterable, like: Tensor) -> list:
-    """Map in threads of one core each, if ``like`` is on the CPU. The caller's thread produces the items."""
+    """Map in threads of one core each, if ``like`` is on the CPU."""
     threads = torch.get_num_threads()
     if threads == 1 or not like.is_cpu:
         return [function(item) for item in items]

