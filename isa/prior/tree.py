@@ -207,6 +207,4 @@ def log_magnitude(z: Tensor) -> Tensor:
     """
     tiny = torch.finfo(z.dtype).tiny
     log_z = threshold(z.abs().clamp(min=tiny).log(), (1 - 1e-6) * math.log(tiny), -1e4)
-    return torch.stack(
-        log_z.unbind(-1)
-    )  # compiled, this is twice as fast as a transposed copy, which is not vectorised
+    return torch.stack(log_z.unbind(-1))  # compiled, half the time of a transposed copy, whose loops stay scalar
