@@ -91,6 +91,9 @@ class LpNested(Distribution):
                 raise ValueError(f"scale = 'unit'; coordinates of {tree} differ in variance: {variances}")
             unit = (-0.5 * tree.p * log_variance[..., 0]).exp()
             self._scale = unit if tensors else unit.item()
+        self._constants: list[float] | None = None  # log s and log Z of a distribution of numbers
+        if not tensors and not torch.compiler.is_compiling():
+            self._constants = [x.item() for x in self._wide(torch.device("cpu"))[1:]]
         batch = torch.broadcast_shapes(*(x.shape for x in tensors), () if radial is None else radial.batch_shape)
         super().__init__(batch, torch.Size([tree.n_leaves]), validate_args=validate_args)
 
@@ -144,7 +147,11 @@ class LpNested(Distribution):
             self._validate_sample(value)
         z = value.to(torch.promote_types(value.dtype, torch.float32))
         z = z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), self.tree.n_leaves)
-        p, log_scale, log_z = (x.to(z) for x in self._wide(z.device))
+        if self._constants is None:
+            p, log_scale, log_z = (x.to(z) for x in self._wide(z.device))
+        else:
+            p = self.tree.stacked(z.dtype, z.device)
+            log_scale, log_z = (p.new_full((), x) for x in self._constants)
         if self.radial is None:
             values = self.tree.log_values(log_magnitude(z), p)
             return -(p[0] * values - log_scale).exp().sum(0) - log_z

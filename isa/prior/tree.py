@@ -207,4 +207,6 @@ def log_magnitude(z: Tensor) -> Tensor:
     """
     tiny = torch.finfo(z.dtype).tiny
     log_z = threshold(z.abs().clamp(min=tiny).log(), (1 - 1e-6) * math.log(tiny), -1e4)
-    return torch.stack(log_z.unbind(-1))  # compiled, half the time of a transposed copy, whose loops stay scalar
+    if torch.compiler.is_compiling():  # half the time of a transposed copy, whose loops the compiler leaves scalar
+        return torch.stack(log_z.unbind(-1))
+    return log_z.movedim(-1, 0).contiguous()
