@@ -140,7 +140,7 @@ BAD = [
     ({"kl": "closed_form", **ISA}, "kl must be monte_carlo with an ISA prior"),
     ({"kl": "closed_form", "objective": "beta-tcvae"}, "kl must be monte_carlo .* TCVAE"),
     ({"sampling": "stratified", "batch_size": 1}, "batch_size must be at least 2 for sampling 'stratified', got 1"),
-    ({"prior": "laplace"}, "prior must be 'normal', 'isa' or the text of a tree: .* position 0"),
+    ({"prior": "laplace"}, "prior must be 'normal', 'isa' or the text of a tree: 'laplace' is not a tree"),
     ({"prior": "normal", **ISA}, "prior must be 'isa' or the text of a tree .*, got 'normal'"),
     ({"p0": 2.0}, r"p0 requires the prior 'isa', got 2\.0"),
     ({"prior": "2[20]", "p1": 2.0, **ISA}, r"p1 requires the prior 'isa', got 2\.0"),
