@@ -1,4 +1,4 @@
-"""Fixtures that several files of tests share: a browser, and Lp-nested distributions for the general tests."""
+"""Fixtures of several files: a browser, and the table of Lp-nested distributions that general tests run over."""
 
 from __future__ import annotations
 
@@ -61,7 +61,6 @@ def _wide(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-#: name -> a function that makes the distribution anew
 LP_NESTED = {
     "one leaf": lambda: LpNested(Node(1.7, 1), 0.8),
     "normal": lambda: LpNested(Node(2.0, 3), 2.0),
@@ -90,7 +89,7 @@ LP_NESTED = {
 
 @pytest.fixture(params=LP_NESTED)
 def lp_nested(request) -> LpNested:
-    """Each distribution of the table in turn."""
+    """Return each distribution of the table in turn."""
     return LP_NESTED[request.param]()
 
 

@@ -28,9 +28,6 @@ def points(distribution: LpNested, *shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
-# ---- a torch distribution, over the table
-
-
 def test_shapes_and_constraints(lp_nested):
     batch, n = lp_nested.batch_shape, lp_nested.tree.n_leaves
     assert lp_nested.event_shape == (n,)
@@ -73,81 +70,38 @@ def test_density_is_even_and_depends_on_z_through_f(lp_nested):
     torch.testing.assert_close(lp_nested.log_prob(z), lp_nested.log_prob(z.abs()))
 
 
-def test_density_is_invariant_under_permutations_of_alike_children():
-    paper, z = isa_prior((2, 2)), points(isa_prior((2, 2)), 9)
-    for order in ([2, 3, 0, 1], [1, 0, 2, 3]):
-        torch.testing.assert_close(paper.log_prob(z), paper.log_prob(z[:, order]))
-    assert LpNested(Node(2.0, 2)).log_prob(torch.tensor([1, -2])).isfinite()  # integers are points, too
-    assert Node(9.0, [Node(1.5, 2)]).norm(z[:, :2]).equal(Node(0.4, [Node(1.5, 2)]).norm(z[:, :2]))
-
-
-# ---- bad input
-
-TENSOR = torch.tensor([1.0, 2.0])
-RADIAL = r"^radial = .*; it must be a continuous distribution of one positive number$"
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        *[(lambda scale=scale: LpNested(Node(2.0, 2), scale), r"^scale = .*; it must be positive and finite")
-          for scale in (0, -1.0, math.inf, math.nan)],
-        (lambda: LpNested(Node(2.0, 2), "one"), "could not convert"),
+        (lambda: LpNested(Node(2.0, 2), -1.0), "Expected parameter scale"),
         (lambda: LpNested(Node(torch.tensor([1.0, -2.0]), 2)), "Expected parameter exponents"),
-        (lambda: LpNested(Node(2.0, 2), torch.tensor([1.0, math.nan])), "Expected parameter scale"),
-        *[(lambda radial=radial: LpNested(Node(2.0, 2), radial=radial), RADIAL)
-          for radial in (td.Normal(0.0, 1.0), td.Poisson(3.0), td.Independent(td.Gamma(TENSOR, 1.0), 1))],
-        *[(lambda scale=scale: LpNested(Node(2.0, 2), scale, radial=td.HalfNormal(1.0)), "a radial density has its")
-          for scale in (2.0, "unit", TENSOR)],
-        (lambda: isa_prior((2, 2, 2), 2.0, [1.0, 2.0]), r"^p1 has 2 exponents; there are 3 subspaces$"),
-        (lambda: isa_prior((2, 0)), "^children must be Nodes and numbers of leaves"),
-        (lambda: isa_prior((2, 2), 2.0, [1.0, -1.0]), "^p = -1.0; it must be positive and finite"),
-        (lambda: isa_prior((2, 3), scale="unit"), r"^scale = 'unit'; coordinates of .* differ in variance, 0\.\d+ to "),
-        (lambda: LpNested(Node(2.0, [1, Node(TENSOR, 2)]), "unit"), "differ in variance"),
+        (lambda: isa_prior((2, 2), 2.0, [1.0, -1.0]), "p must be positive and finite, got -1.0"),
+        (lambda: isa_prior((2, 3), scale="unit"), r"scale = 'unit'; coordinates of .* differ in variance"),
         (lambda: LpNested(Node(2.0, 2)).log_prob(torch.zeros(3, 3)), "must match event_shape"),
         (lambda: LpNested(Node(2.0, 2)).log_prob(torch.tensor([0.0, math.nan])), "within the support"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_nan_concerns_its_own_point_only():
-    z = torch.tensor([[0.0, math.nan, 1.0], [0.0, 1.0, 1.0]])
-    result = LpNested(Node(2.0, [1, Node(1.0, 2)]), validate_args=False).log_prob(z)
-    assert result.isnan().tolist() == [True, False]
-
-
 def test_isa_prior_is_the_tree_of_eq_9():
     assert isa_prior().tree == Node(2.1, [Node(2.2, 4)] * 5)
-    tree = Node(1.5, [Node(0.5, 1), Node(3.0, 3)])
-    for p1 in ([0.5, 3.0], (0.5, 3.0), np.array([0.5, 3.0])):
-        assert isa_prior((1, 3), 1.5, p1).tree == tree
-    z = wide([1.0, 0.3, -0.2, 0.0])
+    tree, z = Node(1.5, [Node(0.5, 1), Node(3.0, 3)]), wide([1.0, 0.3, -0.2, 0.0])
+    assert isa_prior((1, 3), 1.5, [0.5, 3.0]).tree == tree and isa_prior((1, 3)).subspaces == ((0,), (1, 2, 3))
     torch.testing.assert_close(isa_prior((1, 3), 1.5, wide([0.5, 3.0])).log_prob(z), LpNested(tree).log_prob(z))
-    assert isa_prior((1, 3)).subspaces == ((0,), (1, 2, 3))
-
-
-# ---- normalisation
 
 
 @pytest.mark.parametrize(
     ("distribution", "low", "high", "step"),
     [
-        (LpNested(Node(2.0, 2), 2.0), -17.0, 3.0, 0.1),
-        (LpNested(Node(1.0, 2), 1.5), -17.0, 5.0, 0.1),
         (LpNested(Node(0.2, 2)), -25.0, 25.0, 0.2),
-        (LpNested(Node(50.0, 2)), -16.0, 0.2, 0.02),
-        (LpNested(Node(0.2, [Node(50.0, 2)]), 0.7), -17.0, 25.0, 0.05),
         (LpNested(Node(50.0, [Node(0.2, 2)]), 0.7), -60.0, 0.2, 0.03),
         (LpNested(Node(1.3, [1, Node(0.6, 1)])), -17.0, 4.0, 0.1),
         (LpNested(Node(1.3, 2), radial=td.LogNormal(0.2, 0.5)), -20.0, 4.0, 0.1),
-        (LpNested(Node(0.8, 2), radial=td.Gamma(torch.tensor([2.5, 4.0]), 1.0)), -18.0, 5.0, 0.1),
         (LpNested(Node(wide([0.7, 2.0]), 2), torch.tensor([1.0, 0.2])), -17.0, 5.0, 0.1),
-        (LpNested(Node(2.0, 3), 2.0), -15.0, 2.5, 0.25),
         (LpNested(Node(1.3, [1, Node(2.6, [2])]), 0.7), -15.0, 4.0, 0.25),
-        (LpNested(Node(2.1, [Node(1.1, 2), Node(0.7, 1)])), -15.0, 2.0, 0.25),
         (LpNested(Node(2.1, [Node(0.7, [Node(1.5, 2), 1])])), -17.0, 2.0, 0.25),
         (LpNested(Node(1.8, [1, Node(1.2, 2)]), radial=td.HalfNormal(1.0)), -17.0, 2.5, 0.25),
     ],
@@ -165,23 +119,14 @@ def test_log_prob_integrates_to_one(distribution, low, high, step):
     torch.testing.assert_close(total * (2 * step) ** n, torch.ones_like(total), rtol=0, atol=2e-6 if n == 2 else 1e-5)
 
 
-def test_log_prob_with_a_bounded_radius_integrates_to_one():
-    # the density is discontinuous: the midpoint rule on a fine grid of one quadrant
-    axis = (torch.arange(1200, dtype=torch.float64) + 0.5) / 600
-    density = LpNested(Node(1.0, 2), radial=td.Uniform(0.5, 2.0)).log_prob(torch.cartesian_prod(axis, axis)).exp()
-    assert abs(4 * density.sum().item() / 600**2 - 1) < 5e-3 and (density == 0).any()
-
-
 @pytest.mark.parametrize(
     ("prior", "proposal"),
     [
         (isa_prior(), td.Normal(0.0, 0.78)),
-        (isa_prior(scale="unit"), td.Normal(0.0, 1.1)),
-        (isa_prior((5, 5, 5, 5), p0=1.5, p1=[1.3, 1.8, 2.5, 2.0]), td.Laplace(0.0, 0.65)),
         (LpNested(Node(2.0, [Node(1.7, [Node(2.2, 5), 5]), Node(2.4, 10)])), td.Normal(0.0, 0.8)),
         (LpNested(Node(2.0, [Node(2.2, 10), Node(1.9, 10)]), radial=td.Gamma(20.0, 6.0)), td.Normal(0.0, 0.85)),
     ],
-    ids=["the paper's", "unit variance", "four exponents", "deep", "Gamma radius"],
+    ids=["the paper's", "deep", "Gamma radius"],
 )
 def test_log_prob_integrates_to_one_in_twenty_dimensions(prior, proposal):
     torch.manual_seed(1)
@@ -190,9 +135,6 @@ def test_log_prob_integrates_to_one_in_twenty_dimensions(prior, proposal):
     weight = (prior.log_prob(z) - proposal.log_prob(z)).exp()
     error = weight.std().item() / math.sqrt(len(z))
     assert error < 0.03 and abs(weight.mean().item() - 1) < 4 * error
-
-
-# ---- Eq. 6 to 8 as printed
 
 
 def surface_by_eq_8(node: Node) -> float:
@@ -223,7 +165,6 @@ def f_by_eq_6(node: Node, z: np.ndarray) -> np.ndarray:
         (Node(2.1, [Node(2.2, 4)] * 5), 1.0),
         (Node(1.3, [1, Node(2.6, [2])]), 0.7),
         (Node(1.5, [1, Node(0.8, [Node(3.0, [2, Node(1.2, 2)]), 1]), Node(2.2, 3)]), 1.2),
-        (Node(0.4, [Node(7.0, 3), 2]), 2.5),
         (Node(2.1, [Node(0.7, [Node(3.3, [Node(1.4, 2)])])]), 0.5),
     ],
     ids=str,
@@ -243,12 +184,10 @@ def test_log_prob_is_eq_7_term_by_term(tree, scale):
     np.testing.assert_allclose(result.numpy(), law.logpdf(v) + direction, rtol=1e-12, atol=1e-11)
 
 
-# ---- special cases
-
 Z3 = wide([[0.0, 0.0, 0.0], [0.3, -1.7, 2.0], [1e-12, 4.0, -0.5], [0.0, 1.0, 8.0]])
 
 
-@pytest.mark.parametrize("p", [0.2, 0.7, 1.0, 1.5, 2.0, 3.0, 9.0, 50.0])
+@pytest.mark.parametrize("p", [0.2, 1.0, 2.0, 9.0, 50.0])
 def test_equal_exponents_give_generalised_normals(p):
     z = Z3 if p < 9 else Z3 / 8
     expected = scipy.stats.gennorm.logpdf(z.numpy(), p, scale=0.8 ** (1 / p)).sum(-1)
@@ -259,7 +198,7 @@ def test_equal_exponents_give_generalised_normals(p):
             torch.testing.assert_close(LpNested(Node(p, 3), 0.8).log_prob(z), law.log_prob(z).sum(-1))
 
 
-@pytest.mark.parametrize("p", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("p", [1e2, 1e6])
 def test_large_exponents_approach_the_uniform_cube(p):
     # log td.Gamma(1 + 1/p) = -gamma/p + O(p^-2) is how far the normaliser is from that of the cube
     cube = LpNested(Node(p, 3))
@@ -268,31 +207,12 @@ def test_large_exponents_approach_the_uniform_cube(p):
     assert cube.log_prob(wide([0.0, 0.5, 1.2])).item() < -1e7
 
 
-def test_a_burr_radius_gives_students_t():
-    # a multivariate t with nu degrees of freedom has R^2 / n ~ F(n, nu); for n = 2, R is a Burr variable
-    nu, z = 5.0, Z3[1:, :2]
-
-    class Burr(td.Gamma):
-        def log_prob(self, value):
-            return value.log() - (nu + 2) / 2 * torch.log1p(value.square() / nu)
-
-    expected = scipy.stats.multivariate_t.logpdf(z.numpy(), loc=np.zeros(2), shape=np.eye(2), df=nu)
-    result = LpNested(Node(2.0, 2), radial=Burr(1.0, 1.0)).log_prob(z)
-    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-10)
-
-
-@pytest.mark.parametrize("validate", [True, False])
 @pytest.mark.parametrize(
     ("law", "parameters", "finite"),
-    [
-        (td.Uniform, (0.5, 2.0), [False, True, False]),
-        (td.Pareto, (1.0, 3.0), [False, True, True]),
-        (td.Beta, (2.0, 2.0), [True, False, False]),
-        (td.LogNormal, (0.0, 1.0), [True, True, True]),
-    ],
+    [(td.Pareto, (1.0, 3.0), [False, True, True]), (td.Beta, (2.0, 2.0), [True, False, False])],
 )
-def test_density_is_zero_outside_the_support_of_the_radius(law, parameters, finite, validate):
-    distribution = LpNested(Node(2.0, 2), radial=law(*parameters, validate_args=validate))
+def test_density_is_zero_outside_the_support_of_the_radius(law, parameters, finite):
+    distribution = LpNested(Node(2.0, 2), radial=law(*parameters))
     z = wide([[0.0, 0.1], [0.0, 1.5], [0.0, 30.0]], grad=True)
     result = distribution.log_prob(z)
     assert result.isfinite().tolist() == finite and (result[~result.isfinite()] == -math.inf).all()
@@ -300,15 +220,10 @@ def test_density_is_zero_outside_the_support_of_the_radius(law, parameters, fini
     assert gradient.isfinite().all() and not distribution.log_prob(torch.zeros(2)).isnan()
 
 
-# ---- derivatives
-
 TREES = {
     "Eq. 6": Node(1.3, [1, Node(2.6, [2])]),
-    "uneven": Node(1.7, [Node(2.4, 2), 1, Node(0.9, 2)]),
     "deep": Node(1.5, [1, Node(0.8, [Node(3.0, [2, Node(1.2, 2)]), 1])]),
     "large": Node(12.0, [Node(30.0, 2), 1]),
-    "small": Node(0.4, [Node(0.3, 2), 1]),
-    "chain": Node(2.1, [Node(0.7, [Node(1.4, 2)])]),
 }
 
 
@@ -329,19 +244,17 @@ def test_derivatives_match_finite_differences(tree):
     check_derivatives(lambda z, p: tree.with_exponents(p.unbind()).norm(z), z, wide(tree.exponents, True))
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3), (4, 2, 3)])
-def test_derivatives_of_batches_match_finite_differences(shape):
+def test_derivatives_of_batches_match_finite_differences():
     def log_prob(z, p0, p1, s):
         return LpNested(Node(p0, [1, Node(p1, 2)]), s, validate_args=False).log_prob(z)
 
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    z = torch.randn((2, 1, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     check_derivatives(log_prob, z, wide([0.8, 2.3], True), wide(1.7, True), wide([1.0, 0.5], True))
 
 
-@pytest.mark.parametrize("family", [td.LogNormal, td.Weibull])
-def test_derivatives_with_a_radial_density_match_finite_differences(family):
+def test_derivatives_with_a_radial_density_match_finite_differences():
     def log_prob(z, p, a, b):
-        return LpNested(Node(p[0], [1, Node(p[1], 2)]), radial=family(a, b), validate_args=False).log_prob(z)
+        return LpNested(Node(p[0], [1, Node(p[1], 2)]), radial=td.LogNormal(a, b), validate_args=False).log_prob(z)
 
     inputs = (Z3[1:2].clone().requires_grad_(), wide([1.5, 2.4], True), wide(0.7, True), wide(1.3, True))
     assert gradcheck(log_prob, inputs) and gradgradcheck(log_prob, inputs, atol=1e-4)
@@ -359,47 +272,30 @@ def test_derivatives_of_closed_forms_match_finite_differences():
     assert gradcheck(lambda p: isa_prior((2, 2), p[0], p[1], "unit").log_prob(z), p)
 
 
-def test_scores_have_mean_zero():
-    torch.manual_seed(0)
-    parameters = wide(1.6), wide([2.4, 0.9]), wide(0.8)
-    z = isa_prior((3, 2), *parameters).sample((20_000,))
-    score = torch.func.grad(lambda p, q, s, x: isa_prior((3, 2), p, q, s, validate_args=False).log_prob(x), (0, 1, 2))
-    for value in torch.func.vmap(score, in_dims=(None, None, None, 0))(*parameters, z):
-        assert (value.mean(0).abs() < 4.5 * value.std(0) / math.sqrt(len(z))).all()
-
-
 def test_divergence_theorem():
     # E[z . grad log p] = -n for every density that vanishes at infinity
     torch.manual_seed(1)
-    for prior in (
-        isa_prior((3, 2), p1=[2.4, 0.9]),
-        LpNested(Node(1.5, [2, Node(3.0, 2)]), radial=td.LogNormal(0.2, 0.4)),
-    ):
-        z = prior.sample((40_000,)).double().requires_grad_()
-        (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
-        terms = (z.detach() * gradient).sum(-1)
-        assert abs(terms.mean().item() + prior.tree.n_leaves) < 4.5 * terms.std().item() / math.sqrt(len(z))
+    prior = LpNested(Node(1.5, [2, Node(3.0, 2)]), radial=td.LogNormal(0.2, 0.4))
+    z = prior.sample((40_000,)).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
+    terms = (z.detach() * gradient).sum(-1)
+    assert abs(terms.mean().item() + 4) < 4.5 * terms.std().item() / math.sqrt(len(z))
 
 
-# ---- extremes, against 40-digit arithmetic
-#
+# Extremes, against 40-digit arithmetic.
 # A gradient is a product of factors along the tree. Where one of them leaves the range of the dtype, as in a term of
 # the energy that overflows or a share below the smallest normal number, its digits are lost.
 
-EXPONENTS = (0.2, 0.7, 1.0, 2.0, 2.1, 9.0, 50.0)
+EXPONENTS = (0.2, 1.0, 2.1, 50.0)
 POINTS = (
     (0.0, 0.0, 0.0),
     (0.0, 0.0, 1.3),
-    (0.0, -0.8, 0.0),
-    (1.0, 1.0, 1.0),
     (0.4, -0.9, 0.7),
     (1e-30, 1e-30, -1e-30),
     (1e-30, 0.0, 0.6),
     (1e-30, 0.5, 0.0),
     (1e15, 1e15, -1e15),
-    (1e15, 0.0, 0.0),
     (1e15, 1e-30, 1.0),
-    (-1e-30, 1.0, 1e15),
     (0.0, 1e-30, 1e15),
 )
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -483,25 +379,6 @@ def test_extreme_values_and_gradients(p0, dtype):
 
 
 @both_precisions
-@pytest.mark.parametrize(("p0", "p1"), list(itertools.product((0.2, 1.0, 2.0, 50.0), repeat=2)))
-def test_every_path_to_a_gradient_agrees(p0, p1, dtype):
-    prior = LpNested(Node(p0, [Node(p1, 2), 1]))
-    for point in POINTS:
-        z = torch.tensor(point, dtype=dtype)
-        if prior.log_prob(z) == -math.inf:
-            continue
-        x = z.clone().requires_grad_()
-        (plain,) = torch.autograd.grad(prior.log_prob(x), x)
-        (twice,) = torch.autograd.grad(prior.log_prob(x), x, create_graph=True)
-        slope = torch.func.jvp(prior.log_prob, (z,), (torch.ones_like(z),))[1]
-        logs = max(abs(math.log(abs(v))) for v in (*point, 1.0) if v)
-        rtol = 16 * torch.finfo(dtype).eps * (2 + (p0 + p1) * 2 * logs)
-        torch.testing.assert_close(twice, plain, rtol=rtol, atol=1e-30)
-        torch.testing.assert_close(torch.func.grad(prior.log_prob)(z), plain, rtol=rtol, atol=1e-30)
-        torch.testing.assert_close(slope, plain.sum(), rtol=rtol, atol=rtol * plain.abs().max().item())
-
-
-@both_precisions
 def test_norm_over_the_whole_range(dtype):
     info = torch.finfo(dtype)
     for p0, p1 in itertools.product((0.2, 1.0, 2.2, 50.0), repeat=2):
@@ -513,15 +390,7 @@ def test_norm_over_the_whole_range(dtype):
         torch.testing.assert_close(tree.norm(z), sizes * unit, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize("p", EXPONENTS)
-def test_density_at_zero_and_infinity(p):
-    prior, zero = isa_prior((4,) * 5, p0=p, p1=2.2), torch.zeros(20, dtype=torch.float64)
-    assert prior.log_prob(zero).item() == pytest.approx(20 / p - prior.entropy().item(), rel=1e-5)
-    assert prior.log_prob(zero) > prior.log_prob(zero + 0.5)
-    assert prior.log_prob(torch.tensor([math.inf, -math.inf] + [0.0] * 18)) == -math.inf
-
-
-@pytest.mark.parametrize("p", [0.2, 1.0, 2.0, 50.0])
+@pytest.mark.parametrize("p", [0.2, 2.0, 50.0])
 def test_derivatives_at_a_cusp(p):
     """A coordinate at 0 has derivatives of 0, and leaves those of the others right."""
     prior, z = LpNested(Node(1.7, [Node(p, 2), 1])), wide([0.0, 1.0, 2.0])

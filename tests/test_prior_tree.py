@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
-from functools import reduce
 
 import numpy as np
 import pytest
@@ -24,16 +22,11 @@ trees = st.recursive(
 )
 
 
-# ---- structure
-
-
 def test_tree_of_eq_6():
     tree = Node(2.0, [1, Node(3.0, [2])])
-    assert (tree.p, tree.n_leaves, tree.exponents) == (2.0, 3, (2.0, 3.0))
+    assert (tree.p, tree.n_leaves, tree.exponents, tree.structure) == (2.0, 3, (2.0, 3.0), (1, (2,)))
     assert [node.p for node in tree.nodes()] == [2.0, 3.0] and tree.subspaces == ((0,), (1, 2))
     assert str(tree) == "2[1, 3[2]]" and eval(repr(tree)) == tree
-    with pytest.raises(AttributeError):
-        tree.p = 3.0
 
 
 def test_equality():
@@ -42,18 +35,11 @@ def test_equality():
     assert tree == same and len({tree, same}) == 1
     for other in (Node(2.1, [Node(2.2, 4), Node(2.3, 4)]), Node(2.1, [Node(2.2, 8)]), Node(2.1, 8), "2.1[2*2.2[4]]"):
         assert tree != other
-    p = torch.ones(2)
-    assert Node(p, 2) == Node(p, 2) and str(Node(p.sum(), 2)) == "2[2]"
-    assert str(Node(1.0, [Node(p, 2), Node(p + 1, 2)])) == "1[2*<2 exponents>[2]]"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trees)
 def test_any_tree(tree):
-    def leaves(node: Node) -> int:
-        return sum(child if isinstance(child, int) else leaves(child) for child in node.children)
-
-    assert tree.n_leaves == leaves(tree)
     assert [leaf for span in tree.subspaces for leaf in span] == list(range(tree.n_leaves))
     numbers = [float(i + 1) for i in range(len(tree.exponents))]
     assert [node.p for node in tree.with_exponents(numbers).nodes()] == numbers
@@ -63,8 +49,7 @@ def test_any_tree(tree):
 
 @pytest.mark.parametrize(
     ("p", "children"),
-    [(p, 2) for p in (0, -1.0, math.inf, math.nan, 1e301, 1e-301, 10**400, "x", None, 2j)]
-    + [(2.0, c) for c in ([], [0], 0, [2, -1], "2", None, 2.0, [None], [[1]], 10_001)],
+    [(p, 2) for p in (0, -1.0, math.inf, math.nan, "x", None)] + [(2.0, c) for c in ([], 0, [2, -1], "2", 2.0, 10_001)],
 )
 def test_bad_nodes_are_refused(p, children):
     with pytest.raises((ValueError, TypeError), match=r"positive and finite|at least one|10,000 leaves|not |convert"):
@@ -85,59 +70,36 @@ def test_surface_is_the_derivative_of_the_balls_volume():
     assert math.isclose(tree.log_surface().exp().item(), 3 * volume, rel_tol=2e-3)
 
 
-# ---- text form
-
-
 @pytest.mark.parametrize(
     ("text", "tree"),
     [
         (" 2.1 [ 5 * 2.2 [ 4 ] ] ", Node(2.1, [Node(2.2, 4)] * 5)),
-        ("2[1,1.5[2]]", Node(2.0, [1, Node(1.5, 2)])),
-        ("2[3*1]", Node(2.0, 3)),
+        ("2\n[1,\t1.5[2]]", Node(2.0, [1, Node(1.5, 2)])),
         ("2[2*1, 2*3[1]]", Node(2.0, [2, Node(3.0, 1), Node(3.0, 1)])),
         (".5[1]", Node(0.5, 1)),
-        ("2.[1]", Node(2.0, 1)),
         ("1e-3[2]", Node(1e-3, 2)),
-        ("2E1[2[1[3]]]", Node(20.0, [Node(2.0, [Node(1.0, 3)])])),
-        ("2\n[\t3]", Node(2.0, 3)),
-        ("2[" * 50 + "1" + "]" * 50, reduce(lambda below, _: Node(2.0, below), range(50), 1)),
+        ("2.E1[2[1[3]]]", Node(20.0, [Node(2.0, [Node(1.0, 3)])])),
     ],
-    ids=lambda value: str(value)[:20],
 )
 def test_parse(text, tree):
-    assert Node.parse(text) == tree and LpNested(tree).log_prob(torch.ones(tree.n_leaves)).isfinite()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected", "position"),
-    [
-        *[(text, "an exponent and '['", 0) for text in ("", "2", "[2]", "4", "-2[1]", "nan[1]", "2*2[1]", "٢[1]")],
-        *[(text, "a number of leaves, or a node", at) for text, at in [("2[]", 2), ("2[1,]", 4), ("2[__import__]", 2)]],
-        *[(text, "',' or ']'", at) for text, at in [("2[1", 3), ("2[1 1]", 4), ("2[1.5]", 3), ("2[3*]", 3)]],
-        *[(text, "the end", at) for text, at in [("2[1]]", 4), ("2[1] 3[1]", 5)]],
-    ],
-)
-def test_parse_names_the_position_of_a_mistake(text, expected, position):
-    with pytest.raises(ValueError, match=re.escape(f"expected {expected} at position {position}") + "$"):
-        Node.parse(text)
+    assert Node.parse(text) == tree
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("0[1]", "1e400[1]", "1e-400[1]", "2[0]", "2[0*3[1]]", "2[10001]", "2[1000*2[1001]]"),
-        *("2[" * 51 + "1" + "]" * 51, "2[" * 100_000, "9" * 100_000 + "[2]", "99999*" * 50_000),
-        *("2[" + "1000*2[" * 60 + "1" + "]" * 61, "2[" + "1," * 200_000),
+        *("", "2", "[2]", "4", "-2[1]", "nan[1]", "2*2[1]", "2[]", "2[1.5]", "2[__import__]", "2[1", "2[1 1]", "2[3*]"),
+        *("2[1]]", "2[1] 3[1]", "0[1]", "1e400[1]", "2[0]", "2[10001]", "2[1000*2[1001]]", "2[99999999*1]"),
+        *("2[" * 300 + "1" + "]" * 300, "2[" * 100_000, "2[" + "1000*2[" * 60 + "1" + "]" * 61),
     ],
     ids=lambda text: text[:12],
 )
-def test_parse_refuses_out_of_range_and_hostile_texts(text):
-    with pytest.raises(ValueError, match=r"at least one|positive and finite|at most 10,000|expected") as caught:
+def test_bad_texts_are_refused(text):
+    with pytest.raises(ValueError, match=r"is not a tree|at least one|positive and finite|at most 10,000"):
         Node.parse(text)
-    assert len(str(caught.value)) < 250
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(alphabet="0123456789.eE+-*[], \tx", max_size=40))
 def test_parse_returns_a_tree_or_raises_a_value_error(text):
     try:
@@ -146,8 +108,6 @@ def test_parse_returns_a_tree_or_raises_a_value_error(text):
         return
     assert Node.parse(str(tree)) == tree
 
-
-# ---- maximum-likelihood fits
 
 TRUE = Node(1.6, [Node(2.6, 3), 1, Node(0.9, 2)])
 START = TRUE.with_exponents([2.0] * 3)
@@ -162,13 +122,13 @@ def z_scores(tree: Node, scale: float, count: int, seeds: int) -> np.ndarray:
     scores = []
     for seed in range(seeds):
         fit = LpNested.fit(tree.with_exponents([2.0] * len(tree.exponents)), sample(tree, scale, count, seed))
-        found = np.array([*fit.distribution.tree.exponents, float(fit.distribution.scale)])
-        scores.append((found - (*tree.exponents, scale)) / (*fit.exponent_errors, fit.scale_error))
+        estimates = np.array([*fit.distribution.tree.exponents, float(fit.distribution.scale)])
+        scores.append((estimates - (*tree.exponents, scale)) / (*fit.exponent_errors, fit.scale_error))
     return np.array(scores)
 
 
 def test_fit_has_calibrated_errors():
-    scores = z_scores(TRUE, 0.7, 1500, 24)
+    scores = z_scores(TRUE, 0.7, 1000, 24)
     assert np.abs(scores).max() < 4.5 and (np.abs(scores.mean(0)) < 4.5 / np.sqrt(24)).all()
     # the sum of squares over 24 fits is chi-squared: its 1e-4 quantiles over 24 are 0.27 and 2.5
     assert ((scores**2).mean(0) > 0.27).all() and ((scores**2).mean(0) < 2.5).all()
@@ -176,23 +136,18 @@ def test_fit_has_calibrated_errors():
 
 @pytest.mark.parametrize(
     ("tree", "scale"),
-    [
-        (Node(1.3, 3), 0.7),
-        (Node(2.0, [Node(2.0, 2), 1]), 2.0),
-        (Node(0.5, [Node(6.0, 3), Node(6.0, 3)]), 1.5),
-        (Node(2.5, [Node(0.6, [Node(1.8, 2), 2]), 1]), 1.0),
-    ],
+    [(Node(1.3, 3), 0.7), (Node(0.5, [Node(6.0, 3)] * 2), 1.5), (Node(2.5, [Node(0.6, [Node(1.8, 2), 2]), 1]), 1.0)],
     ids=str,
 )
 def test_fit_recovers_exponents(tree, scale):
-    assert np.abs(z_scores(tree, scale, 4000, 2)).max() < 4.5
+    assert np.abs(z_scores(tree, scale, 2000, 1)).max() < 4.5
 
 
-@pytest.mark.parametrize("start", [START, START.with_exponents([0.7, 6.0, 3.0]), TRUE], ids=str)
+@pytest.mark.parametrize("start", [START, START.with_exponents([0.7, 6.0, 3.0])], ids=str)
 def test_fit_is_a_maximum(start):
-    z = sample(TRUE, 0.7, 2000)
+    z = sample(TRUE, 0.7, 1000)
     fit = LpNested.fit(start, z)
-    assert fit.n_samples == 2000 and fit.converged and fit.at_bound == (False,) * 3
+    assert fit.converged
     assert fit.log_likelihood == pytest.approx(fit.distribution.log_prob(z).sum().item(), rel=1e-9)
     assert fit.log_likelihood > LpNested(TRUE, 0.7).log_prob(z).sum()
     p = torch.tensor(fit.distribution.tree.exponents, dtype=torch.float64, requires_grad=True)
@@ -203,70 +158,39 @@ def test_fit_is_a_maximum(start):
 
 
 def test_fit_keeps_an_exponent_without_influence():
-    fit = LpNested.fit(
-        Node(2.0, [Node(9.0, [Node(2.0, 2)])]), sample(Node(1.6, [Node(2.6, [Node(1.2, 2)])]), 1.0, 2000)
-    )
+    z = sample(Node(1.6, [Node(2.6, [Node(1.2, 2)])]), 1.0, 1000)
+    fit = LpNested.fit(Node(2.0, [Node(9.0, [Node(2.0, 2)])]), z)
     assert fit.distribution.tree.exponents[1] == 9.0 and fit.exponent_errors[1] == 0.0
     assert abs(fit.distribution.tree.exponents[0] - 1.6) < 4.5 * fit.exponent_errors[0]
 
 
-def test_fit_leaves_arrays_as_they_are_and_allows_zeros():
-    z = sample(Node(2.2, [Node(2.6, 3), 1, Node(2.4, 2)]), 0.7, 500).numpy().copy()
-    z[::50, 0], z[7] = 0.0, 0.0
-    z.setflags(write=False)
-    fits = [LpNested.fit(START, x) for x in (z, torch.tensor(z).float(), torch.tensor(z, requires_grad=True))]
-    for fit in fits:
-        assert fit.log_likelihood == pytest.approx(fits[0].log_likelihood, rel=1e-5)
-        assert all(0 < error < 2 for error in (*fit.exponent_errors, fit.scale_error))
-
-
-@pytest.mark.parametrize("factor", [1e-9, 3000.0, 1e9])
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_units_change_the_scale_only(factor):
     z = sample(TRUE, 0.7, 500)
-    fit, other = LpNested.fit(START, z), LpNested.fit(START, z * factor)
+    z[0] = 0.0
+    fit, other = LpNested.fit(START, z), LpNested.fit(START, (z * factor).numpy())
     np.testing.assert_allclose(other.distribution.tree.exponents, fit.distribution.tree.exponents, rtol=1e-4)
     np.testing.assert_allclose(other.exponent_errors, fit.exponent_errors, rtol=1e-4)
     assert other.log_likelihood == pytest.approx(fit.log_likelihood - 500 * 6 * np.log(factor), rel=1e-7)
 
 
-def test_fit_reports_a_bound():
+def test_an_exponent_on_a_bound_has_no_error():
     torch.manual_seed(0)
     z = torch.rand(300, 4, dtype=torch.float64) * 2 - 1  # the likelihood increases with p without end
     fit = LpNested.fit(Node(2.0, 4), z)
-    assert fit.at_bound == (True,) and np.isnan(fit.exponent_errors[0]) and fit.scale_error > 0 and fit.converged
+    assert np.isnan(fit.exponent_errors[0]) and fit.scale_error > 0 and fit.converged
 
 
-@pytest.mark.parametrize(
-    "z", [np.ones((9, 3)), np.ones(9), np.ones((1, 2)), np.full((9, 2), np.nan), np.zeros((9, 2))], ids=np.shape
-)
-def test_bad_samples_are_refused(z):
-    with pytest.raises(ValueError, match=r"^z must be finite, not 0 throughout, and of shape \(2 or more, 2\)"):
-        LpNested.fit(Node(2.0, 2), z)
-
-
-# ---- learned exponents
-
-
-@pytest.mark.parametrize("p", [0.2, 1.0, 2.0, 7.5, 50.0])
+@pytest.mark.parametrize("p", [0.2, 2.0, 50.0])
 def test_learnable_prior_starts_at_its_exponents(p):
     module, z = LearnableISAPrior((2, 3), p0=p, p1=[p, 2 * p], scale=0.7), torch.rand(4, 5)
-    torch.testing.assert_close(torch.stack([module.p0, *module.p1]), torch.tensor([p, p, 2 * p]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(module.p1, torch.tensor([p, 2 * p]), rtol=1e-5, atol=0)
     torch.testing.assert_close(module().log_prob(z), isa_prior((2, 3), p, [p, 2 * p], 0.7).log_prob(z))
-    torch.testing.assert_close(LearnableISAPrior().p1, torch.full((5,), 2.0))
-
-
-@pytest.mark.parametrize("learn_p0", [False, True])
-def test_which_exponents_learn(learn_p0):
-    module = LearnableISAPrior((2, 3), learn_p0=learn_p0)
-    torch.manual_seed(0)
-    for value in (module().log_prob(torch.ones(5)), module().rsample((50,)).square().mean()):
-        (slope,) = torch.autograd.grad(value, list(module.parameters()))
-        assert slope.shape == (1, 2 + learn_p0) and slope.isfinite().all() and (slope != 0).all()
 
 
 def test_learning_reaches_the_maximum_likelihood():
-    z = sample(Node(2.1, [Node(1.3, 4), Node(3.5, 4)]), 1.0, 6000).float()
-    module, fit = LearnableISAPrior((4, 4), learn_p0=True), LpNested.fit(isa_prior((4, 4)).tree, z)
+    z = sample(Node(2.1, [Node(1.3, 4), Node(3.5, 4)]), 1.0, 4000).float()
+    module, fit = LearnableISAPrior((4, 4)), LpNested.fit(isa_prior((4, 4)).tree, z)
     optimiser = torch.optim.LBFGS(module.parameters(), max_iter=60, line_search_fn="strong_wolfe")
 
     def loss():
@@ -276,20 +200,8 @@ def test_learning_reaches_the_maximum_likelihood():
         return value
 
     optimiser.step(loss)
-    for p, true, error in zip([module.p0, *module.p1], (2.1, 1.3, 3.5), fit.exponent_errors, strict=True):
+    for p, true, error in zip(module.p1, (1.3, 3.5), fit.exponent_errors[1:], strict=True):
         assert abs(p.item() - true) < 4.5 * error
-
-
-@pytest.mark.parametrize("target", [0.3, 12.0])
-def test_learned_exponents_stay_positive(target):
-    torch.manual_seed(0)
-    module, z = LearnableISAPrior((4, 4)), isa_prior((4, 4), p1=target).sample((500,))
-    optimiser = torch.optim.SGD(module.parameters(), lr=5.0)
-    for _ in range(60):
-        optimiser.zero_grad()
-        (-module().log_prob(z).mean()).backward()
-        optimiser.step()
-        assert (module.p1 > 0).all() and module.p1.isfinite().all()
 
 
 def test_learnable_prior_is_a_module():
@@ -299,5 +211,3 @@ def test_learnable_prior_is_a_module():
     assert torch.equal(other.p1, model["prior"].p1)
     model.double()["prior"]().log_prob(model["encoder"](torch.ones(4, 3).double())).sum().backward()
     assert all(p.grad is not None and p.dtype == torch.float64 for p in model.parameters())
-    with pytest.raises(ValueError, match=r"^scale = 'unit'; no single s keeps unit variance"):
-        LearnableISAPrior((2, 2), scale="unit")

@@ -115,7 +115,7 @@ BAD = [
     ({"batch_size": 737_281}, "batch_size must be at most 737,280, got 737281"),
     ({"kl": "closed_form", **ISA}, "kl must be monte_carlo with an ISA prior"),
     ({"sampling": "stratified", "batch_size": 1}, "batch_size must be at least 2 for sampling 'stratified', got 1"),
-    ({"prior": "laplace"}, "prior must be 'normal', 'isa' or the text of a tree: .* position 0"),
+    ({"prior": "laplace"}, "prior must be 'normal', 'isa' or the text of a tree: 'laplace' is not a tree"),
     ({"prior": "normal", **ISA}, "prior must be 'isa' or the text of a tree .*, got 'normal'"),
     ({"prior": "2[20]", "p1": 2.0, **ISA}, r"p1 requires the prior 'isa', got 2\.0"),
     ({"scale": 2.0}, r"scale requires an ISA prior, got 2\.0"),

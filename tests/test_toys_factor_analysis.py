@@ -26,7 +26,7 @@ def problem(seed: int, n_observed: int = 3, n_latents: int = 2, n: int = 6):
     return W, noise, x, fa.second_moment(x)
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 6), (2, 3, 6), (1, 1, 6), (4, 4, 6), (3, 2, 1)])
+@pytest.mark.parametrize("shape", [(3, 2, 6), (2, 3, 6), (1, 1, 1)])
 def test_log_likelihood_is_the_density_of_the_data(shape):
     W, noise, x, cov = problem(0, *shape)
     direct = multivariate_normal(np.zeros(len(W)), W @ W.T + np.diag(noise)).logpdf(x).sum()
@@ -81,13 +81,6 @@ def test_posterior_and_replicated_likelihood_match_quadrature(beta):
     assert_allclose(second, posterior.cov + np.outer(mean, mean), atol=1e-10)
 
 
-def test_beta_of_one_third_is_three_copies_of_the_data():
-    W, noise, x, cov = problem(5)
-    copies = fa.second_moment(np.hstack([x] * 3))
-    tripled = fa.free_energy(np.vstack([W] * 3), np.tile(noise, 3), copies, len(x))
-    assert fa.replicated_free_energy(W, noise, cov, len(x), 1 / 3) == pytest.approx(tripled)
-
-
 @anything
 @few
 def test_conventions_bounds_and_gap(seed, shape, beta):
@@ -128,12 +121,10 @@ def test_invariances_and_gradient(seed, shape, beta):
     assert_allclose(gradient, numeric, rtol=1e-5, atol=1e-5 * np.abs(gradient).max() + 1e-7)
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(-10, 10))
-@few
-def test_rotation_acts_on_the_latents(seed, angle):
-    W, noise, *_ = problem(seed, 3, 3)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turned, turn = fa.rotate(W, angle, latents=(0, 2)), np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
+def test_rotation_acts_on_the_latents():
+    W, noise, *_ = problem(2, 3, 3)
+    cos, sin = np.cos(0.7), np.sin(0.7)
+    turned, turn = fa.rotate(W, 0.7, latents=(0, 2)), np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
     assert_allclose(turned, W @ turn.T, atol=1e-12)
     assert_allclose(fa.posterior(turned, noise).cov, turn @ fa.posterior(W, noise).cov @ turn.T, atol=1e-10)
 
@@ -208,23 +199,14 @@ def test_experiments_2_and_3_prune(beta):
     assert_allclose(fa.mean_field_gap(W, 0.1, 100, beta), gap, atol=1e-10)
 
 
-def test_beta_shrinks_the_amplitude_in_the_convention_of_eq_16():
-    weights = np.geomspace(0.01, 100, 60)
-    amplitude = fa.mean_field_gap(fa.rotate(fa.aligned_weights(), np.pi / 4), 0.01, 100, weights)
-    assert (np.diff(amplitude) < 0).all()
-    # In the convention of Eq. 13 it rises first: almost no weight on the KL leaves little to lose.
-    change = np.sign(np.diff(weights * amplitude))
-    assert change[0] > 0 > change[-1] and (np.diff(change) <= 0).all()
-
-
-@pytest.mark.parametrize("n_latents", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_latents", [1, 3, 5])
 @pytest.mark.parametrize("beta", [0.5, 2.5])
 def test_no_start_climbs_above_the_optimal_weights(n_latents, beta):
     _, noise, _, cov = problem(11, n=20)
     best, rng = fa.optimal_weights(cov, noise, n_latents, beta), np.random.default_rng(12)
     assert_allclose(fa.gradient(best, noise, cov, 1, beta), 0, atol=1e-10)
     assert fa.mean_field_gap(best, noise, 20, beta) == pytest.approx(0, abs=1e-9)
-    fits = [fa.fit(rng.normal(size=best.shape), noise, cov, 20, beta) for _ in range(4)]
+    fits = [fa.fit(rng.normal(size=best.shape), noise, cov, 20, beta) for _ in range(3)]
     assert max(fit.free_energy for fit in fits) == pytest.approx(fa.free_energy(best, noise, cov, 20, beta), rel=1e-10)
     assert fa.misalignment(best, noise, cov).max() < 1e-6
 
@@ -235,22 +217,14 @@ def test_misalignment_by_hand():
     assert_allclose(angle, [0, 45 - np.degrees(np.arctan2(1, 3)), 0], atol=1e-12)
 
 
-def test_an_optimiser_prunes_surplus_latents():
-    W = fa.overcomplete_weights(0.4, rho=0.8)
-    cov = W @ W.T + 0.1 * np.eye(2)
-    result = fa.fit(W, 0.1, cov, 100)
-    assert_allclose(np.sort(np.linalg.norm(result.W, axis=0)), [0, 0.8, 1], atol=1e-5)
-    assert result.free_energy == pytest.approx(fa.log_likelihood(W, 0.1, cov, 100), rel=1e-10)
-
-
-@pytest.mark.parametrize(("n_latents", "beta"), [(1, 1.0), (2, 0.6), (2, 1.7), (4, 1.2), (6, 1.4), (3, 3.0)])
+@pytest.mark.parametrize(("n_latents", "beta"), [(1, 1.0), (2, 0.6), (4, 1.2), (3, 3.0)])
 def test_optimal_noise_against_a_search(n_latents, beta):
     cov = problem(13, n_observed=4, n=30)[3]
     found = fa.optimal_noise(cov, n_latents, beta)
-    grid = np.log(found) + np.linspace(-3, 3, 201)
+    grid = np.log(found) + np.linspace(-3, 3, 101)
     models = [(fa.optimal_weights(cov, noise, n_latents, beta), noise) for noise in np.exp(grid)]
     values = np.array([fa.free_energy(W, noise, cov, 1, beta) for W, noise in models])
-    assert values.argmax() == 100
+    assert values.argmax() == 50
     assert (np.diff(values / beta, 2) < 1e-10).all()  # concave in the logarithm of the noise
 
 
@@ -264,47 +238,10 @@ def test_beta_path_shortens_and_prunes_at_the_eigenvalues():
     assert_allclose(learned.squared_lengths, [[3, 1], [0, 0], [0, 0]], atol=1e-12)
 
 
-def test_extreme_betas_tend_to_least_squares_and_to_the_prior():
-    W, noise, x, cov = problem(16)
-    sd, n = np.sqrt(noise), len(x)
-    fitted = W @ np.linalg.lstsq(W / sd[:, None], (x / sd).T, rcond=None)[0]
-    assert fa.free_energy(W, noise, cov, n, 1e-9) == pytest.approx(norm.logpdf(x, fitted.T, sd).sum(), abs=1e-5)
-    q = fa.mean_field(W, noise, 1e9)
-    assert_allclose([*q.var, *q.recognition.ravel()], [1.0] * 2 + [0.0] * 6, atol=1e-7)
-    blurred = norm.logpdf(x, 0, sd).sum() - n / 2 * (W**2 / noise[:, None]).sum()
-    assert fa.free_energy(W, noise, cov, n, 1e9) == pytest.approx(blurred, abs=1e-5)
-
-
-def test_tiny_noise_loses_no_precision():
-    point, cov = np.array([0.3, 0.2]), np.diag([2.0, 0.5])
-    tiny = fa.log_likelihood(np.sqrt(cov), 1e-14, np.outer(point, point), 1)
-    assert tiny == pytest.approx(multivariate_normal([0, 0], cov).logpdf(point), rel=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"W": np.ones(3)}, "W must have the shape"),
-        ({"W": "weights"}, "W must be a real number or an array"),
-        ({"noise_var": [0.1, 0.1, 0.1]}, "noise_var must be a positive number or 2 of them"),
-        ({"cov": np.eye(3)}, "cov must be a matrix with 2 columns"),
-        ({"cov": [[1, 0.5], [0.4, 1]]}, "cov must be symmetric and positive semi-definite"),
-        ({"cov": [[1, 2], [2, 1]]}, "cov must be symmetric and positive semi-definite"),
-        ({"n": 2.5}, "n must be a whole number"),
-        ({"beta": 0}, "beta must be positive, got 0"),
-    ],
-)
-def test_bad_input_is_named(change, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        fa.free_energy(**{"W": np.eye(2), "noise_var": 0.1, "cov": np.eye(2), "n": 10, "beta": 1.0, **change})
-
-
 def test_problems_without_a_solution_are_named():
     with pytest.raises(ValueError, match=r"noise_var must be below 0\.0271"):
         fa.aligned_weights(100, 0.1)
     with pytest.raises(ValueError, match="beta must be above 1"):
         fa.optimal_noise(np.eye(2), 2, 1.0)
-    with pytest.raises(ValueError, match="variance outside"):
-        fa.optimal_noise(np.diag([1.0, 0.0]), 1, 0.5)
     with pytest.raises(RuntimeError, match="did not converge within"):
         fa.fit(np.eye(2) + 1, 0.1, np.diag([3.0, 1.0]), 10, max_iterations=2)

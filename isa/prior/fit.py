@@ -29,32 +29,27 @@ class Fit:
     distribution: LpNested
     log_likelihood: float
     """Total over the samples, in nats."""
-    n_samples: int
     exponent_errors: tuple[float, ...]
-    """Standard errors from the observed information, in the order of :meth:`isa.Node.nodes`; 0 for an exponent without
-    influence, NaN for one on a bound.
+    """Standard errors from the observed information, in the order of :meth:`isa.Node.nodes`.
+
+    An error is 0 for an exponent without influence, and NaN for one on a bound, beyond which the likelihood increases.
     """
     scale_error: float
-    at_bound: tuple[bool, ...]
-    """For each exponent, whether it stopped at one of ``BOUNDS``: the likelihood increases beyond it."""
     converged: bool
     """False if the optimiser stopped before the gradient vanished."""
 
 
 def fit(family: type[LpNested], tree: Node, z: Tensor | np.ndarray) -> Fit:
-    """Return the member of a family of distributions with the largest likelihood of finite samples z ``(N, n)``.
+    """Return the member of a family of distributions with the largest likelihood of samples z ``(N, n)``.
 
     The tree's exponents, which are numbers, are the start. L-BFGS finds their logarithms in float64; the scale has a
     closed form given them. The unit of z affects the scale only. Below the root, a node with one child has no influence
     and keeps its exponent.
     """
     z = (z.detach() if isinstance(z, Tensor) else torch.tensor(z)).double().cpu()
-    free = torch.tensor([i for i, node in enumerate(tree.nodes()) if i == 0 or len(node.sizes) > 1])
-    if z.shape[1:] != (tree.n_leaves,) or len(z) <= len(free) or not z.isfinite().all() or not z.any():
-        least = f"({len(free) + 1} or more, {tree.n_leaves})"
-        raise ValueError(f"z must be finite, not 0 throughout, and of shape {least}; its shape is {tuple(z.shape)}")
     count, n = z.shape
-    log_unit = z.abs().max().log()  # exponents are found for coordinates of at most 1, whose powers do not overflow
+    free = torch.tensor([i for i, node in enumerate(tree.nodes()) if i == 0 or len(node.sizes) > 1])
+    log_unit = z.abs().max().log()  # exponents are fitted to coordinates of at most 1, whose powers do not overflow
     log_z = log_magnitude(z / log_unit.exp())
     start = torch.tensor(tree.exponents, dtype=torch.float64)
 
@@ -78,7 +73,7 @@ def fit(family: type[LpNested], tree: Node, z: Tensor | np.ndarray) -> Fit:
         return -family(tree.with_exponents(p.unbind()), x[-1].exp(), validate_args=False).log_prob(z).sum()
 
     low, high = map(math.log, BOUNDS)
-    found = scipy.optimize.minimize(
+    optimum = scipy.optimize.minimize(
         objective,
         start[free].log().clamp(low, high).numpy(),
         jac=True,
@@ -86,22 +81,17 @@ def fit(family: type[LpNested], tree: Node, z: Tensor | np.ndarray) -> Fit:
         bounds=[(low, high)] * len(free),
         options={"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500},
     )
-    x = torch.tensor(found.x)
-    p = exponents(x)
+    p = exponents(torch.tensor(optimum.x))
     log_scale = best_log_scale(p) + p[0] * log_unit
-    x = torch.cat([x, log_scale[None]])
-    bound = (x <= low) | (x >= high)
-    bound[-1] = False
-    information = torch.autograd.functional.hessian(loss, x)[~bound][:, ~bound]
+    x = torch.tensor([*optimum.x, log_scale])
+    inner = torch.tensor([*(low < optimum.x) & (optimum.x < high), True])
     errors = torch.full_like(x, math.nan)
-    errors[~bound] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt()
-    errors *= x.exp()
+    information = torch.autograd.functional.hessian(loss, x)[inner][:, inner]
+    errors[inner] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt() * x[inner].exp()
     return Fit(
         distribution=family(tree.with_exponents(p.tolist()), float(log_scale.exp())),
         log_likelihood=-float(loss(x)),
-        n_samples=count,
         exponent_errors=tuple(torch.zeros_like(p).index_copy(0, free, errors[:-1]).tolist()),
         scale_error=float(errors[-1]),
-        at_bound=tuple(torch.zeros(len(p), dtype=torch.bool).index_copy(0, free, bound[:-1]).tolist()),
-        converged=bool(np.abs(found.jac[~bound[:-1].numpy()]).max(initial=0) < 1e-5),
+        converged=bool(np.abs(optimum.jac[inner[:-1].numpy()]).max(initial=0) < 1e-5),
     )

@@ -40,26 +40,18 @@ def isa_prior(
     2.1[1.9[4], 2.2[4]]
     """
     several = isinstance(p1, Sequence) or getattr(p1, "ndim", 0) == 1
-    each = list(p1) if several else [p1] * len(subspaces)
-    if len(each) != len(subspaces):
-        raise ValueError(f"p1 has {len(each)} exponents; there are {len(subspaces)} subspaces")
-    return LpNested(Node(p0, list(map(Node, each, subspaces))), scale, validate_args=validate_args)
+    children = [Node(p, k) for p, k in zip(p1 if several else [p1] * len(subspaces), subspaces, strict=True)]
+    return LpNested(Node(p0, children), scale, validate_args=validate_args)
 
 
 class StackedPrior(nn.Module):
     """Priors of P models as one module: Lp-nested distributions on trees of one structure, or N(0, I) for trees None.
 
-    ``learned`` exponents, all but the roots' unless ``learn_root``, are the softplus of the parameter ``raw``, which
-    keeps them positive.
+    ``learned`` exponents, all but the roots', are the softplus of the parameter ``raw``, which keeps them positive.
     """
 
     def __init__(
-        self,
-        trees: Sequence[Node | None],
-        scales: Sequence[float | str | None],
-        latent_dim: int,
-        learned: bool,
-        learn_root: bool = False,
+        self, trees: Sequence[Node | None], scales: Sequence[float | str | None], latent_dim: int, learned: bool
     ) -> None:
         super().__init__()
         self.tree, self.learned = trees[0], learned
@@ -70,9 +62,9 @@ class StackedPrior(nn.Module):
         exponents = torch.tensor([tree.exponents for tree in trees], dtype=torch.float64)
         scale = torch.stack([LpNested(tree, one).scale.double() for tree, one in zip(trees, scales, strict=True)])
         if learned:
-            first = 0 if learn_root else 1
-            self.raw = nn.Parameter(_inverse_softplus(exponents[:, first:]).float())
-            scale, exponents = scale.float(), exponents[:, :first].float()
+            inner = exponents[:, 1:]
+            self.raw = nn.Parameter((inner + torch.log(-torch.expm1(-inner))).float())  # the inverse of softplus
+            scale, exponents = scale.float(), exponents[:, :1].float()
         self.register_buffer("scale", scale[:, None], persistent=False)
         self.register_buffer("fixed", exponents, persistent=False)
 
@@ -90,9 +82,9 @@ class StackedPrior(nn.Module):
 
 
 class LearnableISAPrior(StackedPrior):
-    """An ISA prior whose exponents are learned with the networks; calling it returns the prior at their current values.
+    """An ISA prior whose exponents p1 are learned with the networks; p0 and the scale are fixed.
 
-    The parameters are those of :func:`isa_prior`. The scale is fixed, and so is p0 unless ``learn_p0``.
+    The parameters are those of :func:`isa_prior`. Calling the module returns the prior at the current exponents.
 
     Examples
     --------
@@ -107,25 +99,15 @@ class LearnableISAPrior(StackedPrior):
         p0: float = 2.1,
         p1: float | Sequence[float] = 2.0,
         scale: float = 1.0,
-        learn_p0: bool = False,
     ) -> None:
-        if scale == "unit":
-            raise ValueError("scale = 'unit'; no single s keeps unit variance while exponents are learned")
         tree = isa_prior(subspaces, p0, p1).tree
-        super().__init__([tree], [scale], tree.n_leaves, learned=True, learn_root=learn_p0)
-
-    @property
-    def p0(self) -> Tensor:
-        return self.exponents()[0, 0]
+        super().__init__([tree], [scale], tree.n_leaves, learned=True)
 
     @property
     def p1(self) -> Tensor:
+        """Exponents of the subspaces."""
         return self.exponents()[0, 1:]
 
     def forward(self) -> LpNested:
         """Return the prior at the current exponents."""
         return LpNested(self.tree.with_exponents(self.exponents()[0].unbind()), self.scale[0, 0], validate_args=False)
-
-
-def _inverse_softplus(x: Tensor) -> Tensor:
-    return x + torch.log(-torch.expm1(-x))

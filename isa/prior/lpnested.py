@@ -1,18 +1,4 @@
-r"""The Lp-nested symmetric distribution (Sec. 3, Eq. 7-11, Algorithm 1).
-
-With :math:`p_0` the root's exponent, s the scale and n the number of leaves,
-
-.. math::
-
-    \log p(z) &= -\frac{f(z)^{p_0}}{s} - \log Z, \\
-    \log Z &= \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 ,
-
-which is Eq. 7 with Eq. 11 after the powers of f cancel. Nothing is left that is undefined at z = 0.
-
-References
-----------
-Sinz and Bethge (2010), "Lp-nested symmetric distributions", Journal of Machine Learning Research 11, 3409-3451.
-"""
+"""The Lp-nested symmetric distribution (Sec. 3, Eq. 7-11, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -26,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Gamma, Independent, Normal, constraints, register_kl
 
 from isa.prior.fit import Fit, fit
-from isa.prior.tree import Node, log_magnitude, positive
+from isa.prior.tree import Node, log_magnitude
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +23,14 @@ __all__ = ["LpNested", "kl_monte_carlo"]
 class LpNested(Distribution):
     r"""Lp-nested distribution (Eq. 7), by default with the radial density that makes subspaces independent (Eq. 11).
 
+    With :math:`p_0` the exponent of the root, s the scale and n the number of leaves,
+
     .. math::
 
-        p(z) = \frac{\psi_0(f(z))}{f(z)^{n-1}\, S_f(1)}, \qquad
-        \psi_0(v) = \frac{p_0\, v^{n-1}}{\Gamma(n/p_0)\, s^{n/p_0}} \exp\left(-\frac{v^{p_0}}{s}\right)
+        p(z) &= \frac{\psi_0(f(z))}{f(z)^{n-1}\, S_f(1)}, \qquad
+        \psi_0(v) = \frac{p_0\, v^{n-1}}{\Gamma(n/p_0)\, s^{n/p_0}} \exp\left(-\frac{v^{p_0}}{s}\right), \\
+        \log p(z) &= -\frac{f(z)^{p_0}}{s} - \log Z, \quad
+        \log Z = \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 .
 
     Parameters
     ----------
@@ -55,10 +45,14 @@ class LpNested(Distribution):
 
     Notes
     -----
-    Tensors count with the values that they have when a method is called, as in ``Normal(0.0, parameter)``. Numbers take
-    the dtype and the device of z; samples of a distribution of numbers have the default ones. Half precision is
-    evaluated in float32, normalisers in float64. First and second derivatives with respect to ``z_j`` are 0 at
-    ``z_j = 0``; derivatives are undefined where f(z)^p0 overflows.
+    Methods use the current values of tensors, as in ``Normal(0.0, parameter)``. Numbers take the dtype and the device
+    of z; samples of a distribution of numbers have the default ones. Half precision is evaluated in float32,
+    normalisers in float64. First and second derivatives with respect to ``z_j`` are 0 at ``z_j = 0``; derivatives are
+    undefined where f(z)^p0 overflows.
+
+    References
+    ----------
+    Sinz and Bethge (2010), "Lp-nested symmetric distributions", Journal of Machine Learning Research 11, 3409-3451.
 
     Examples
     --------
@@ -84,29 +78,22 @@ class LpNested(Distribution):
         radial: Distribution | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        scale = scale if isinstance(scale, Tensor) or scale == "unit" else positive("scale", scale)
-        if radial is not None:
-            if (torch.as_tensor(getattr(radial.support, "lower_bound", -1)) < 0).any() or radial.support.is_discrete:
-                raise ValueError(f"radial = {radial!r}; it must be a continuous distribution of one positive number")
-            if isinstance(scale, (Tensor, str)) or scale != 1:
-                raise ValueError(f"scale = {scale}; a radial density has its own scale, so leave this one out")
         self.tree, self.radial, self._scale = tree, radial, scale
         tensors = [x for x in (*tree.exponents, scale) if isinstance(x, Tensor)]
         dtypes = [x.dtype for x in tensors] or [torch.get_default_dtype()]
-        devices = [x.device for x in tensors] or [torch.get_default_device()]
         self._dtype = reduce(torch.promote_types, dtypes, torch.float32)
-        self._device = max(devices, key=lambda device: device.type != "cpu")
+        self._device = tensors[0].device if tensors else torch.get_default_device()
         if isinstance(scale, str):
-            log_variance = self._log_moment(2.0, tree.stacked(torch.float64, self._device))
-            same = log_variance.amax(-1) - log_variance.amin(-1) <= 1e-6
-            if not (torch.compiler.is_compiling() or torch._is_all_true(same)):
-                low, high = log_variance.exp().aminmax()
-                spread = f"{low:.4f} to {high:.4f}"
-                raise ValueError(f"scale = 'unit'; coordinates of this tree differ in variance, {spread}")
-        self._constants: tuple[float, float] | None = None  # log s and log Z of a distribution of numbers
+            self._scale = 1.0
+            log_variance = self._log_moment(2)
+            if not torch.allclose(log_variance, log_variance[..., :1], rtol=0, atol=1e-6):
+                variances = log_variance.exp().tolist()
+                raise ValueError(f"scale = 'unit'; coordinates of {tree} differ in variance: {variances}")
+            unit = (-0.5 * tree.p * log_variance[..., 0]).exp()
+            self._scale = unit if tensors else unit.item()
+        self._constants: list[float] | None = None  # log s and log Z of a distribution of numbers
         if not tensors and not torch.compiler.is_compiling():
-            _, log_scale, log_z = self._wide(torch.device("cpu"))
-            self._constants = float(log_scale), float(log_z)
+            self._constants = [x.item() for x in self._wide(torch.device("cpu"))[1:]]
         batch = torch.broadcast_shapes(*(x.shape for x in tensors), () if radial is None else radial.batch_shape)
         super().__init__(batch, torch.Size([tree.n_leaves]), validate_args=validate_args)
 
@@ -125,25 +112,25 @@ class LpNested(Distribution):
     @property
     def exponents(self) -> Tensor:
         """Exponents of all inner nodes, the root's first, ``(*batch_shape, nodes)``."""
-        return self.tree.stacked(self._dtype, self._device).expand(*self.batch_shape, -1)
+        return self.tree.stacked(self._dtype, self._device).movedim(0, -1).expand(*self.batch_shape, -1)
 
     @property
     def scale(self) -> Tensor:
         """s of Eq. 11, ``batch_shape``; 1 and without effect where there is another radial density."""
         return self._narrow(self._wide(self._device)[1].exp())
 
+    @property
+    def subspaces(self) -> tuple[tuple[int, ...], ...]:
+        """Coordinates of each subspace (Eq. 10), one for each child of the root; independent under Eq. 11."""
+        return self.tree.subspaces
+
     def _wide(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the exponents ``(..., nodes)``, log s, and log Z (log S_f(1) for a radial density), in float64."""
+        """Return the exponents ``(nodes, ...)``, log s, and log Z (log S_f(1) for a radial density), in float64."""
         p, n = self.tree.stacked(torch.float64, device), self.tree.n_leaves
-        p0, log_z = p[..., 0], self.tree.log_surface(p)
-        if isinstance(self._scale, Tensor):
-            log_scale = self._scale.to(p).log()
-        elif isinstance(self._scale, str):
-            log_scale = -0.5 * p0 * self._log_moment(2.0, p)[..., 0]
-        else:
-            log_scale = torch.full((), math.log(self._scale), dtype=p.dtype, device=p.device)
+        log_scale = (self._scale.to(p) if isinstance(self._scale, Tensor) else p.new_full((), self._scale)).log()
+        log_z = self.tree.log_surface(p)
         if self.radial is None:
-            log_z = log_z + torch.lgamma(n / p0) + n / p0 * log_scale - p0.log()
+            log_z = log_z + torch.lgamma(n / p[0]) + n / p[0] * log_scale - p[0].log()
         return p, log_scale, log_z
 
     def _narrow(self, x: Tensor, *event: int) -> Tensor:
@@ -164,11 +151,11 @@ class LpNested(Distribution):
             p, log_scale, log_z = (x.to(z) for x in self._wide(z.device))
         else:
             p = self.tree.stacked(z.dtype, z.device)
-            log_scale, log_z = (torch.full((), x, dtype=z.dtype, device=z.device) for x in self._constants)
+            log_scale, log_z = (p.new_full((), x) for x in self._constants)
         if self.radial is None:
             values = self.tree.log_values(log_magnitude(z), p)
-            return -(p[..., :1] * values - log_scale[..., None]).exp().sum(-1) - log_z
-        # At f = 0 the density is the limit from above, at the smallest positive float.
+            return -(p[0] * values - log_scale).exp().sum(0) - log_z
+        # at f = 0 the density is the limit from above, at the smallest positive float
         log_f = self.tree.log_norm(log_magnitude(z), p).clamp(min=math.log(torch.finfo(z.dtype).tiny))
         f, law = log_f.exp(), self.radial
         inside = f.clamp(law.support.lower_bound, getattr(law.support, "upper_bound", None))
@@ -219,21 +206,25 @@ class LpNested(Distribution):
         sign = torch.randint(0, 2, shape, device=p.device, dtype=torch.int8) * 2 - 1
         return _descend(self.tree, log_r, iter([steps[i] for i in range(len(nodes))])).exp() * sign
 
-    def _log_moment(self, order: float | Tensor, p: Tensor, log_scale: float | Tensor = 0.0) -> Tensor:
-        """Return log E|z_j|^order ``(..., n)``."""
-        k, p0, n = torch.as_tensor(order, dtype=p.dtype, device=p.device), p[..., 0], self.tree.n_leaves
+    def _log_moment(self, k: float) -> Tensor:
+        """Return log E|z_j|^k ``(..., n)`` in float64."""
+        p, log_scale, _ = self._wide(self._device)
         if self.radial is None:
-            root = torch.lgamma((n + k) / p0) - torch.lgamma(n / p0) + k / p0 * log_scale
+            log_moment = _log_gamma_moment(self.tree.n_leaves, k, p[0]) + k / p[0] * log_scale
         else:
-            root = (self.radial.variance + self.radial.mean.square()).log().to(p)
-        return root[..., None] + _log_shares(self.tree, k, p)
+            log_moment = (self.radial.variance + self.radial.mean.square()).log().to(p)
+        # a leaf's share of f is a product of powers of independent Beta variables
+        steps = []
+        for node, q in zip(self.tree.nodes(), p[..., None], strict=True):
+            sizes = torch.tensor(node.sizes, dtype=p.dtype, device=p.device)
+            steps.append(_log_gamma_moment(sizes, k, q) - _log_gamma_moment(node.n_leaves, k, q))
+        return _descend(self.tree, log_moment, iter(steps))
 
-    def absolute_moment(self, order: float | Tensor) -> Tensor:
+    def absolute_moment(self, order: float) -> Tensor:
         """Return E|z_j|^k of every coordinate, ``(*batch_shape, n)``, for k > -1; with another radial density k = 2."""
         if self.radial is not None and order != 2:
             raise NotImplementedError("with another radial density only the second moment has a closed form")
-        p, log_scale, _ = self._wide(self._device)
-        return self._narrow(self._log_moment(order, p, log_scale).exp(), -1)
+        return self._narrow(self._log_moment(order).exp(), -1)
 
     @property
     def mean(self) -> Tensor:
@@ -249,12 +240,7 @@ class LpNested(Distribution):
         if self.radial is not None:
             raise NotImplementedError("the entropy is closed for Eq. 11 only; estimate it as -log_prob(sample).mean()")
         p, _, log_z = self._wide(self._device)
-        return self._narrow(self.tree.n_leaves / p[..., 0] + log_z)
-
-    @property
-    def subspaces(self) -> tuple[tuple[int, ...], ...]:
-        """Coordinates of each subspace (Eq. 10), one for each child of the root; independent under Eq. 11."""
-        return self.tree.subspaces
+        return self._narrow(self.tree.n_leaves / p[0] + log_z)
 
     def marginal(self, subspace: int) -> LpNested:
         """Return the distribution of one subspace: the root's exponent above its tree, and the same scale."""
@@ -285,69 +271,30 @@ def _descend(node: Node, value: Tensor, steps: Iterator[Tensor]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _log_shares(tree: Node, k: Tensor, p: Tensor) -> Tensor:
-    """Return log E(|z_j| / f)^k ``(..., n)``: a leaf's share is a product of powers of independent Beta variables."""
-    steps = []
-    for i, node in enumerate(tree.nodes()):
-        q, total, order = p[..., i, None], node.n_leaves, k[..., None]
-        sizes = torch.tensor(node.sizes, dtype=p.dtype, device=p.device)
-        step = torch.lgamma((sizes + order) / q) - torch.lgamma(sizes / q)
-        steps.append(step - torch.lgamma((total + order) / q) + torch.lgamma(total / q))
-    return _descend(tree, torch.zeros_like(p[..., 0] * k), iter(steps))
-
-
-def kl_monte_carlo(p: Distribution, q: Distribution, n_samples: int = 10_000) -> Tensor:
-    """Return KL(p || q) in nats as the mean of log p - log q over samples of p, differentiable where p has ``rsample``.
-
-    ``n_samples`` are drawn for each entry of the batch shape. Where there is no closed form,
-    ``torch.distributions.kl_divergence`` draws 10,000 in total, at least one an entry. For the loss of a VAE one sample
-    of each posterior is enough (Eq. 12, :func:`isa.objectives.kl_monte_carlo`). The standard error is the standard
-    deviation of log p - log q divided by the root of ``n_samples``.
-    """
-    if p.event_shape != q.event_shape:
-        raise ValueError(f"p has event shape {tuple(p.event_shape)} and q has {tuple(q.event_shape)}; they must agree")
-    p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
-    z = (p.rsample if p.has_rsample else p.sample)(torch.Size([n_samples]))
-    return (p.log_prob(z) - q.log_prob(z)).mean(0)
+def _log_gamma_moment(size: int | Tensor, k: float, p: Tensor) -> Tensor:
+    """Return log E[G^(k/p)] of a Gamma variable G of shape ``size / p``."""
+    return torch.lgamma((size + k) / p) - torch.lgamma(size / p)
 
 
 @register_kl(Distribution, LpNested)
-def _kl_any(p: Distribution, q: Distribution) -> Tensor:
-    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    return kl_monte_carlo(p, q, max(1, 10_000 // max(1, batch.numel())))
+def kl_monte_carlo(p: Distribution, q: Distribution, n_samples: int | None = None) -> Tensor:
+    """Return KL(p || q) in nats as the mean of log p - log q over samples of p, differentiable where p has ``rsample``.
 
-
-@register_kl(LpNested, LpNested)
-def _kl_lpnested(p: LpNested, q: LpNested) -> Tensor:
-    """Closed where every child of q's root is a leaf, or a subtree that p has over the same leaves."""
-    if p.radial is not None or q.radial is not None or p.event_shape != q.event_shape:
-        return _kl_any(p, q)
-    (p_exponents, p_log_scale, _), (q_exponents, q_log_scale, log_z) = p._wide(p._device), q._wide(q._device)
-    order, subtrees = q_exponents[..., 0], set(_subtrees(p.tree))
-    log_moments, energy = p._log_moment(order, p_exponents, p_log_scale), 0.0
-    for child, coordinates in zip(q.tree.branches, q.subspaces, strict=True):
-        log_energy = log_moments[..., coordinates[0]] - q_log_scale
-        if isinstance(child, Node):
-            if (coordinates[0], child) not in subtrees:
-                return _kl_any(p, q)
-            log_energy = log_energy - _log_shares(child, order, child.stacked(order.dtype, order.device))[..., 0]
-        energy = energy + log_energy.exp()
-    return (energy + log_z).to(q._device, q._dtype) - p.entropy()
+    ``n_samples`` are drawn for each entry of the batch shape; by default, as in ``torch.distributions.kl_divergence``,
+    10,000 in total. For the loss of a VAE one sample of each posterior is enough (Eq. 12,
+    :func:`isa.objectives.kl_monte_carlo`).
+    """
+    p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    count = n_samples or max(1, 10_000 // max(1, p.batch_shape.numel()))
+    z = (p.rsample if p.has_rsample else p.sample)(torch.Size([count]))
+    return (p.log_prob(z) - q.log_prob(z)).mean(0)
 
 
 @register_kl(LpNested, Independent)
-def _kl_lpnested_independent(p: LpNested, q: Independent) -> Tensor:
+def _kl_from_lpnested(p: LpNested, q: Independent) -> Tensor:
     """Closed for a diagonal normal q, since coordinates of p are centred and uncorrelated."""
     base = q.base_dist
-    if not isinstance(base, Normal) or p.radial is not None or p.event_shape != q.event_shape:
-        return _kl_any(p, q)
+    if not isinstance(base, Normal) or p.radial is not None:
+        return kl_monte_carlo(p, q)
     cross = 0.5 * ((p.variance + base.loc.square()) / base.scale.square() + (2 * math.pi * base.scale.square()).log())
     return cross.sum(-1) - p.entropy()
-
-
-def _subtrees(node: Node, leaf: int = 0) -> Iterator[tuple[int, Node]]:
-    """Iterate over the subtrees of a node, with the first leaf of each."""
-    yield leaf, node
-    for child, coordinates in zip(node.branches, node.subspaces, strict=True):
-        if isinstance(child, Node):
-            yield from _subtrees(child, leaf + coordinates[0])

@@ -6,12 +6,17 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from isa.toys import _check
-from isa.toys._check import Array
+Array = NDArray[np.float64]
+
+
+def arrays(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike) -> tuple[Array, Array, Array]:
+    """Return data (N, L), weights (L, K) and noise variances (L,) as arrays."""
+    x, W, noise_var = (np.asarray(a, dtype=float) for a in (x, W, noise_var))
+    return x, W, np.broadcast_to(noise_var, len(W))
 
 
 def _reach(V: Array, y: Array) -> Array:
@@ -33,7 +38,7 @@ def _precision_nodes(dof: float, reach: float, power: float) -> tuple[Array, Arr
     ``t_v`` is the mixture over precisions :math:`\lambda \sim \mathrm{Gamma}(v/2, v/2)`; the trapezoidal rule in
     :math:`u = \log\lambda` ends where the integrand is below 10^-6.7 of its peak at every such ``z``.
     """
-    # The width of the Gamma in u falls as sqrt(2 / v), and the spacing must fall with it.
+    # The width of the Gamma in u decreases as sqrt(2 / v), and the spacing with it.
     step, margin = 0.5 * min(1.0, 2.0 / np.sqrt(dof + 1.0)), 6.7 * np.log(10.0)
     low = -2.0 * np.log1p(reach) - 2.0 * margin / dof - 1.0
     high = np.log1p(1.0 / dof) + np.log(2.0 + 4.0 * margin / (dof + 1.0))
@@ -89,8 +94,8 @@ def log_likelihood(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike, dof: float 
     a smooth positive integral over :math:`\log\lambda_1, \dots, \log\lambda_K`, by the trapezoidal rule. The error is
     below ``1e-6`` for ``dof`` from 0.5 to 1e6. The cost grows as a power of ``K``: meant for up to three sources.
     """
-    x, W, noise = _check.linear_model(x, W, noise_var)
-    return _likelihoods(x, W, noise, _check.positive("dof", dof))[0]
+    x, W, noise = arrays(x, W, noise_var)
+    return _likelihoods(x, W, noise, dof)[0]
 
 
 class ExactFit(NamedTuple):
@@ -106,8 +111,7 @@ def fit_exact(
     x: ArrayLike, W: ArrayLike, noise_var: ArrayLike, dof: float = 3.5, tol: float = 1e-8, max_iter: int = 200
 ) -> ExactFit:
     """Maximise the sum of :func:`log_likelihood` over the weights, from ``W``, by BFGS."""
-    x, W, noise = _check.linear_model(x, W, noise_var)
-    dof, tol, max_iter = _check.positive("dof", dof), _check.positive("tol", tol), _check.whole("max_iter", max_iter)
+    x, W, noise = arrays(x, W, noise_var)
 
     def loss(flat: Array) -> tuple[float, Array]:
         value, slope = _likelihoods(x, flat.reshape(W.shape), noise, dof)

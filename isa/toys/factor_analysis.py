@@ -15,8 +15,7 @@ The data enter only through their number :math:`N` and their second moments
 - ``n``: number of data points :math:`N`.
 - ``beta``: weight of the KL term, positive; an array broadcasts with the leading shape of ``W``.
 
-Log-densities and free energies are in nats, summed over the data: a number for one model, an array for a stack. A bad
-argument raises ``ValueError`` or ``TypeError``.
+Log-densities and free energies are in nats, summed over the data: a number for one model, an array for a stack.
 
 **Two conventions for** :math:`\beta`. Eq. 13 weights the KL term, Eq. 16 divides the reconstruction term:
 
@@ -35,11 +34,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-
-from isa.toys import _check
-from isa.toys._check import Array
 
 __all__ = [
     "BetaPath", "Fit", "FreeEnergy", "LatentUse", "MeanField", "Posterior", "aligned_weights", "beta_path", "fit",
@@ -47,6 +43,8 @@ __all__ = [
     "misalignment", "optimal_noise", "optimal_weights", "overcomplete_weights", "posterior", "recognition_weights",
     "replicated_free_energy", "replicated_log_likelihood", "rotate", "sample", "second_moment",
 ]  # fmt: skip
+
+Array = NDArray[np.float64]
 
 
 class Posterior(NamedTuple):
@@ -93,39 +91,21 @@ class Fit(NamedTuple):
     free_energy: float
 
 
-def _check_cov(cov: ArrayLike, n_observed: int | None = None) -> Array:
-    cov = _check.matrix("cov", cov, n_observed)
-    tolerance = 1e-8 * np.abs(cov).max()
-    if len(cov) != cov.shape[1] or np.abs(cov - cov.T).max() > tolerance or np.linalg.eigvalsh(cov)[0] < -tolerance:
-        raise ValueError(f"cov must be symmetric and positive semi-definite, got {cov}")
-    return cov
-
-
-def _check_model(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> tuple[Array, Array, Array]:
-    W, beta = _check.real("W", W), _check.real("beta", beta)
-    if W.ndim < 2 or 0 in W.shape[-2:]:
-        raise ValueError(f"W must have the shape (..., L, K) with L and K at least 1, got shape {W.shape}")
-    if (beta <= 0).any():
-        raise ValueError(f"beta must be positive, got {beta.min():g}: at 0 the optimal q is a point mass")
-    return W, _check.noise(noise_var, W.shape[-2]), beta
-
-
-def _check_all(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLike = 1.0) -> tuple[Array, ...]:
-    W, noise, beta = _check_model(W, noise_var, beta)
-    return W, noise, _check_cov(cov, len(noise)), beta
+def _arrays(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> tuple[Array, Array, Array]:
+    W = np.asarray(W, dtype=float)
+    return W, np.broadcast_to(np.asarray(noise_var, dtype=float), W.shape[-2]), np.asarray(beta, dtype=float)
 
 
 def second_moment(x: ArrayLike) -> Array:
     r"""Return the second moments :math:`\frac1N \sum_n x_n x_n^\top`, (L, L), of data ``x`` (N, L)."""
-    x = _check.matrix("x", x)
+    x = np.asarray(x, dtype=float)
     return x.T @ x / len(x)
 
 
 def sample(W: ArrayLike, noise_var: ArrayLike, n: int, seed: int | np.random.Generator = 0) -> Array:
     """Draw ``n`` data points, (n, L), from the model (Eq. 14); ``seed`` is an integer or a generator."""
-    W, n, rng = _check.matrix("W", W), _check.whole("n", n), np.random.default_rng(seed)
-    noise = _check.noise(noise_var, len(W))
-    return rng.standard_normal((n, W.shape[1])) @ W.T + np.sqrt(noise) * rng.standard_normal((n, len(W)))
+    W, rng = np.asarray(W), np.random.default_rng(seed)
+    return rng.standard_normal((n, W.shape[1])) @ W.T + np.sqrt(noise_var) * rng.standard_normal((n, len(W)))
 
 
 def rotate(W: ArrayLike, angle: ArrayLike, latents: tuple[int, int] = (0, 1)) -> Array:
@@ -134,7 +114,7 @@ def rotate(W: ArrayLike, angle: ArrayLike, latents: tuple[int, int] = (0, 1)) ->
     The likelihood does not change, as :math:`W' W'^\top = W W^\top`. The columns ``latents`` of ``W`` (L, K) span the
     plane of the rotation. Each of the angles (...), in radians, gives one matrix of the result (..., L, K).
     """
-    W, angle, (i, j) = _check.matrix("W", W), _check.real("angle", angle), latents
+    W, angle, (i, j) = np.asarray(W, dtype=float), np.asarray(angle), latents
     rotated = np.broadcast_to(W, (*angle.shape, *W.shape)).copy()
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
     rotated[..., i] = cos * W[:, i] - sin * W[:, j]
@@ -153,9 +133,7 @@ def overcomplete_weights(alpha: ArrayLike, rho: float = 1.0) -> Array:
     ``alpha = 0`` the first latent is pruned. (The second amplitude is called :math:`\beta` in the paper; it is not the
     weight of the KL term.) The result has the shape (..., 2, 3).
     """
-    alpha, rho = _check.real("alpha", alpha), _check.real("rho", rho)
-    if (np.abs(alpha) > 1).any():
-        raise ValueError(f"alpha must lie in [-1, 1], got {alpha}")
+    alpha = np.asarray(alpha, dtype=float)
     amplitude = np.stack(np.broadcast_arrays(alpha, np.sqrt(1 - alpha**2), rho), axis=-1)
     return amplitude[..., None, :] * np.array([[1, 1, 1], [1, 1, -1]]) / np.sqrt(2)
 
@@ -182,7 +160,6 @@ def aligned_weights(
     The noise variance may have any value below :math:`c_2`. The defaults are the paper's values, in nats at beta = 1.
     The result (2, 2) is diagonal, the longer column first; the matching ``cov`` is ``W @ W.T + noise_var * np.eye(2)``.
     """
-    n, noise = _check.whole("n", n), _check.positive("noise_var", noise_var)
     gap, turn = log_likelihood - free_energy, np.sin(2 * angle) ** 2
     if gap <= 0 or turn < 1e-12:
         raise ValueError("free_energy must be below log_likelihood, and angle must not be a multiple of pi / 2")
@@ -190,9 +167,9 @@ def aligned_weights(
     half_difference = np.sqrt(det * np.expm1(2 * gap / n) / turn)
     largest = np.hypot(np.sqrt(det), half_difference) + half_difference
     eigenvalues = np.array([largest, det / largest])
-    if not noise < eigenvalues[1]:
-        raise ValueError(f"noise_var must be below {eigenvalues[1]:g} for n = {n}, got {noise:g}")
-    return np.diag(np.sqrt(eigenvalues - noise))
+    if not noise_var < eigenvalues[1]:
+        raise ValueError(f"noise_var must be below {eigenvalues[1]:g} for n = {n}, got {noise_var:g}")
+    return np.diag(np.sqrt(eigenvalues - noise_var))
 
 
 def log_likelihood(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int) -> float | Array:
@@ -210,7 +187,7 @@ def replicated_log_likelihood(
 
     It bounds :func:`replicated_free_energy` (Eq. 16) and equals :func:`log_likelihood` at ``beta = 1``.
     """
-    W, noise, cov, beta = _check_all(W, noise_var, cov, beta)
+    W, noise, beta = _arrays(W, noise_var, beta)
     # In units of the noise the covariance is I + V V^T: its singular vectors give determinant and inverse without
     # cancellation, however small the noise is.
     sd = np.sqrt(noise)
@@ -219,7 +196,7 @@ def replicated_log_likelihood(
     signal[..., : singular.shape[-1]] = singular**2
     spread = np.einsum("...li,lm,...mi->...i", left, cov / np.outer(sd, sd), left)
     log_det = np.log1p(signal / beta[..., None]).sum(-1) + np.log(2 * np.pi * noise).sum() / beta
-    return -_check.whole("n", n) / 2 * (log_det + (spread / (beta[..., None] + signal)).sum(-1))
+    return -n / 2 * (log_det + (spread / (beta[..., None] + signal)).sum(-1))
 
 
 def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Posterior:
@@ -227,7 +204,7 @@ def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Post
 
     .. math:: \tilde\Sigma = (I + W^\top D^{-1} W / \beta)^{-1}, \qquad R = \tilde\Sigma W^\top D^{-1} / \beta
     """
-    gram, _, recognition = _posterior(*_check_model(W, noise_var, beta))
+    gram, _, recognition = _posterior(*_arrays(W, noise_var, beta))
     return Posterior(recognition, np.linalg.inv(np.eye(gram.shape[-1]) + gram))
 
 
@@ -241,7 +218,7 @@ def mean_field(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Mea
 
     It has the exact posterior's mean and the reciprocal diagonal of its precision (B.2).
     """
-    _, excess, recognition = _posterior(*_check_model(W, noise_var, beta))
+    _, excess, recognition = _posterior(*_arrays(W, noise_var, beta))
     return MeanField(recognition, 1 / (1 + excess))
 
 
@@ -268,11 +245,11 @@ def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int
         \mathrm{KL}(q \,\|\, p) &= \tfrac N2 \bigl[\operatorname{tr} \Sigma_q - K - \log\det \Sigma_q
             + \operatorname{tr} R S R^\top \bigr]
     """
-    reconstruction, kl, _ = _evaluate(*_check_all(W, noise_var, cov, beta))
-    return FreeEnergy(_check.whole("n", n) * reconstruction, n * kl)
+    reconstruction, kl, _ = _evaluate(*_arrays(W, noise_var, beta), cov)
+    return FreeEnergy(n * reconstruction, n * kl)
 
 
-def _evaluate(W: Array, noise: Array, cov: Array, beta: Array) -> tuple[float | Array, float | Array, Array]:
+def _evaluate(W: Array, noise: Array, beta: Array, cov: Array) -> tuple[float | Array, float | Array, Array]:
     """Return reconstruction, KL and the gradient of Eq. 13 in ``W``, all per data point."""
     _, excess, recognition = _posterior(W, noise, beta)
     var = 1 / (1 + excess)
@@ -289,7 +266,7 @@ def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta
 
     .. math:: \mathbb E_q \log p(x \mid z) - \beta\, \mathrm{KL}(q \,\|\, p)
 
-    At ``beta = 1`` it is the evidence lower bound; as ``beta`` falls to 0 it tends to the log-density of the
+    At ``beta = 1`` it is the evidence lower bound; as ``beta`` decreases to 0 it tends to the log-density of the
     least-squares reconstruction.
 
     Examples
@@ -329,11 +306,11 @@ def mean_field_gap(W: ArrayLike, noise_var: ArrayLike, n: int, beta: ArrayLike =
     convention of Eq. 13 the gap is ``beta`` times this. By Hadamard's inequality it is zero exactly when the columns of
     :math:`D^{-1/2} W` are orthogonal, for every :math:`\beta`.
     """
-    W, noise, beta = _check_model(W, noise_var, beta)
+    W, noise, beta = _arrays(W, noise_var, beta)
     V = W / np.sqrt(noise)[:, None]
     log_det = np.log1p(np.linalg.svd(V, compute_uv=False) ** 2 / beta[..., None]).sum(-1)
     gap = np.log1p((V**2).sum(-2) / beta[..., None]).sum(-1) - log_det
-    return _check.whole("n", n) / 2 * np.maximum(gap, 0.0)
+    return n / 2 * np.maximum(gap, 0.0)
 
 
 def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLike = 1.0) -> LatentUse:
@@ -341,7 +318,7 @@ def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLi
 
     A pruned latent has variances of 1, the prior's, and neither power nor KL.
     """
-    W, noise, cov, beta = _check_all(W, noise_var, cov, beta)
+    W, noise, beta = _arrays(W, noise_var, beta)
     gram, excess, recognition = _posterior(W, noise, beta)
     exact_var = np.einsum("...kk->...k", np.linalg.inv(np.eye(W.shape[-1]) + gram))
     return LatentUse(exact_var, 1 / (1 + excess), *_kl(excess, recognition, cov))
@@ -354,13 +331,13 @@ def gradient(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: A
 
     .. math:: \nabla_W F_{13} = N D^{-1} \bigl[ (I - W R) S R^\top - W \Sigma_q \bigr]
     """
-    return _check.whole("n", n) * _evaluate(*_check_all(W, noise_var, cov, beta))[2]
+    return n * _evaluate(*_arrays(W, noise_var, beta), cov)[2]
 
 
 def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: float = 1.0) -> Array:
     r"""Return the weights (L, K) that maximise the free energy at a given noise, in closed form.
 
-    With :math:`\lambda_i, u_i` the eigenvalues and eigenvectors of :math:`D^{-1/2} S D^{-1/2}` in falling order,
+    With :math:`\lambda_i, u_i` the eigenvalues and eigenvectors of :math:`D^{-1/2} S D^{-1/2}` in descending order,
 
     .. math:: w_k = D^{1/2} u_k \sqrt{\max(\lambda_k - \beta, 0)} .
 
@@ -369,8 +346,7 @@ def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: 
     the weights and prunes every direction with :math:`\lambda_k \le \beta`, and all of the ``n_latents`` beyond L.
     The largest entry of each column is positive.
     """
-    cov, n_latents, beta = _check_cov(cov), _check.whole("n_latents", n_latents), _check.positive("beta", beta)
-    sd = np.sqrt(_check.noise(noise_var, len(cov)))
+    sd = np.sqrt(np.broadcast_to(noise_var, len(cov)))
     ratio, directions = np.linalg.eigh(cov / np.outer(sd, sd))
     columns = sd[:, None] * directions * np.sqrt(np.maximum(ratio - beta, 0.0))
     columns *= np.where(np.abs(columns).max(0) > columns.max(0), -1.0, 1.0)
@@ -384,17 +360,16 @@ def optimal_noise(cov: ArrayLike, n_latents: int, beta: float = 1.0) -> float:
 
     .. math:: \sum_{i \le K} \min(1, \lambda_i / u) + \sum_{i > K} \lambda_i / u = L / \beta ,
 
-    with :math:`\lambda_i` the eigenvalues of ``cov`` in falling order. At ``beta = 1`` this is the mean of the
+    with :math:`\lambda_i` the eigenvalues of ``cov`` in descending order. At ``beta = 1`` this is the mean of the
     remaining eigenvalues, as in probabilistic principal component analysis. All latents are pruned from
     :math:`\beta = \lambda_1 / \bar\lambda` on. No optimum exists for K at least L with ``beta`` at most 1, or without
     variance outside the first K directions.
     """
-    cov, n_latents, beta = _check_cov(cov), _check.whole("n_latents", n_latents), _check.positive("beta", beta)
     size = len(cov)
     if n_latents >= size and beta <= 1:
         raise ValueError(f"beta must be above 1 for {n_latents} latents in {size} dimensions, got {beta:g}")
     eigenvalues = np.maximum(np.linalg.eigvalsh(cov)[::-1], 0.0)
-    # The left side falls with u: the first number of active latents that agrees with its own u is the solution.
+    # The left side decreases in u: the solution is the first number of active latents consistent with its u.
     for active in range(min(n_latents, size), -1, -1):
         share, rest = size / beta - active, eigenvalues[active:].sum()
         if share > 0 and (active == 0 or rest <= share * eigenvalues[active - 1]):
@@ -418,7 +393,7 @@ def misalignment(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike) -> Array:
     turn it; the angle is that of the turn. It is defined also where principal directions are tied, and 0 for a zero
     column.
     """
-    W, noise, cov, _ = _check_all(W, noise_var, cov)
+    W, noise, _ = _arrays(W, noise_var)
     sd = np.sqrt(noise)
     column = W / sd[:, None]
     image = cov / np.outer(sd, sd) @ column
@@ -435,15 +410,15 @@ def fit(
     The search does not use :func:`optimal_weights`: it shows which of the equally likely solutions an optimiser
     reaches. It raises ``RuntimeError`` if it does not converge within ``max_iterations``.
     """
-    start, noise, cov, beta = _check_all(_check.matrix("W", W), noise_var, cov, _check.positive("beta", beta))
+    start, noise, beta = _arrays(W, noise_var, beta)
 
     def loss(flat: Array) -> tuple[float, Array]:
         # Per data point, so that the stopping rule does not depend on their number.
-        reconstruction, kl, gradient = _evaluate(flat.reshape(start.shape), noise, cov, beta)
+        reconstruction, kl, gradient = _evaluate(flat.reshape(start.shape), noise, beta, cov)
         return beta * kl - reconstruction, -gradient.ravel()
 
-    options = {"maxiter": _check.whole("max_iterations", max_iterations), "ftol": 0.0, "gtol": 1e-9}
+    options = {"maxiter": max_iterations, "ftol": 0.0, "gtol": 1e-9}
     result = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     if result.nit >= max_iterations:
         raise RuntimeError(f"fit did not converge within max_iterations = {max_iterations} steps")
-    return Fit(result.x.reshape(start.shape), -_check.whole("n", n) * result.fun)
+    return Fit(result.x.reshape(start.shape), -n * result.fun)

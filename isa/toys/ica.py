@@ -17,7 +17,7 @@ the exact log-likelihood, and :func:`fit_lp_nested` the free energy under an Lp-
 - ``beta``: weight of the KL term; 1 is variational inference.
 - ``mean``, ``sd`` (N, K): the posteriors.
 
-Free energies are in nats, summed over the data. A bad argument raises ``ValueError`` or ``TypeError``.
+Free energies are in nats, summed over the data.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from isa import LpNested
-from isa.toys import _check
-from isa.toys._check import Array
-from isa.toys._exact import ExactFit, fit_exact, log_likelihood
+from isa.toys._exact import Array, ExactFit, arrays, fit_exact, log_likelihood
 
 __all__ = [
     "PRUNED", "ExactFit", "Fit", "LpNestedFit", "Terms", "angle_between", "angles", "directions", "expected_log1p",
@@ -59,10 +57,9 @@ def sample(
     n: int, W: ArrayLike, noise_var: ArrayLike, dof: float = 3.5, seed: int | np.random.Generator = 0
 ) -> tuple[Array, Array]:
     """Draw ``n`` observations (n, L) and their sources (n, K); ``seed`` is an integer or a generator."""
-    n, W, dof = _check.whole("n", n), _check.matrix("W", W), _check.positive("dof", dof)
-    noise, rng = _check.noise(noise_var, len(W)), np.random.default_rng(seed)
+    W, rng = np.asarray(W), np.random.default_rng(seed)
     z = rng.standard_t(dof, size=(n, W.shape[1]))
-    return z @ W.T + np.sqrt(noise) * rng.standard_normal((n, len(W))), z
+    return z @ W.T + np.sqrt(noise_var) * rng.standard_normal((n, len(W))), z
 
 
 # Nodes t and weights of int_0^inf h(t) exp(-t) / t dt for h(t) = O(t) at 0: the trapezoidal rule in w after
@@ -209,7 +206,7 @@ def _solve_damped(hessian: Array, rhs: Array) -> Array:
 
 
 def _descend(model: _Model, W: Array, q: _Posteriors, tol: float = 1e-11, max_iter: int = 200) -> _Posteriors:
-    """Bring each data point's ``q`` to its local optimum at fixed ``W``, by damped Newton steps; no loss ever rises."""
+    """Bring each data point's ``q`` to its local optimum at fixed ``W``, by damped Newton steps; no loss increases."""
     active, length = np.arange(q.loss.size), np.ones(q.loss.size)
     for _ in range(max_iter):
         here = q.take(active)
@@ -286,8 +283,8 @@ def fit(
     tol, max_iter
         Relative change of the free energy at which to stop, and maximum number of steps of the weights.
     """
-    x, W, noise = _check.linear_model(x, W, noise_var)
-    model = _Model(x.T.copy(), noise, _check.positive("dof", dof), _check.positive("beta", beta))
+    x, W, noise = arrays(x, W, noise_var)
+    model = _Model(x.T.copy(), noise, dof, beta)
     if method not in ("newton", "em"):
         raise ValueError(f"method must be 'newton' or 'em', got {method!r}")
     q = _descend_globally(model, W)
@@ -313,7 +310,7 @@ def infer(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike, dof: float = 3.5, be
 
 
 def _regress(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, _Posteriors]:
-    """Move to the optimal ``W`` given ``q``, and ``q`` to its optimum again; stay where that does not improve."""
+    """Set ``W`` to its optimum given ``q`` and optimise ``q`` again; return the arguments unless that improves."""
     mean, log_var = np.split(q.q, 2)
     second = mean @ mean.T + np.diag(np.exp(log_var).sum(1))
     regression = np.linalg.solve(second, mean @ model.x.T).T
@@ -322,7 +319,7 @@ def _regress(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, _Posterior
 
 
 def _newton(model: _Model, W: Array, q: _Posteriors, small: float) -> tuple[Array, _Posteriors]:
-    """Make a Newton step in ``W``, with ``q`` at its optimum again; stay where it promises less than ``small``.
+    """Take a Newton step in ``W`` and optimise ``q`` again; return the arguments if it promises less than ``small``.
 
     The curvature is that at fixed ``q`` minus the response of ``q``, ``H_WW - sum_n H_Wq H_qq^-1 H_qW``; its negative
     eigenvalues enter by magnitude. A step is at most 0.1 of the Frobenius norm of ``W``.
@@ -392,8 +389,7 @@ def fit_lp_nested(
     of two, the same for every data point, so that the objective is deterministic. Weights, means and log standard
     deviations ascend together by L-BFGS. Other arguments are those of :func:`fit`.
     """
-    x, W, noise = _check.linear_model(x, W, noise_var)
-    beta, tol, draws = _check.positive("beta", beta), _check.positive("tol", tol), _check.whole("draws", draws)
+    x, W, noise = arrays(x, W, noise_var)
     n, k = len(x), W.shape[1]
     data, variances, nodes = (torch.from_numpy(part.copy()) for part in (x, noise, _gaussian_nodes(k, draws)))
 
