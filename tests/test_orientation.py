@@ -127,7 +127,7 @@ def test_prior_of_a_model_is_factorised_with_unit_variance(p):
 
 def test_learn_trains_and_measures_a_model(dataset):
     small = dataset.restrict(x=[0, 10, 20, 31], y=[0, 8, 16, 24, 31])
-    run = orientation.model(exponent=4.0, beta=1e-3, seed=0, steps=12, batch_size=4)
+    run = orientation.model(exponent=4.0, beta=1e-3, seed=0, steps=4, batch_size=4)
     learned = orientation.learn(run, small)
     assert learned.mean.shape == (4, 5, 2) and learned.code == orientation.measure(learned.mean)
     assert learned.code.active and math.isfinite(learned.divergence) and learned.noise > 0
