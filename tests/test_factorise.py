@@ -69,9 +69,6 @@ def test_mixing_map_keeps_the_prior():
     assert all(scipy.stats.ks_2samp(one.numpy(), other.numpy()).pvalue > 0.001 for one, other in pairs)
 
 
-# --- marginal densities of coordinates --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("p", [0.3, 2.0, 50.0])
 def test_coordinate_pdf_of_the_generalised_normal(p):
     prior, law = LpNested(Node(p, [1, Node(p, 2)]), torch.tensor(0.8).double()), gennorm(p, 0.8)

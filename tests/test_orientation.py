@@ -22,9 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ANGLES = (0.0, 1e-7, 0.3, math.pi / 4, 2.5)
 
 
-# --- preferences of the prior -----------------------------------------------------------------------------------------
-
-
 def divergence(p: float, angle: float, gain: float, scale: float = 1.0, nodes: int = 400) -> float:
     """Return the KL of the uniform distribution on the turned square of half side ``gain`` from the prior."""
     x, weight = np.polynomial.legendre.leggauss(nodes)
@@ -69,9 +66,6 @@ def test_contours_enclose_their_masses(p):
     np.testing.assert_allclose(inside, masses, atol=4 * 0.5 / math.sqrt(len(radius)))
 
 
-# --- the measure ------------------------------------------------------------------------------------------------------
-
-
 X, Y = np.meshgrid(*[np.linspace(-1, 1, 32)] * 2, indexing="ij")
 
 
@@ -94,9 +88,6 @@ def test_measure_of_other_codes():
     mean = np.random.default_rng(0).standard_normal((6, 5, 2))
     along_x, along_y = np.gradient(mean, axis=(0, 1))
     assert orientation.measure(mean).alignment == pytest.approx(np.cos(4 * np.arctan2(along_y, along_x)).mean())
-
-
-# --- the models -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +142,6 @@ def test_recorded_code_is_read_and_another_is_trained(tmp_path, monkeypatch):
         code = orientation.learned_code(run, ROOT / "runs" / "orientation-codes.npz")
         assert orientation.measure(code).active == 2
     assert trained == [1, 4, 1]
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)

@@ -22,22 +22,9 @@ import torch
 from matplotlib import pyplot as plt
 from pydantic import Field
 
-import edition.page
+from edition import page
 from edition.figures.style import BookFigure
-from edition.page import (
-    Count,
-    Exponent,
-    ParameterError,
-    Positive,
-    Probability,
-    Seed,
-    glue,
-    missing,
-    parameter_table,
-    parameters,
-    show,
-    table,
-)
+from edition.page import Count, Exponent, ParameterError, Positive, Probability, Seed, parameters
 from isa.sweep import Records, Spec, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +41,6 @@ def check(declared: dict[str, Any], **given: Any) -> None:
     """Call ``parameters`` as a notebook with these values does."""
     exec("check(**declared)", {"check": parameters, "declared": declared} | given)
 
-
-# --- parameters -------------------------------------------------------------------------------------------------------
 
 LIST = Annotated[list[Exponent], Field(min_length=1)]
 GOOD = [(Exponent, 0.2), (Exponent, 2), (Exponent, 50.0), (Positive, 1e-300), (Probability, 0.5), (Count, 1), (Seed, 0)]
@@ -94,13 +79,10 @@ def test_all_invalid_parameters_are_named_at_once():
         check({"p0": Exponent, "p1": Exponent, "n": Count, "seed": Seed}, p0=0.0, p1=2.0, n=1.5)
 
 
-# --- figures, numbers, tables -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def displayed(monkeypatch) -> list[dict[str, str]]:
     bundles = []
-    monkeypatch.setattr(edition.page, "display", lambda bundle, raw: bundles.append(bundle))
+    monkeypatch.setattr(page, "display", lambda bundle, raw: bundles.append(bundle))
     return bundles
 
 
@@ -108,7 +90,7 @@ def test_show_gives_one_output_with_svg_png_and_csv(displayed):
     for _ in range(2):
         figure = plt.figure(figsize=(3, 2), FigureClass=BookFigure)
         figure.record({"x": [1, 2], "y [nats]": 0.5})
-        show(figure, dpi=100)
+        page.show(figure, dpi=100)
     bundle, again = displayed
     assert bundle == again and "<dc:date>" not in bundle["image/svg+xml"]  # no random names, no dates
     assert set(bundle) == {"image/svg+xml", "image/png", "text/csv", "text/plain"}
@@ -121,7 +103,7 @@ def test_show_gives_one_output_with_svg_png_and_csv(displayed):
 
 @pytest.mark.parametrize("options", [{}, {"FigureClass": BookFigure}])
 def test_figure_without_numbers_has_no_csv(displayed, options):
-    show(plt.figure(**options))
+    page.show(plt.figure(**options))
     assert set(displayed[0]) == {"image/svg+xml", "image/png", "text/plain"}
 
 
@@ -129,14 +111,16 @@ def test_glue_gives_the_prose_plain_numbers(monkeypatch):
     glued = {}
     monkeypatch.setattr(myst_nb, "glue", lambda name, value, display: glued.update({name: (value, display)}))
     scalar = torch.tensor(0.25, requires_grad=True)
-    glue(word="a", single=np.float32(0.5), count=np.int64(7), flag=np.bool_(True), array=np.array(2.5), tensor=scalar)
+    page.glue(
+        word="a", single=np.float32(0.5), count=np.int64(7), flag=np.bool_(True), array=np.array(2.5), tensor=scalar
+    )
     expected = {"word": "a", "single": 0.5, "count": 7, "flag": True, "array": 2.5, "tensor": 0.25}
     assert glued == {name: (value, False) for name, value in expected.items()}
     assert [type(value) for value, _ in glued.values()] == [str, float, int, bool, float, float]
 
 
 def test_table_has_a_line_for_each_row():
-    text = table(("a", "b"), [(1, 2.5), ("float | None", r"$\|x\|$")]).data
+    text = page.table(("a", "b"), [(1, 2.5), ("float | None", r"$\|x\|$")]).data
     assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2.5 |", r"| float \| None | $\\|x\\|$ |"]
 
 
@@ -149,14 +133,10 @@ tiers:
 """
 
 
-@pytest.mark.parametrize("in_root", [True, False])
-def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, in_root):
-    monkeypatch.setattr(edition.page, "ROOT", tmp_path)
-    path, page = tmp_path / "runs" / "x.yaml", tmp_path / "page"
-    path.parent.mkdir()
-    page.mkdir()
+def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    path = tmp_path / "x.yaml"
     path.write_text(SPEC)
-    monkeypatch.chdir(tmp_path if in_root else page)
     spec = Spec.read(path)
     nothing, first = sweep(spec, budget=0), sweep(spec, tier=1, budget=0)
 
@@ -165,7 +145,7 @@ def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, i
         return Records(rows, spec.runs()[len(states) :], nothing.command)
 
     some, whole = recorded("trained"), recorded("trained", "diverged", "trained", "trained")
-    command = "`isa sweep runs/x.yaml`"
+    command = "`isa sweep x.yaml`"
     in_full = f"Recorded in full: 4 runs, by {command}. Diverged, and so without measurements: 1."
     for records, text in (
         ([nothing], f"Not recorded yet: 4 runs. {command} trains them."),
@@ -175,19 +155,16 @@ def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch, i
         ([some.select(objective="factor-vae")], "No such run is named by the specifications."),
         ([first, whole], f"Not recorded yet: 2 runs. {command[:-1]} --tier 1` trains them.\n\n{in_full}"),
     ):
-        assert missing(*records).data == text
+        assert page.missing(*records).data == text
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_parameter_table_has_every_parameter_of_every_notebook():
-    text = parameter_table(NOTEBOOKS).data
+    text = page.parameter_table(NOTEBOOKS).data
     rows = re.findall(r"^\*\*(book/\S+)\*\*$|^\| `(\w+)` \| \w+ \| `(.+)` \| \S.* \|$", text, re.MULTILINE)
     expected = [(path.relative_to(ROOT).as_posix(), defaults(path).items()) for path in NOTEBOOKS]
-    expected = [item for page, items in expected for item in (page, *items)]
-    assert [page or (name, ast.literal_eval(default)) for page, name, default in rows] == expected
-
-
-# --- the notebooks themselves -----------------------------------------------------------------------------------------
+    expected = [item for path, items in expected for item in (path, *items)]
+    assert [path or (name, ast.literal_eval(default)) for path, name, default in rows] == expected
 
 
 def run_preamble(path: Path, **injected: Any) -> None:

@@ -54,20 +54,11 @@ def write_csv(path: Path, records: list[dict]) -> None:
         writer.writerows(records)
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
-
-
 def test_direction():
-    table = [
-        (0.1, 0.3, YES, NO),
-        (-0.3, -0.1, NO, YES),
-        (-0.1, 0.3, OPEN, OPEN),
-        (0, 0, NO, NO),
-        (math.nan,) * 2 + (OPEN,) * 2,
-    ]
-    for low, high, positive, negative in table:
-        interval = Interval((low + high) / 2, low, high, 10)
-        assert direction(interval) is positive and direction(interval, -1) is negative
+    expected = {(0.1, 0.3): YES, (-0.3, -0.1): NO, (-0.1, 0.3): OPEN, (0.0, 0.0): NO, (math.nan, math.nan): OPEN}
+    for (low, high), outcome in expected.items():
+        interval, mirrored = Interval((low + high) / 2, low, high, 10), Interval(-(low + high) / 2, -high, -low, 10)
+        assert direction(interval) is direction(mirrored, -1) is outcome
 
 
 def test_majority():
@@ -118,8 +109,6 @@ def test_verdict():
         assert verdict(findings) is judged
     assert {judged for _, judged in expected} == set(Verdict)
 
-
-# --- measures of runs -------------------------------------------------------------------------------------------------
 
 PAIR = {"dataset": "dsprites", "first": "beta-vae", "second": "isa-vae", "beta": 1}
 MIG = PAIR | {"signs": {"mig": 1}}
@@ -321,33 +310,23 @@ def test_missing_runs(folder):
     assert some.missing() == Missing(3, 4, ("isa sweep runs/made-up.yaml",), ("ISA-VAE (p1 3.0)",))
 
 
-# --- measures of studies ----------------------------------------------------------------------------------------------
-
-
 def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence:
     """Return a made-up study of eight data sets: angle of two columns, and length of the third, by beta."""
     (folder / "made-up.yaml").write_text(
         "{seeds: 8, n: 10, directions: [30, 90, 150], noise_var: [0.05], dof: [3.5], beta: [1, 5], "
         "methods: [newton, em, exact]}"
     )
+    columns = (
+        "method seed dof noise_var beta steps converged objective log_likelihood pruned_at w11 w12 w13 w21 w22 w23"
+    )
     records, rng = [], np.random.default_rng(0)
     for method, by_beta in (("em", stopped), ("newton", converged), ("exact", {0: (60, 0.8)})):
         for (beta, (angle, third)), seed in product(by_beta.items(), range(8)):
             turn = math.radians(angle + 0.05 * float(rng.standard_normal()))
-            records.append(
-                {
-                    "method": method,
-                    "seed": seed,
-                    "dof": 3.5,
-                    "noise_var": 0.05,
-                    "beta": beta,
-                    "steps": 1,
-                    "converged": 1,
-                }
-                | {"objective": 0.0, "log_likelihood": -1000.0 + (0.5 * seed - lost) * (method != "exact")}
-                | {"pruned_at": "", "w11": 1.0, "w12": math.cos(turn), "w13": 0.0}
-                | {"w21": 0.0, "w22": math.sin(turn), "w23": third}
-            )
+            likelihood = -1000.0 + (0.5 * seed - lost) * (method != "exact")
+            weights = [1.0, math.cos(turn), 0.0, 0.0, math.sin(turn), third]
+            values = [method, seed, 3.5, 0.05, beta, 1, 1, 0.0, likelihood, "", *weights]
+            records.append(dict(zip(columns.split(), values, strict=True)))
     write_csv(folder / "made-up.csv", records)
     return Evidence(folder)
 
@@ -362,19 +341,15 @@ def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence
     ],
 )  # fmt: skip
 def test_measures_of_ica(tmp_path, stopped, converged, lost, expected):
-    made_up, at_five, betas = (
-        study(tmp_path, stopped, converged, lost),
-        {"beta": 5, "columns": 2},
-        {"low": 1, "high": 5},
-    )
+    made_up = study(tmp_path, stopped, converged, lost)
     measured = [
         ("likelihood_given_up", {"beta": 1}),
         ("more_orthogonal_than_likelihood", {"beta": 1}),
         ("columns_survive", {"beta": 1, "columns": 3}),
-        ("columns_survive", at_five | {"orthogonal_within": 10}),
-        ("columns_survive", at_five | {"orthogonal_within": 2}),
-        ("beta_strengthens", betas | {"what": "angle"}),
-        ("beta_strengthens", betas | {"what": "columns"}),
+        ("columns_survive", {"beta": 5, "columns": 2, "orthogonal_within": 10}),
+        ("columns_survive", {"beta": 5, "columns": 2, "orthogonal_within": 2}),
+        ("beta_strengthens", {"low": 1, "high": 5, "what": "angle"}),
+        ("beta_strengthens", {"low": 1, "high": 5, "what": "columns"}),
     ]
     findings = [MEASURES[measure](made_up, study="made-up", **given) for measure, given in measured]
     assert [[one.outcome for one in each] for each in findings] == expected
@@ -405,8 +380,6 @@ def test_codes_follow_the_prior(tmp_path, laplace, platykurtic, expected):
     assert [one.reading for one in findings] == ["β = 8, 400 steps", "β = 8, 900 steps"]
     assert findings[1].outcome is OPEN and verdict(findings) is expected
 
-
-# --- measures that compute --------------------------------------------------------------------------------------------
 
 FACTOR = {"n": 100, "noise_var": 0.01, "log_likelihood": -17.82, "free_energy": -57.16}
 INDEPENDENT = {"subspaces": [2, 3], "p0": 2.1, "p1": 2.2, "points": 200}
@@ -453,9 +426,6 @@ def test_computed_measures(name, given, expected):
     (finding,) = MEASURES[name](None, **given)
     assert finding.outcome is expected, finding.text
     assert finding.text and not finding.falls_short
-
-
-# --- claims and the card ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
