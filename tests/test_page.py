@@ -48,7 +48,7 @@ GOOD += [(Seed, 2**63 - 1), (str, ""), (bool, True), (list[int], []), (LIST, [1.
 BAD = [
     (Exponent, 0.19, "greater than or equal to 0.2"),
     (Exponent, 50.1, "less than or equal to 50"),
-    (Exponent, math.nan, "greater than"),
+    (Exponent, math.nan, "equal to"),
     (Exponent, "2.1", "valid number"),
     (Positive, 0.0, "greater than 0"),
     (Positive, math.inf, "finite"),
@@ -58,7 +58,7 @@ BAD = [
     (str, 3, "valid string"),
     (bool, 1, "valid boolean"),
     (list[int], (1, 2), "valid list"),
-    (LIST, [1.0, 2.0, 0.0], ": item [2]: "),
+    (LIST, [1.0, 2.0, 0.0], "item [2]: "),
     (LIST, "[1, 2]", "(papermill takes lists by -y, not by -p)"),
 ]
 

@@ -61,7 +61,7 @@ def test_bootstrap_interval_follows_skew():
     assert stats.mean_interval(symmetric)[1:3] == pytest.approx(t_interval(symmetric), rel=0.06)
     skewed = stats.mean_interval(
         scipy.stats.expon.ppf(quantiles)
-    )  # with a long tail to the right the mean is rather too low
+    )  # a long tail to the right: the mean is rather too low
     assert skewed.high - skewed.estimate > 1.2 * (skewed.estimate - skewed.low)
 
 
@@ -72,20 +72,10 @@ def test_mean_interval_covers():
         "skewed": (lambda n: rng.gamma(2.0, size=n), 2.0),
     }
     for (name, (draw, mean)), n in itertools.product(draws.items(), (4, 10)):
-        intervals = [
-            stats.mean_interval(draw(n), 0.9) for _ in range(100)
-        ]  # a share of 100 has a standard error of 0.03
+        intervals = [stats.mean_interval(draw(n), 0.9) for _ in range(100)]
         share = np.mean([low <= mean <= high for _, low, high, _ in intervals])
+        # three standard errors of a share of 100 are 0.09
         assert (0.75 if name == "skewed" else 0.81) <= share <= 1, (name, n)
-
-
-@settings(max_examples=10)
-@given(samples(8, 30), numbers, st.sampled_from([0.5, 4.0]))
-def test_bootstrap_interval_is_equivariant(values, shift, factor):
-    interval = stats.mean_interval(values)
-    moved = stats.mean_interval([shift + factor * value for value in values])
-    assert moved == pytest.approx((*(shift + factor * one for one in interval[:3]), interval.n), abs=1e-6)
-    assert min(values) <= interval.low <= interval.estimate <= interval.high <= max(values)
 
 
 def test_compare_by_hand():
@@ -99,11 +89,8 @@ def test_compare_by_hand():
 
 def all_permutations(first: list[float], second: list[float]) -> float:
     """Return the p-value by its definition."""
-    pooled, n = np.array([*first, *second]), len(first)
-    splits = [
-        (chosen, sorted({*range(len(pooled))} - {*chosen})) for chosen in itertools.combinations(range(len(pooled)), n)
-    ]
-    differences = np.array([pooled[others].mean() - pooled[list(chosen)].mean() for chosen, others in splits])
+    sums, total = np.array([*map(sum, itertools.combinations(first + second, len(first)))]), sum(first) + sum(second)
+    differences = (total - sums) / len(second) - sums / len(first)
     observed = np.mean(second) - np.mean(first)
     return min(1.0, 2 * min((differences <= observed + 1e-9).mean(), (differences >= observed - 1e-9).mean()))
 
@@ -150,20 +137,13 @@ def test_text_of_numbers():
     assert f"{stats.Interval(0.1234, 0.1, 0.15, 50):.3f}" == "0.123 (0.100 to 0.150; n = 50)"
     assert f"{stats.Interval(0.1234, math.nan, math.nan, 2):.2f}" == "0.12 (n = 2)"
     assert f"{stats.mean_interval([]):.2f}" == f"{stats.compare([], [])}" == "not recorded"
-    assert (
-        f"{stats.Comparison(0.05, 0.03, 0.07, 0.0021, 10, 9):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.002; n = 10 and 9)"
-    )
-    assert f"{stats.Comparison(0.05, 0.03, 0.07, 0.2):+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.20)"
-    assert [stats.p_text(p) for p in (0.0004, 0.0123, 0.456, math.nan)] == [
-        "p < 0.001",
-        "p = 0.012",
-        "p = 0.46",
-        "no test",
-    ]
+    comparison = stats.Comparison(0.05, 0.03, 0.07, 0.0021, 10, 9)
+    assert f"{comparison:+.2f}" == "+0.05 (+0.03 to +0.07; p = 0.002; n = 10 and 9)"
+    texts = {0.0004: "p < 0.001", 0.0123: "p = 0.012", 0.456: "p = 0.46", math.nan: "no test"}
+    assert [stats.p_text(p) for p in texts] == [*texts.values()]
 
 
-def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+def test_holm_skips_nan():
     assert stats.holm([0.5, math.nan, 0.02, 0.9]) == pytest.approx([1.0, math.nan, 0.06, 1.0], nan_ok=True)
     assert len(stats.holm([])) == 0
 
