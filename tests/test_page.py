@@ -111,12 +111,10 @@ def test_glue_gives_the_prose_plain_numbers(monkeypatch):
     glued = {}
     monkeypatch.setattr(myst_nb, "glue", lambda name, value, display: glued.update({name: (value, display)}))
     scalar = torch.tensor(0.25, requires_grad=True)
-    page.glue(
-        word="a", single=np.float32(0.5), count=np.int64(7), flag=np.bool_(True), array=np.array(2.5), tensor=scalar
-    )
-    expected = {"word": "a", "single": 0.5, "count": 7, "flag": True, "array": 2.5, "tensor": 0.25}
+    page.glue(word="a", single=np.float32(0.5), count=np.int64(7), flag=np.bool_(True), tensor=scalar)
+    expected = {"word": "a", "single": 0.5, "count": 7, "flag": True, "tensor": 0.25}
     assert glued == {name: (value, False) for name, value in expected.items()}
-    assert [type(value) for value, _ in glued.values()] == [str, float, int, bool, float, float]
+    assert [type(value) for value, _ in glued.values()] == [str, float, int, bool, float]
 
 
 def test_table_has_a_line_for_each_row():
@@ -124,13 +122,8 @@ def test_table_has_a_line_for_each_row():
     assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2.5 |", r"| float \| None | $\\|x\\|$ |"]
 
 
-SPEC = """
-title: two runs, and two more
-every: {dataset: dsprites, steps: 1}
-tiers:
-  1: [{objective: beta-vae, seeds: 2}]
-  2: [{objective: isa-vae, seeds: 2}]
-"""
+SPEC = """{title: two runs and two more, every: {dataset: dsprites, steps: 1}, tiers: {
+  1: [{objective: beta-vae, seeds: 2}], 2: [{objective: isa-vae, seeds: 2}]}}"""
 
 
 def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch):
@@ -193,27 +186,13 @@ def test_notebook_checks_types_and_ranges_of_its_parameters(path):
                 run_preamble(path, **{name: given})
 
 
-def papermill(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Execute a cheap notebook from a folder into ``out.ipynb`` there."""
-    notebook = os.path.relpath(ROOT / "book" / "prior" / "functions.ipynb", cwd)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", *arguments]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    return subprocess.run(command, cwd=cwd, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-
-
 def test_papermill_with_a_parameter_out_of_range_ends_in_one_sentence(tmp_path):
+    """It runs in another folder than the notebook's, with a file of parameters."""
     (tmp_path / "x.yaml").write_text("p0: 0.0\n")
-    ended = papermill(tmp_path, "-f", "x.yaml")
+    notebook = os.path.relpath(ROOT / "book" / "prior" / "functions.ipynb", tmp_path)
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", "-f", "x.yaml"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    ended = subprocess.run(command, cwd=tmp_path, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert ended.returncode != 0 and "book/edition/page.py" not in ended.stderr and "Input In" not in ended.stderr
     sentence = "ParameterError: p0 = 0.0: input should be greater than or equal to 0.2"
     assert ended.stderr.rstrip().splitlines()[-1] == sentence
-
-
-def test_papermill_runs_a_notebook_with_other_parameters_from_any_folder(tmp_path):
-    ended = papermill(tmp_path, "-p", "p0", "3.0", "-p", "resolution", "12")
-    assert ended.returncode == 0, ended.stderr
-    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-    (injected,) = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
-    assert "p0 = 3.0" in injected.source
-    kinds = {kind for cell in cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
-    assert {"image/svg+xml", "image/png", "text/csv"} <= kinds

@@ -216,13 +216,11 @@ def test_measures_of_runs(measure, records, given, expected):
     assert [finding.outcome for finding in findings] == ([] if expected is None else [expected])
 
 
-def test_findings_of_two_lengths_hold_in_part():
-    pair = sides(LOW, HIGH)
-    findings = MEASURES["differs"](evidence(pair + sides(HIGH, LOW, epochs=50.0)), **MIG)
+def test_findings_of_two_lengths_of_training():
+    findings = MEASURES["differs"](evidence(sides(LOW, HIGH) + sides(HIGH, LOW, epochs=50.0)), **MIG)
     assert [(one.reading, one.outcome) for one in findings] == [("7,200 steps", YES), ("18,000 steps", NO)]
-    mig = [one["mig"] for one in pair]
-    assert findings[0].text == f"MIG {compare(mig[:10], mig[10:]):+.3f}"
-    assert findings[0].falls_short == "" and verdict(findings) is Verdict.PARTLY
+    mig = [one["mig"] for one in sides(LOW, HIGH)]
+    assert findings[0].text == f"MIG {compare(mig[:10], mig[10:]):+.3f}" and findings[0].falls_short == ""
 
 
 def test_change_of_difference_covers():
