@@ -162,11 +162,10 @@ def test_parameter_table_has_every_parameter_of_every_notebook():
 
 def run_preamble(path: Path, **injected: Any) -> None:
     """Execute a notebook's parameters, what papermill injects after them, and their check."""
-    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(code[0].source, str(path), "exec"), namespace)
-    namespace.update(injected)
-    exec(compile(code[1].source, str(path), "exec"), namespace)
+    cells = nbformat.read(path, as_version=4).cells
+    declared, checked, *_ = [cell.source for cell in cells if cell.cell_type == "code"]
+    exec(declared, namespace := {"__name__": "__main__"})
+    exec(checked, namespace | injected)
 
 
 def outside(value: Any) -> Any:
