@@ -201,12 +201,8 @@ def test_compare_curves_is_antisymmetric():
 
 def test_compare_curves_that_do_not_meet():
     far, near = stats.curve([1, 2], [-100.0, -110.0], [0.1, 0.2]), made_curve(0.0, 3)
-    for first, second in (
-        (far, near),
-        (near, far),
-        (stats.curve([], [], []), near),
-        (stats.curve([1], [-25.0], [0.1]), near),
-    ):
+    empty, single = stats.curve([], [], []), stats.curve([1], [-25.0], [0.1])
+    for first, second in ((far, near), (near, far), (empty, near), (single, near)):
         assert math.isnan(stats.compare_curves(first, second).difference)
     found = stats.compare_curves(near, made_curve(0.1, 3, 1, betas=(1.5, 2.5)))  # no beta in common: nothing to permute
     assert math.isnan(found.p_value) and found.low < found.difference < found.high
@@ -222,9 +218,7 @@ def slow_dip(values: np.ndarray) -> float:
     k, one, rise = np.arange(n), np.ones((n, 1)), np.tril(np.ones((n, n - 1)), -1) * np.diff(x)
     bends, distances = np.pad(np.diff(np.eye(n - 1), axis=0), ((0, 0), (1, 2))), []
     for mode in range(n):
-        left = np.hstack(
-            [one, rise, 1.0 * (k > mode)[:, None], -one]
-        )  # at most k / n, the sample's function left of a point
+        left = np.hstack([one, rise, 1.0 * (k > mode)[:, None], -one])  # at most k / n, the sample's left of a point
         right = np.hstack([-one, -rise, -1.0 * (k >= mode)[:, None], -one])  # at least (k + 1) / n, that at a point
         shape = np.concatenate([-bends[: max(mode - 1, 0)], bends[mode:]])
         bounds = np.concatenate([k / n, -(k + 1) / n, np.zeros(len(shape))])
