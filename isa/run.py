@@ -174,7 +174,8 @@ class Run(BaseModel):
             tree = self.tree
         except ValueError as error:
             raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
-        LpNested(tree, self.scale)  # raises if no single scale gives every latent variance 1
+        if self.scale == "unit":
+            LpNested(tree, "unit")  # raises if no single scale gives every latent variance 1
         self._fill(latent_dim=tree.n_leaves)
         wrong = self.latent_dim != tree.n_leaves
         _refuse(wrong, f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}", self.latent_dim)
