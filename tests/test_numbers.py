@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
-from tiny_runs import numbers, tiny, train, train_pack
+from tiny_runs import KINDS, numbers, tiny, train, train_pack
 from tiny_sweep import DATASET
 
 from isa import mig, objectives
@@ -49,39 +49,22 @@ def _check(result: Result) -> str:
     return record["status"]
 
 
-EXPONENTS = st.one_of(st.sampled_from([0.5, 1.0, 2.0, 10.0]), st.floats(0.5, 10))
-RATES = st.one_of(st.sampled_from([1e-3, 1.0]), st.floats(-5, 0).map(lambda x: 10**x))
-SUBSPACES = {"prior": "isa", "subspaces": (2, 1), "latent_dim": 3}
-PRIORS = st.one_of(
-    st.builds(lambda p0, *p1: SUBSPACES | {"p0": p0, "p1": p1}, EXPONENTS, EXPONENTS, EXPONENTS),
-    st.builds(lambda rate: SUBSPACES | {"learn_exponents": True, "exponent_learning_rate": rate}, RATES),
-    st.builds(lambda p: {"prior": str(Node(p, 3)), "latent_dim": 3}, EXPONENTS),
-    st.builds(lambda p, q: {"prior": str(Node(p, [1, Node(q, 2)])), "latent_dim": 3}, EXPONENTS, EXPONENTS),
-)
+EXPONENTS = st.sampled_from([0.5, 1.0, 2.0, 10.0]) | st.floats(0.5, 10)
+TREES = st.builds(lambda p, q: {"prior": str(Node(p, [1, Node(q, 2)])), "latent_dim": 3}, EXPONENTS, EXPONENTS)
+RATES = st.sampled_from([1e-3, 1.0]) | st.floats(-5, 0).map(lambda x: 10**x)
 SETTINGS = {
     "seed": st.integers(0, 2**32),
-    "beta": st.one_of(st.sampled_from([0, 1, 100]), st.floats(1e-3, 100)),
+    "beta": st.sampled_from([0, 1, 100]) | st.floats(1e-3, 100),
     "learning_rate": RATES,
     "precision": st.sampled_from(["fp32", "bf16"]),
     "likelihood": st.sampled_from(["bernoulli", "gaussian"]),
 }
-
-
-@st.composite
-def runs(draw) -> Run:
-    """Return a run of any objective with any prior."""
-    objective = draw(st.sampled_from(sorted(OBJECTIVES)))
-    prior = draw(PRIORS if objective.startswith("isa-") else st.one_of(st.just({}), PRIORS))
-    changes = draw(st.fixed_dictionaries(SETTINGS)) | prior
-    if objective.endswith("-tcvae"):
-        changes["sampling"] = draw(st.sampled_from(["weighted", "stratified"]))
-    elif not prior:
-        changes["kl"] = draw(st.sampled_from(["monte_carlo", "closed_form"]))
-    return _run(objective=objective, **changes)
+KIND = st.sampled_from(list(KINDS.values())) | TREES
+RUNS = st.builds(lambda kind, changes: _run(**(kind | changes)), KIND, st.fixed_dictionaries(SETTINGS))
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(runs())
+@given(RUNS)
 @example(_run(learning_rate=1.0, kl="closed_form", beta=100.0))
 @example(_run(objective="isa-vae", p0=10.0, p1=10.0, beta=100.0))
 @example(_run(objective="isa-vae", p0=0.5, p1=0.5, beta=0, learn_exponents=True, exponent_learning_rate=1.0))
