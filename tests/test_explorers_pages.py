@@ -25,21 +25,17 @@ from isa.sweep import read_records
 from isa.toys import factor_analysis, ica
 
 TREES = ("2[1, 1.5[2]]", "2.1[5*2.2[4]]")
-PORTRAITS = sorted((ROOT / "runs" / "portraits").iterdir())
 PIXELS = f"{VALUES}.map(side => Array.from(side.pixels))"
 CANVASES = "[...document.querySelectorAll('canvas')].filter(canvas => canvas.offsetParent)"
 INK = f"{CANVASES}.map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
 INK += ".map(data => data.filter((value, i) => i % 4 === 3 && value > 0).length / (data.length / 4))"
 
 
-def recorded(name: str) -> list[dict]:
-    return [row for row in read_records(ROOT / "runs" / f"{name}.csv") if row["status"] == "trained"]
-
-
 @pytest.fixture(scope="module")
 def studies() -> list[list[dict]]:
     """Committed records, one of them twice."""
-    full, reduced = recorded("dsprites"), recorded("dsprites-reduced")
+    full, reduced = (read_records(ROOT / "runs" / f"{name}.csv") for name in ("dsprites", "dsprites-reduced"))
+    full, reduced = ([row for row in rows if row["status"] == "trained"] for rows in (full, reduced))
     return [full, [*reduced, full[0]]]
 
 
@@ -47,7 +43,8 @@ def studies() -> list[list[dict]]:
 def portrait(studies) -> Path:
     """A portrait of a reduced run."""
     hashes = {row["hash"] for row in studies[1] if row["reduced"]}
-    return next(path for path in PORTRAITS if path.stem.rpartition("-")[2] in hashes)
+    paths = sorted((ROOT / "runs" / "portraits").iterdir())
+    return next(path for path in paths if path.stem.rpartition("-")[2] in hashes)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +60,6 @@ def named(data: dict, run: dict) -> tuple[str, str]:
 
 def selected(data: dict, **values: object) -> list[dict]:
     return [run for run in data["runs"] if all(run[name] == value for name, value in values.items())]
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
 
 
 def test_runs(studies):
@@ -125,13 +119,10 @@ def test_standing(studies):
     rows = [row for row, own in zip(studies[0], kinds, strict=True) if own == kind]
     best = rows.pop(stats.representative([r["mig"] for r in rows], [r["log_likelihood"] for r in rows]))
     count = f"{len(rows) + 1} recorded runs"
-    for run, records, expected in (
-        (best, studies, f"represents {count}"),
-        (rows[0], studies, f"one of {count}, represented by seed {best['seed']}"),
-        (best, [[best, studies[1][0]]], "the only one recorded"),
-        (best, [rows], "not among the records of this page"),
-    ):
-        assert exhibits.standing(run, records) == expected
+    assert exhibits.standing(best, studies) == f"represents {count}"
+    assert exhibits.standing(rows[0], studies) == f"one of {count}, represented by seed {best['seed']}"
+    assert exhibits.standing(best, [[best, studies[1][0]]]) == "the only one recorded"
+    assert exhibits.standing(best, [rows]) == "not among the records of this page"
 
 
 def test_build_writes_what_a_page_loads(studies, chosen, portrait, tmp_path):
@@ -159,9 +150,6 @@ def test_build_writes_what_a_page_loads(studies, chosen, portrait, tmp_path):
         np.testing.assert_array_equal(image, np.block([list(row) for row in np.concatenate(tiles.swapaxes(0, 1))]))
     with pytest.raises(pages.PageError, match=r"explorers/none\.js"):
         build('<div data-explorer="none">')
-
-
-# --- every explorer in the browser ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -192,25 +180,18 @@ def data(studies, chosen, portrait) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def site(browser, data, chosen, portrait, tmp_path_factory):
-    """Open a page with explorers, their scripts and the files that they may ask for."""
+    """A function that opens a page with an explorer, its script and the files that it may ask for."""
     folder = tmp_path_factory.mktemp("site")
     for path in (*(one.path for one in chosen.values()), portrait):
         pages.write(path, folder / "explorers" / "files")
 
-    def start(*names: str) -> Page:
-        bodies = [explorer_html(name, f"The {name}", data[name]) for name in names]
-        browser.open(write_page(folder, sorted(set(names)), "".join(bodies)))
-        settle(browser)
+    def start(name: str) -> Page:
+        browser.open(write_page(folder, [name], explorer_html(name, f"The {name}", data[name])))
+        arrange(browser)
         assert browser.complaints == [] and browser.requests == []
         return browser
 
     return start
-
-
-@pytest.fixture(autouse=True)
-def _screen(request) -> None:
-    if "site" in request.fixturenames:
-        arrange(request.getfixturevalue("browser"))
 
 
 def loaded_files(page: Page) -> set[str]:
@@ -255,10 +236,7 @@ def test_it_is_drawn_again_in_the_dark_theme(shown):
     light = shown.evaluate(pictures)
     shown.evaluate("document.documentElement.dataset.theme = 'dark'; null")
     settle(shown)
-    dark = shown.evaluate(pictures)
-    ground = shown.evaluate("getComputedStyle(document.querySelector('.explorer-stage')).backgroundColor")
-    shown.evaluate("document.documentElement.dataset.theme = 'light'; null")
-    assert all(one != other for one, other in zip(light, dark, strict=True)) and ground == "rgb(20, 24, 30)"
+    assert all(before != after for before, after in zip(light, shown.evaluate(pictures), strict=True))
 
 
 def test_paper_has_a_sentence_instead(shown):
@@ -270,21 +248,16 @@ def test_paper_has_a_sentence_instead(shown):
 
 def test_without_scripts_there_is_a_sentence(site):
     tab = site("prior").tab
-    context = tab.context.browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(tab.url)
-    sentence = page.locator("noscript p")
-    assert sentence.is_visible() and "numbered figure below" in sentence.inner_text()
-    context.close()
+    with tab.context.browser.new_context(java_script_enabled=False) as context:
+        page = context.new_page()
+        page.goto(tab.url)
+        assert page.locator("noscript p").is_visible()
 
 
 def test_a_failure_leaves_the_sentence_and_a_message_in_the_console(browser, tmp_path):
     browser.open(write_page(tmp_path, ["ica"], explorer_html("ica", "x", {"ways": []})))
     assert len(browser.complaints) == 1 and "TypeError" in browser.complaints[0]
     assert browser.evaluate("document.querySelector('.explorer-paper').offsetHeight") > 10
-
-
-# --- the prior, factor analysis and ICA -------------------------------------------------------------------------------
 
 
 def numbers_shown(page: Page) -> str:
@@ -345,27 +318,22 @@ def test_ica_by_keyboard(site):
 
 def test_playing_shows_every_step_or_jumps_where_motion_is_unwelcome(site):
     page = site("ica")
-    arrange(page, prefers_reduced_motion="no-preference")
-    seen = page.evaluate(
-        f"new Promise(done => {{ const {{ steps }} = {STATE}.controls; const seen = [];"
-        "const button = document.querySelector('.explorer-buttons button'); button.click();"
-        "seen.push(button.textContent);"
-        "new MutationObserver(() => done([...seen, button.textContent])).observe(button, { childList: true });"
-        "steps.input.addEventListener('input', () => seen.push(steps.value)); })"
+    seen = f"new Promise(done => {{ const {{ steps }} = {STATE}.controls; const seen = [];"
+    seen += (
+        "steps.input.addEventListener('input', () => { seen.push(steps.value); if (steps.value === 12) done(seen); });"
     )
-    assert seen == ["Pause", *range(5, 13), "Play the steps"]
-    choose(page, steps=4)
-    arrange(page, prefers_reduced_motion="reduce")
-    push(page, "Play the steps")
-    assert page.evaluate(f"{STATE}.controls.steps.value") == 12
+    seen += "document.querySelector('.explorer-buttons button').click(); })"
+    for motion, expected in (("no-preference", list(range(5, 13))), ("reduce", [12])):
+        choose(page, steps=4)
+        arrange(page, prefers_reduced_motion=motion)
+        assert page.evaluate(seen) == expected
 
 
 def test_surface_is_turned_by_touch(site):
     page = site("prior")
     arrange(page, width=390, density=2)
-    where = "(() => { const e = document.querySelector('.explorer-turns'); e.scrollIntoView({ block: 'center' });"
-    where += "const b = e.getBoundingClientRect(); return [b.x, b.y]; })()"
-    x, y = page.evaluate(where)
+    page.evaluate("document.querySelector('.explorer-turns').scrollIntoView({ block: 'center' })")
+    x, y = page.evaluate("(b => [b.x, b.y])(document.querySelector('.explorer-turns').getBoundingClientRect())")
     turn = page.evaluate(f"{STATE}.controls.turn.value")
     touch(page, *((x + 40 + 12 * step, y + 60) for step in range(7)))
     assert page.evaluate(f"{STATE}.controls.turn.value") != turn
@@ -381,9 +349,6 @@ def test_only_the_last_description_is_announced(site):
         f"for (let angle = 1; angle <= 10; angle++) {{ {STATE}.controls.angle.value = angle; {STATE}.update(); }} }})"
     )
     assert first.startswith("Turned by 45 degrees") and announced.startswith("Turned by 10 degrees")
-
-
-# --- decoders ---------------------------------------------------------------------------------------------------------
 
 
 def test_page_draws_what_python_draws(site, data, chosen):
@@ -423,9 +388,6 @@ def test_missing_decoder(browser, data, tmp_path):
     wait_for(browser, "!document.querySelector('button').disabled")
     words = browser.evaluate(f"{STATE}.pending")
     assert words == "The decoders are not available: a file could not be loaded."
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
 
 
 def chosen_run(page: Page) -> tuple[str, str]:
