@@ -9,7 +9,6 @@ import itertools
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from matplotlib.colors import to_rgba
 from matplotlib.text import Annotation
 
 from edition.figures import data, factor_analysis, ica, orientation, prior, results, scorecard, style, training
@@ -93,7 +92,15 @@ def closed():
     plt.close("all")
 
 
+def as_number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
 def arrays_in(value: object) -> set[float]:
+    """Return all numbers of the arrays within a value."""
     if isinstance(value, np.ndarray):
         return set(value.ravel().astype(float))
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -107,13 +114,6 @@ def test_csv_holds_the_numbers_that_the_figure_shows(draw, arguments, columns):
     for heading, values in columns.items():
         cells = [as_number(row[heading]) for row in rows if row[heading]]
         assert cells[: np.size(values)] == np.ravel(values).tolist()
-
-
-def as_number(cell: str) -> float | str:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
 
 
 def test_table_broadcasts_its_columns_and_leaves_nan_empty():
@@ -181,12 +181,3 @@ def test_learning_curve_is_not_scaled_by_its_beginning():
     (axes,) = training.learning_curve({"fit (nats)": (values, at, smooth)}).axes
     low, high = axes.get_ylim()
     assert -600 < low < smooth[19] and smooth.max() < high < 0
-
-
-def test_information_is_printed_and_inactive_latents_are_grey():
-    share, active = np.array([[0.9, 0.004, 0.25], [0.0, 0.5, 0.126]]), np.array([True, False, True])
-    axes, _ = training.information(share, ["scale", "x"], active).axes
-    printed = {text.get_position(): text.get_text() for text in axes.texts}
-    assert printed == {(f, k): f"{share[f, k]:.2f}" for f in range(2) for k in range(3)}
-    colours = [to_rgba(label.get_color()) for label in axes.get_yticklabels()]
-    assert colours == [to_rgba(style.BLACK if on else style.GREY) for on in active]
