@@ -62,10 +62,10 @@ def exported(trained, tmp_path_factory) -> CompressedDecoder:
 def test_more_bytes_are_closer(model):
     budgets = 60_000, 90_000, 200_000
     made = [compress(model, *POSTERIORS, most_bytes=budget) for budget in budgets]
-    errors = [differences(one, model)[0] for one in made]
+    errors = [differences(compressed, model)[0] for compressed in made]
     assert errors[0] > 1.5 * errors[1] > 1.5 * 1.2 * errors[2]
     assert errors[2] < 0.01  # from rounding to 8 bits
-    sizes = [sum(tensor.nbytes for tensor in one.tensors.values()) for one in made]
+    sizes = [sum(tensor.nbytes for tensor in compressed.tensors.values()) for compressed in made]
     assert all(size <= budget for size, budget in zip(sizes, budgets, strict=True)) and sizes[0] > 0.9 * budgets[0]
     with pytest.raises(ValueError, match="must allow every layer"):
         compress(model, *POSTERIORS, most_bytes=35_000)

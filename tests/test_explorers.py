@@ -50,10 +50,10 @@ def numbers(values) -> np.ndarray:
     return np.array(values, dtype=object).astype(float)
 
 
-def compare(found: dict, expected: dict, tolerance: float) -> None:
-    assert found.keys() == expected.keys()
+def compare(actual: dict, expected: dict, tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def prior_of(case: str) -> tuple[LpNested, tuple, list[float]]:
@@ -74,7 +74,7 @@ def test_density_and_moments(call, case):
     z[25:30, 1:] = 0
     z[30] = 0
     radii, orders = np.array([0.003, 0.05, 0.5, 1.0, 2.0, 7.7]), (0.5, 1, 2, 4)
-    found = call(
+    actual = call(
         f"(structure, exponents, z, s, radii, orders) => {{ {TREE} return {{"
         "density: z.map(x => [P.norm(root, x), P.logProb(root, x, s)]), surface: P.logSurface(root),"
         "lgamma: radii.map(P.lgamma), entropy: P.entropy(root, s), radial: radii.map(v => P.logRadial(root, v, s)),"
@@ -90,30 +90,30 @@ def test_density_and_moments(call, case):
         "radial": scipy.stats.gengamma(n / p0, p0, scale=scale ** (1 / p0)).logpdf(radii),
         "moments": torch.stack([prior.absolute_moment(order) for order in orders], -1),
     }
-    compare(found | {"density": numbers(found["density"])}, expected, 1e-10)
+    compare(actual | {"density": numbers(actual["density"])}, expected, 1e-10)
 
 
 @each_tree
 def test_surface_and_sections_lie_at_norm_one(call, case):
     prior, structure, exponents = prior_of(case)
-    found = call(
+    actual = call(
         f"(structure, exponents) => {{ {TREE} const {{ planes, axes }} = P.views(root); return {{ axes,"
         "mesh: P.mesh(root, axes, 12), planes, sections: planes.map(({ a, b }) => P.section(root, a, b, 48)) }; }",
         *(structure, exponents),
     )
-    mesh = torch.tensor(found["mesh"], dtype=torch.float64)
+    mesh = torch.tensor(actual["mesh"], dtype=torch.float64)
     points = torch.zeros(*mesh.shape[:-1], prior.tree.n_leaves, dtype=torch.float64)
-    points[..., found["axes"]] = mesh
+    points[..., actual["axes"]] = mesh
     np.testing.assert_allclose(prior.norm(points), 1.0, rtol=1e-12)
-    assert len(set(found["axes"])) == 3
-    for plane, section in zip(found["planes"], found["sections"], strict=True):
+    assert len(set(actual["axes"])) == 3
+    for plane, section in zip(actual["planes"], actual["sections"], strict=True):
         across, up = (torch.tensor(plane[side], dtype=torch.float64) for side in "ab")
         u, v = torch.tensor(section, dtype=torch.float64).unbind(-1)
         np.testing.assert_allclose(prior.norm(u[:, None] * across + v[:, None] * up), 1.0, rtol=1e-12)
         assert (section[0][1], section[12][0], section[24][1]) == (0, 0, 0)  # the cusps are met
 
-    together = [any(set(plane["at"]) <= set(group) for group in prior.subspaces) for plane in found["planes"][:2]]
-    assert together == ["one subspace" in plane["label"] for plane in found["planes"][:2]]
+    together = [any(set(plane["at"]) <= set(group) for group in prior.subspaces) for plane in actual["planes"][:2]]
+    assert together == ["one subspace" in plane["label"] for plane in actual["planes"][:2]]
     assert together == [max(map(len, prior.subspaces)) > 1, len(prior.subspaces) == 1]
 
 
@@ -156,8 +156,8 @@ def test_correlation_of_squares(call, case):
     torch.manual_seed(0)
     square = prior.sample((60_000,)).square()
     square = (square - square.mean(0)) / square.std(0)
-    found = call(correlation, structure, exponents, float(prior.scale), pairs)
-    for (i, j), value in zip(pairs, found, strict=True):
+    actual = call(correlation, structure, exponents, float(prior.scale), pairs)
+    for (i, j), value in zip(pairs, actual, strict=True):
         product = square[:, i] * square[:, j]
         assert abs(product.mean() - value) < 5 * product.std() / math.sqrt(len(square))
         assert abs(value) < 1e-12 or any({i, j} <= set(subspace) for subspace in prior.subspaces)
@@ -170,7 +170,7 @@ def test_factor_analysis(call, size, beta):
     rng = np.random.default_rng(sum(size))
     W, noise = rng.normal(size=size), rng.uniform(0.01, 1.0, size[0])
     S = factor_analysis.second_moment(rng.normal(size=(9, size[0])))
-    found = call(
+    actual = call(
         """(W, noise, S, n, beta) => { const F = Explorers.factorAnalysis; return {
             ...F.posterior(W, noise, beta), variance: F.meanField(W, noise, beta),
             ...F.freeEnergyTerms(W, noise, S, n, beta), energy: F.freeEnergy(W, noise, S, n, beta),
@@ -187,15 +187,15 @@ def test_factor_analysis(call, size, beta):
         "bound": factor_analysis.replicated_log_likelihood(W, noise, S, 37, beta),
         "gap": factor_analysis.mean_field_gap(W, noise, 37, beta),
     }
-    compare(found, expected, 1e-9)
+    compare(actual, expected, 1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 3.0, 20.0])
 def test_optimal_weights_of_factor_analysis(call, beta):
     aligned = factor_analysis.aligned_weights()
     variances = np.diag(aligned @ aligned.T) + 0.01
-    found = call("Explorers.factorAnalysis.optimalWeights", variances, 0.01, beta)
-    np.testing.assert_allclose(found, factor_analysis.optimal_weights(np.diag(variances), 0.01, 2, beta), atol=1e-14)
+    actual = call("Explorers.factorAnalysis.optimalWeights", variances, 0.01, beta)
+    np.testing.assert_allclose(actual, factor_analysis.optimal_weights(np.diag(variances), 0.01, 2, beta), atol=1e-14)
     rotated = call("Explorers.factorAnalysis.rotate", aligned, beta)
     np.testing.assert_allclose(rotated, factor_analysis.rotate(aligned, beta), rtol=1e-14, atol=1e-15)
 
@@ -204,7 +204,7 @@ def test_ica_directions(call):
     weights = np.random.default_rng(0).normal(size=(50, 2, 3)) * np.array([1, 1, 0.1])
     read = "W => { const I = Explorers.ica; return { lengths: I.lengths(W), angles: I.angles(W),"
     read += "alive: I.survivors(W, 0.1), widest: I.widestPair(W), ratio: I.ratio(W) }; }"
-    for W, found in zip(weights, call(f"all => all.map({read})", weights), strict=True):
+    for W, actual in zip(weights, call(f"all => all.map({read})", weights), strict=True):
         expected = {
             "lengths": ica.lengths(W),
             "angles": ica.angles(W),
@@ -212,7 +212,7 @@ def test_ica_directions(call):
             "widest": ica.widest_pair(W),
             "ratio": ica.lengths(W).min() / ica.lengths(W).max(),
         }
-        compare(found, expected, 1e-12)
+        compare(actual, expected, 1e-12)
 
 
 def luminance(colour: str) -> float:

@@ -109,8 +109,8 @@ def test_decoder_of_a_full_training_is_preferred(chosen, tmp_path):
     path = full.decoder.save(tmp_path / "decoders" / "a.safetensors")
     replace(full.portrait, about=full.run | {"reduced": True}).save(tmp_path / "portraits" / "a.npz")
     for paths, beta, expected in (([path, full.path], 1.0, full.path), ([path], 1.0, path), ([path], 2.0, None)):
-        found = exhibits.choose(paths, ["isa-vae", "factor-vae"], beta)
-        assert {name: exhibit.path for name, exhibit in found.items()} == ({"isa-vae": expected} if expected else {})
+        actual = exhibits.choose(paths, ["isa-vae", "factor-vae"], beta)
+        assert {name: exhibit.path for name, exhibit in actual.items()} == ({"isa-vae": expected} if expected else {})
 
 
 def test_standing(studies):
@@ -182,7 +182,7 @@ def data(studies, chosen, portrait) -> dict[str, dict]:
 def site(browser, data, chosen, portrait, tmp_path_factory):
     """A function that opens a page with an explorer, its script and the files that it may ask for."""
     folder = tmp_path_factory.mktemp("site")
-    for path in (*(one.path for one in chosen.values()), portrait):
+    for path in (*(exhibit.path for exhibit in chosen.values()), portrait):
         pages.write(path, folder / "explorers" / "files")
 
     def start(name: str) -> Page:
@@ -192,6 +192,10 @@ def site(browser, data, chosen, portrait, tmp_path_factory):
         return browser
 
     return start
+
+
+def description(page: Page) -> str:
+    return page.evaluate(f"{STATE}.pending").replace("\N{MINUS SIGN}", "-")
 
 
 def loaded_files(page: Page) -> set[str]:
@@ -213,7 +217,7 @@ def shown(request, site) -> Page:
     return page
 
 
-def test_it_draws_and_describes_itself(shown):
+def test_explorer_draws_and_describes_itself(shown):
     assert min(shown.evaluate(INK)) > 0.005
     assert "undefined" not in shown.evaluate("document.querySelector('.explorer-stage').innerText")
     values = shown.evaluate("[...document.querySelectorAll('input')].map(c => c.getAttribute('aria-valuetext'))")
@@ -222,7 +226,7 @@ def test_it_draws_and_describes_itself(shown):
 
 
 @pytest.mark.parametrize(("width", "density"), [(800, 3), (390, 2)])
-def test_it_is_as_fine_as_the_screen_and_fits(shown, width, density):
+def test_canvas_fits_the_screen(shown, width, density):
     arrange(shown, width=width, density=density)
     sizes = shown.evaluate(f"{CANVASES}.map(c => [c.width / c.clientWidth, c.height / c.clientHeight])")
     assert np.allclose(sizes, density, atol=0.01) and min(shown.evaluate(INK)) > 0.005
@@ -231,7 +235,7 @@ def test_it_is_as_fine_as_the_screen_and_fits(shown, width, density):
     assert shown.evaluate(right) <= width + 1 and min(shown.evaluate(f"{small}.map(e => e.offsetHeight)")) >= 24
 
 
-def test_it_is_drawn_again_in_the_dark_theme(shown):
+def test_dark_theme_changes_the_colours(shown):
     pictures = f"{CANVASES}.map(c => c.toDataURL())"
     light = shown.evaluate(pictures)
     shown.evaluate("document.documentElement.dataset.theme = 'dark'; null")
@@ -254,7 +258,7 @@ def test_without_scripts_there_is_a_sentence(site):
         assert page.locator("noscript p").is_visible()
 
 
-def test_a_failure_leaves_the_sentence_and_a_message_in_the_console(browser, tmp_path):
+def test_failure_leaves_the_sentence_and_a_message(browser, tmp_path):
     browser.open(write_page(tmp_path, ["ica"], explorer_html("ica", "x", {"ways": []})))
     assert len(browser.complaints) == 1 and "TypeError" in browser.complaints[0]
     assert browser.evaluate("document.querySelector('.explorer-paper').offsetHeight") > 10
@@ -274,9 +278,9 @@ def test_prior_by_keyboard(site):
     wide = [torch.tensor(p, dtype=torch.float64) for p in (3.0, *[9.0] * 5)]
     prior = LpNested(Node.parse("2.1[5*2.2[4]]").with_exponents(wide), 1.0)
     expected = {"mode": prior.log_prob(torch.zeros(20).double()).item(), "entropy": prior.entropy().item()}
-    found = page.evaluate(VALUES)
+    actual = page.evaluate(VALUES)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-8) and f"{value:.4f}" in numbers_shown(page)
+        assert actual[name] == pytest.approx(value, rel=1e-8) and f"{value:.4f}" in numbers_shown(page)
     before = page.evaluate(INK)
     push(page, "cone")
     assert page.evaluate(exponents) == [1.0, 2.0] and page.evaluate(INK) != before
@@ -298,8 +302,8 @@ def test_factor_analysis_by_keyboard(site, data):
             "energy": weight * factor_analysis.replicated_free_energy(W, noise, cov, n, beta),
             "gap": weight * factor_analysis.mean_field_gap(W, noise, n, beta),
         }
-        found = page.evaluate(VALUES)
-        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        actual = page.evaluate(VALUES)
+        assert {name: actual[name] for name in expected} == pytest.approx(expected, rel=1e-9, abs=1e-9)
         assert all(f"{expected[name]:.2f}" in numbers_shown(page) for name in ("energy", "likelihood"))
 
 
@@ -308,25 +312,22 @@ def test_ica_by_keyboard(site):
     press(page, "beta", "ArrowRight")
     press(page, "steps", "ArrowRight", 3)
     W = ica.directions([30.0, 90.0, 150.0]) * [1, 0.7**7, 1]
-    found = page.evaluate(VALUES)
-    assert found["alive"] == ica.survivors(W).sum() == found["aliveEnd"] == 2
-    assert found["angle"] == pytest.approx(ica.widest_pair(W))
-    assert found["ratio"] == pytest.approx(0.7**7) and found["pruned"] == "7"
-    words = page.evaluate(f"{STATE}.pending")
-    assert words.startswith("β = 5 after 7 steps") and "two directions alive" in words
+    actual = page.evaluate(VALUES)
+    assert actual["alive"] == ica.survivors(W).sum() == actual["aliveEnd"] == 2
+    assert actual["angle"] == pytest.approx(ica.widest_pair(W))
+    assert actual["ratio"] == pytest.approx(0.7**7) and actual["pruned"] == "7"
+    assert description(page).startswith("β = 5 after 7 steps") and "two directions alive" in description(page)
 
 
-def test_playing_shows_every_step_or_jumps_where_motion_is_unwelcome(site):
+def test_player_respects_reduced_motion(site):
     page = site("ica")
-    seen = f"new Promise(done => {{ const {{ steps }} = {STATE}.controls; const seen = [];"
-    seen += (
-        "steps.input.addEventListener('input', () => { seen.push(steps.value); if (steps.value === 12) done(seen); });"
-    )
-    seen += "document.querySelector('.explorer-buttons button').click(); })"
+    play = f"new Promise(done => {{ const {{ steps }} = {STATE}.controls; const seen = [];"
+    play += "steps.input.addEventListener('input', () => seen.push(steps.value) && steps.atEnd && done(seen));"
+    play += "document.querySelector('.explorer-buttons button').click(); })"
     for motion, expected in (("no-preference", list(range(5, 13))), ("reduce", [12])):
         choose(page, steps=4)
         arrange(page, prefers_reduced_motion=motion)
-        assert page.evaluate(seen) == expected
+        assert page.evaluate(play) == expected
 
 
 def test_surface_is_turned_by_touch(site):
@@ -360,12 +361,12 @@ def test_page_draws_what_python_draws(site, data, chosen):
     sides, start = data["latents"]["sides"], data["latents"]["start"]
 
     def compare(*latents: torch.Tensor) -> None:
-        for found, decoder, z in zip(page.evaluate(PIXELS), decoders, latents, strict=True):
-            np.testing.assert_allclose(found, decoder.decode(z[None]).sigmoid().flatten(), atol=1e-4)
+        for actual, decoder, z in zip(page.evaluate(PIXELS), decoders, latents, strict=True):
+            np.testing.assert_allclose(actual, decoder.decode(z[None]).sigmoid().flatten(), atol=1e-4)
 
     labels = page.evaluate("[...document.querySelectorAll('.explorer-sides label')].map(e => e.textContent)")
     sliders = [slider for side in sides for slider in side["sliders"]]
-    assert labels == [f"z{one['latent'] + 1} {one['factor']}, {one['nats']:.1f} nats" for one in sliders]
+    assert labels == [f"z{slider['latent'] + 1} {slider['factor']}, {slider['nats']:.1f} nats" for slider in sliders]
     at = [decoder.tensors["starts"][start].clone() for decoder in decoders]
     compare(*at)
     for number, slider, key, end in ((1, 0, "End", "high"), (0, 1, "Home", "low")):
@@ -376,7 +377,7 @@ def test_page_draws_what_python_draws(site, data, chosen):
         compare(*at)
         words = f"{side['label']}: z{k + 1}, which is most informative about {slider['factor']}, is {slider[end]:.2f}; "
         words += f"it was {before:.2f} "
-        assert words in page.evaluate(f"{STATE}.pending").replace("\N{MINUS SIGN}", "-")
+        assert words in description(page)
     choose(page, start=1 - start)
     compare(*(decoder.tensors["starts"][1 - start] for decoder in decoders))
     assert page.complaints == [] and page.requests == []
@@ -386,8 +387,7 @@ def test_missing_decoder(browser, data, tmp_path):
     browser.open(write_page(tmp_path, ["latents"], explorer_html("latents", "x", data["latents"])))
     push(browser, "Load the decoders")
     wait_for(browser, "!document.querySelector('button').disabled")
-    words = browser.evaluate(f"{STATE}.pending")
-    assert words == "The decoders are not available: a file could not be loaded."
+    assert description(browser) == "The decoders are not available: a file could not be loaded."
 
 
 def chosen_run(page: Page) -> tuple[str, str]:
@@ -404,7 +404,7 @@ def test_runs_by_keyboard(site, data):
         assert chosen_run(page) == named(data, run)
     name = named(data, full[-1])[0]
     assert page.evaluate(f"{STATE}.controls.run.input.getAttribute('aria-valuetext')") == name
-    assert page.evaluate(f"{STATE}.pending").startswith(f"{name}, 7,200 steps of 2,048: MIG ")
+    assert description(page).startswith(f"{name}, 7,200 steps of 2,048: MIG ")
     push(page, "Highest MIG in view")
     assert chosen_run(page) == named(data, max(full, key=lambda run: run["mig"]))
 
@@ -423,16 +423,16 @@ def test_filters_of_runs(site, data):
     every = itertools.product(*({run[name] for run in full} for name in ("method", "beta", "seed")))
     kinds = (dict(zip(("method", "beta", "seed"), values, strict=True)) for values in every)
     choose(page, **next(kind for kind in kinds if not selected(data, study=0, **kind)))
-    assert page.evaluate(f"{STATE}.pending") == "No recorded run passes these filters."
+    assert description(page) == "No recorded run passes these filters."
     assert page.evaluate(f"{STATE}.controls.run.input.disabled")
     push(page, "All runs")
     assert page.evaluate(count) == len(full) and not page.evaluate(f"{STATE}.controls.run.input.disabled")
     choose(page, study=data["runs"][data["first"]]["study"])
-    assert "reduced" in page.evaluate(f"{VALUES}.trained") and "reduced" in page.evaluate(f"{STATE}.pending")
+    assert "reduced" in page.evaluate(f"{VALUES}.trained") and "reduced" in description(page)
 
 
 @pytest.mark.parametrize("width", [1000, 390], ids=["click", "tap"])
-def test_a_mark_chooses_its_run(site, data, width):
+def test_mark_chooses_its_run(site, data, width):
     page, data = site("trade-off"), data["trade-off"]
     arrange(page, width=width)
     runs = selected(data, study=0, method=0, beta=3)

@@ -130,9 +130,9 @@ def test_diverged_exponents_are_recorded_as_they_last_were(changes, steps, tmp_p
 def test_closed_form_out_of_range_is_not_finite(value):
     posterior = torch.zeros(2, 5, 3), torch.full((2, 5, 3), value)
     posterior[1][1] = 0.5
-    found = objectives.kl_closed_form(*posterior, objectives.standard_normal(3))
-    assert not found[0].isfinite().any()
-    torch.testing.assert_close(found[1], torch.full((5,), 1.5 * (math.exp(0.5) - 1.5)))
+    actual = objectives.kl_closed_form(*posterior, objectives.standard_normal(3))
+    assert not actual[0].isfinite().any()
+    torch.testing.assert_close(actual[1], torch.full((5,), 1.5 * (math.exp(0.5) - 1.5)))
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0, 10.0])

@@ -20,12 +20,12 @@ def test_variant_has_its_own_parameters_and_cells(name, tmp_path):
     change, path = CHANGES[name], tmp_path / "page.ipynb"
     text = (ROOT / f"{change['from']}.ipynb").read_text("utf-8")
     path.write_text(variants.variant(text, change), "utf-8")
-    before, after = (nbformat.reads(one, as_version=4) for one in (text, path.read_text("utf-8")))
+    before, after = (nbformat.reads(page, as_version=4) for page in (text, path.read_text("utf-8")))
     nbformat.validate(after)
     ids, without = [cell.id for cell in before.cells], change.get("without", [])
     assert {*change.get("cells", ()), *without} <= set(ids)
-    assert [cell.id for cell in after.cells] == [one for one in ids if one not in without]
-    parameters = {name: yaml.safe_load(one["default"]) for name, one in inspect_notebook(path).items()}
+    assert [cell.id for cell in after.cells] == [name for name in ids if name not in without]
+    parameters = {name: yaml.safe_load(entry["default"]) for name, entry in inspect_notebook(path).items()}
     assert {key: parameters[key] for key in change["parameters"]} == change["parameters"]
     assert after.cells[0].source.partition("\n")[0] != before.cells[0].source.partition("\n")[0]
 
