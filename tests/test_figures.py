@@ -64,25 +64,17 @@ FIGURES = [
     (prior.sampling_steps, (PAIRS, X, X, Y, PAIRS, X[:2], SQUARES[1], ("$z_1$", "$z_2$")), {"radius": [*X, *X]}),
     (
         results.mig_distributions,
-        ({"a": {"beta-vae": (X, INTERVAL)}}, {"a": {"beta-vae": 0.2}}),
+        ({"a": {"isa-vae": (X, INTERVAL)}}, {"a": {"isa-vae": 0.2}}),
         {"value": [*X, MEAN, 0.2]},
     ),
     (results.trade_off, ({"a": CURVES}, {"a": {"isa-vae": [(1, -21.0, 0.2)]}}), {"beta": [0.5] * 6}),
     (results.exponents, ({"a": PAIRS}, 2.1, 2.0, {"a": [2, 2]}), {"value": PAIRS.T}),
     (results.controls, ({"a": ((X, INTERVAL), (Y, INTERVAL))}, {"a": "beta-vae"}), {"value": [*X, MEAN, *Y]}),
-    (
-        results.lengths,
-        ({"a": {"beta-vae": {100: BY_SEED}}}, {"a": {"beta-vae": -2.5}}),
-        {"value": [-3, -4, -3.5, -2.5]},
-    ),
+    (results.lengths, ({"a": {"isa-vae": {100: BY_SEED}}}, {"a": {"isa-vae": -2.5}}), {"value": [-3, -4, -3.5, -2.5]}),
     (scorecard.glance, ({"a": ["yes"] * 16}, {"yes": scorecard.Mark(style.GREEN, True, "y")}), {"claim": range(1, 17)}),
     (training.learning_curve, ({"fit (nats)": (X, Y, Z)},), {"fit (nats)": [*X, *Z]}),
     (training.information, (SQUARES[1] / 2, "xy", np.ones(2, bool)), {"share of the factor's entropy": SQUARES[1] / 2}),
-    (
-        training.paired_differences,
-        ({"MIG": ({"bf16": X}, {"bf16": (0.0, -1.0, 1.0)}, 0.4)},),
-        {"value": [0.4, *X, 0.0]},
-    ),
+    (training.paired_differences, ({"MIG": ({"bf16": X}, {"bf16": (0, -1, 1)}, 0.4)},), {"value": [0.4, *X, 0.0]}),
 ]
 
 
