@@ -160,19 +160,21 @@ def data(studies, chosen, portrait) -> dict[str, dict]:
         "prior": {
             "trees": [{"label": text, "structure": Node.parse(text).structure} for text in TREES],
             "stops": [0.5, 1.0, 2.0, 2.1, 2.2, 3.0, 6.0, 9.0],
-            **{"p0": 2.1, "p1": 2.2, "scale": 1.0, "samples": 300, "presets": [["cone", 1.0, 2.0]]},
-        },
+        }
+        | {"p0": 2.1, "p1": 2.2, "scale": 1.0, "samples": 300, "presets": [["cone", 1.0, 2.0]]},
         "factor-analysis": {
-            **{"betas": [0.1, 0.5, 1.0, 2.0, 5.0, 20.0], "noise_vars": [0.001, 0.01, 0.02], "noise_var": 0.01},
-            **{"angle": 45, "n": 100, "variances": np.diag(aligned @ aligned.T) + 0.01},
-        },
+            "betas": [0.1, 0.5, 1.0, 2.0, 5.0, 20.0],
+            "noise_vars": [0.001, 0.01, 0.02],
+            "variances": np.diag(aligned @ aligned.T) + 0.01,
+        }
+        | {"angle": 45, "n": 100, "noise_var": 0.01},
         "ica": {
             "paths": [[truth * [1, shrink**step, 1] for step in range(13)] for shrink in (0.9, 0.7)],
             "converged": [truth * [1, 0, 1]] * 2,
             "points": np.random.default_rng(0).normal(size=(50, 2)),
-            **{"truth": truth, "steps": 4, "limit": 10.0, "threshold": ica.PRUNED, "stopped": 4, "seeds": 3},
-            **{"betas": [1.0, 5.0], "alive_stopped": [3.0, 2.5], "alive_converged": [2.0, 2.0]},
-        },
+        }
+        | {"truth": truth, "steps": 4, "limit": 10.0, "threshold": ica.PRUNED, "stopped": 4, "seeds": 3}
+        | {"betas": [1.0, 5.0], "alive_stopped": [3.0, 2.5], "alive_converged": [2.0, 2.0]},
         "latents": exhibits.latents(chosen, "ellipse"),
         "trade-off": exhibits.trade_off(studies, [portrait]),
     }
@@ -420,9 +422,10 @@ def test_filters_of_runs(site, data):
         filters[name] = best[name]
         choose(page, **{name: best[name]})
         assert page.evaluate(count) == len(selected(data, **filters)) and chosen_run(page) == named(data, best)
-    every = itertools.product(*({run[name] for run in full} for name in ("method", "beta", "seed")))
-    kinds = (dict(zip(("method", "beta", "seed"), values, strict=True)) for values in every)
-    choose(page, **next(kind for kind in kinds if not selected(data, study=0, **kind)))
+    pairs = itertools.product(range(len(data["methods"])), {run["beta"] for run in full})
+    recorded = {(run["method"], run["beta"]) for run in full}
+    method, beta = next(pair for pair in pairs if pair not in recorded)
+    choose(page, method=method, beta=beta)
     assert description(page) == "No recorded run passes these filters."
     assert page.evaluate(f"{STATE}.controls.run.input.disabled")
     push(page, "All runs")
