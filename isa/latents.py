@@ -16,6 +16,7 @@ factors and moves the latent from the minimum to the maximum posterior mean of a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -107,12 +108,9 @@ class Portrait:
         text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         arrays |= {f"curve {name}": curve for name, curve in self.curves.items()}
-
-        def write(temporary: str) -> None:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
-
-        write_atomically(Path(path), write)
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
+        write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(content.getbuffer()))
         return Path(path)
 
     @classmethod
@@ -141,10 +139,8 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
 
     def average(*kept: str) -> np.ndarray:
         """Return the mean over all other factors, (K, *sizes of these factors)."""
-        axes = [names.index(name) for name in kept]
-        others = [axis for axis in range(len(sizes)) if axis not in axes]
-        table = grid.mean(others) if others else grid
-        return _single(table.permute(-1, *(sorted(axes).index(axis) for axis in axes)))
+        others = [name for name in names if name not in kept]
+        return _single(grid.permute(-1, *map(names.index, (*kept, *others))).flatten(1 + len(kept)).mean(-1))
 
     mig = result.evaluation.mig
     best, most = mig.mutual_information.argmax(0).tolist(), mig.mutual_information.amax(0).tolist()
@@ -155,7 +151,7 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
     low, high = (ends[shown].double() for ends in torch.aminmax(mean, dim=0))
     values = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, steps, dtype=torch.float64, device=low.device)
     start = mean[base.to(mean.device)]
-    along = start.expand(len(shown), steps, *start.shape).transpose(1, 2).clone()  # (A, S, T, K)
+    along = start[:, None].repeat(len(shown), 1, steps, 1)  # (A, S, T, K)
     for row, k in enumerate(shown):
         along[row, :, :, k] = values[row].to(along.dtype)
     traversals = _decode(result.model, result.run.likelihood, along.flatten(0, 2))
@@ -218,12 +214,12 @@ def find_representative(
     their run.
     """
     paths = {path.stem.rpartition("-")[2]: path for path in portraits}
-    found = []
+    candidates = []
     for number, records in enumerate(studies):
         rows = [row for row in records if row["status"] == "trained"]
         record = path = None
         if rows:
             record = rows[choose(*(np.array([row[name] for row in rows]) for name in ("mig", "log_likelihood")))]
             path = paths.get(record["hash"])
-        found.append(Representative(number, len(rows), records.wanted, record, path and Portrait.load(path)))
-    return max(found, key=lambda one: (one.portrait is not None, one.record is not None, -one.study))
+        candidates.append(Representative(number, len(rows), records.wanted, record, path and Portrait.load(path)))
+    return max(candidates, key=lambda run: (run.portrait is not None, run.record is not None, -run.study))

@@ -27,18 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def page_class() -> type[Page]:
-    """The class of the browser's page, which a file of tests may replace."""
-    return Page
-
-
-@pytest.fixture(scope="module")
-def browser(page_class) -> Iterator[Page]:
+def browser() -> Iterator[Page]:
     """Headless Chromium, one for each file of tests, so that no file sees what another has emulated."""
     executable = find_chromium()
     if executable is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium was found, which the pages are read with")
-    with page_class(executable) as page:
+    with Page(executable) as page:
         yield page
 
 

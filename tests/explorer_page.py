@@ -30,9 +30,10 @@ def write_page(folder: Path, names: Sequence[str], body: str = "") -> Path:
 
 
 def arrange(page: Page, width: int = 1000, density: float = 1, media: str = "", **features: str) -> None:
-    """Set the reader's screen, and what the reader's system asks for."""
-    mobile = width < 600
-    page.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=density, mobile=mobile)
+    """Set the reader's screen, a phone's if it is narrow, and the media features that the reader's system asks for."""
+    phone, size = width < 600, {"width": width, "height": 900, "deviceScaleFactor": density}
+    page.send("Emulation.setDeviceMetricsOverride", **size, mobile=phone)
+    page.send("Emulation.setTouchEmulationEnabled", enabled=phone)
     wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
     page.send("Emulation.setEmulatedMedia", media=media, features=wanted)
     settle(page)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
-from tiny_runs import assert_same, numbers, tiny, train, train_pack
+from tiny_runs import KINDS, numbers, tiny, train, train_pack
 from tiny_sweep import DATASET
 
 from isa import mig, objectives
@@ -22,7 +22,7 @@ from isa.run import OBJECTIVES, Run
 
 pytestmark = pytest.mark.usefixtures("small_discriminator")
 
-STEPS = 24
+STEPS = 12
 MEASURED = {"mig", "log_likelihood", "divergence", "elbo", "active_units", "evaluation_seconds"}
 
 
@@ -33,90 +33,61 @@ def _run(**changes) -> Run:
 def _check(result: Result) -> str:
     """Check what every result promises, and return its status."""
     run, record, at = result.run, result.record, result.diverged_at
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert json.loads(json.dumps(record, allow_nan=False)) == record and record["diverged_at"] == at
     assert all(map(math.isfinite, numbers(record)))
-    assert record["diverged_at"] == at
     assert (record["exponents"] is None) == (run.tree is None) and all(p > 0 for p in record["exponents"] or ())
+    assert all(np.isfinite(values[:at]).all() for values in result.curve.values())
     lengths = {len(values) for values in result.curve.values()}
     if at is None:
         assert record["status"] == "trained" and lengths == {run.total_steps}
         assert set(record) >= MEASURED and None not in map(record.get, MEASURED)
-        assert all(np.isfinite(values).all() for values in result.curve.values())
         assert all(bool(value.isfinite().all()) for value in result.model.parameters())
     else:
         assert record["status"] == "diverged" and 0 <= at <= run.total_steps
         assert lengths == {min(at + 1, run.total_steps)}
         assert not set(record) & MEASURED and result.evaluation is None
-        assert all(np.isfinite(values[:at]).all() for values in result.curve.values())
     return record["status"]
 
 
-# Any run
-
-EXPONENTS = st.one_of(st.sampled_from([0.5, 1.0, 2.0, 10.0]), st.floats(0.5, 10))
-RATES = st.one_of(st.sampled_from([1e-3, 1.0]), st.floats(-5, 0).map(lambda x: 10**x))
-
-
-SUBSPACES = {"prior": "isa", "subspaces": (2, 1), "latent_dim": 3}
-PRIORS = st.one_of(
-    st.builds(lambda p0, *p1: SUBSPACES | {"p0": p0, "p1": p1}, EXPONENTS, EXPONENTS, EXPONENTS),
-    st.builds(lambda rate: SUBSPACES | {"learn_exponents": True, "exponent_learning_rate": rate}, RATES),
-    st.builds(lambda p: {"prior": str(Node(p, 3)), "latent_dim": 3}, EXPONENTS),
-    st.builds(lambda p, q: {"prior": str(Node(p, [1, Node(q, 2)])), "latent_dim": 3}, EXPONENTS, EXPONENTS),
-)
+EXPONENTS = st.sampled_from([0.5, 1.0, 2.0, 10.0]) | st.floats(0.5, 10)
+TREES = st.builds(lambda p, q: {"prior": str(Node(p, [1, Node(q, 2)])), "latent_dim": 3}, EXPONENTS, EXPONENTS)
+RATES = st.sampled_from([1e-3, 1.0]) | st.floats(-5, 0).map(lambda x: 10**x)
 SETTINGS = {
     "seed": st.integers(0, 2**32),
-    "beta": st.one_of(st.sampled_from([0, 1, 100]), st.floats(1e-3, 100)),
+    "beta": st.sampled_from([0, 1, 100]) | st.floats(1e-3, 100),
     "learning_rate": RATES,
     "precision": st.sampled_from(["fp32", "bf16"]),
     "likelihood": st.sampled_from(["bernoulli", "gaussian"]),
 }
+KIND = st.sampled_from(list(KINDS.values())) | TREES
+RUNS = st.builds(lambda kind, changes: _run(**(kind | changes)), KIND, st.fixed_dictionaries(SETTINGS))
 
 
-@st.composite
-def runs(draw) -> Run:
-    """Return a run of any objective with any prior."""
-    objective = draw(st.sampled_from(sorted(OBJECTIVES)))
-    prior = draw(PRIORS if objective.startswith("isa-") else st.one_of(st.just({}), PRIORS))
-    changes = draw(st.fixed_dictionaries(SETTINGS)) | prior
-    if objective.endswith("-tcvae"):
-        changes["sampling"] = draw(st.sampled_from(["weighted", "stratified"]))
-    elif not prior:
-        changes["kl"] = draw(st.sampled_from(["monte_carlo", "closed_form"]))
-    return _run(objective=objective, **changes)
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(runs())
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(RUNS)
 @example(_run(learning_rate=1.0, kl="closed_form", beta=100.0))
 @example(_run(objective="isa-vae", p0=10.0, p1=10.0, beta=100.0))
 @example(_run(objective="isa-vae", p0=0.5, p1=0.5, beta=0, learn_exponents=True, exponent_learning_rate=1.0))
 @example(_run(objective="isa-tcvae", p0=10.0, p1=0.5, learning_rate=1.0, precision="bf16"))
 @example(_run(objective="factor-vae", beta=100.0, learning_rate=1.0))
 def test_training_ends_in_finite_numbers_or_divergence(run):
-    """Another run of its pack, healthy or not, changes nothing."""
-    result, diverged = train_pack([run, run.replace(beta=1e30)], evaluation=True)
-    again, _ = train_pack([run, run.replace(seed=run.seed + 1, beta=1.0)], evaluation=True)
-    event(_check(result))
-    event(f"the other: {_check(diverged)}")
-    assert_same(result, again)
+    for result in train_pack([run, run.replace(beta=1e30)], evaluation=True):
+        event(_check(result))
 
 
-@pytest.mark.parametrize("kind", ["beta-vae", "isa-vae", "beta-tcvae", "isa-tcvae", "factor-vae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_moderate_rate_trains_and_absurd_one_diverges(kind, precision):
-    well = _run(objective=kind, precision=precision, beta=4.0)
-    absurd = well.replace(learning_rate=1e6)
-    assert [_check(train(run, evaluation=True)) for run in (well, absurd)] == ["trained", "diverged"]
-
-
-@pytest.mark.parametrize("prior", ["2.1[2.2[2], 1]", "10[3]", "0.5[10[2], 1]", "10[0.5[2], 1]"])
-def test_heavy_weights_and_tails_train(prior):
-    run = _run(objective="isa-vae", prior=prior, beta=100.0, steps=60)
-    assert _check(train(run, evaluation=True)) == "trained"
-
-
-# Beta = 0
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"objective": kind, "beta": 4.0} for kind in OBJECTIVES),
+        *({"objective": "isa-vae", "beta": 100.0, "prior": tree} for tree in ("0.5[10[2], 1]", "10[0.5[2], 1]")),
+    ],
+    ids=lambda changes: changes.get("prior", changes["objective"]),
+)
+def test_moderate_rate_trains_and_absurd_one_diverges(changes, precision):
+    run = _run(precision=precision, **changes)
+    results = [train(one, evaluation=True) for one in (run, run.replace(learning_rate=1e6))]
+    assert list(map(_check, results)) == ["trained", "diverged"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -124,29 +95,23 @@ def test_prior_is_not_used_at_beta_0(precision):
     """Beta-VAE and ISA-VAE are then the same noisy autoencoder; learned exponents stay at their start."""
     common = {"beta": 0, "precision": precision}
     plain = train(_run(**common), evaluation=True)
-    of_isa = [_run(objective="isa-vae", **common), _run(objective="isa-vae", learn_exponents=True, **common)]
-    for run in of_isa:
-        result = train(run, evaluation=True)
+    for learned in (False, True):
+        result = train(_run(objective="isa-vae", learn_exponents=learned, **common), evaluation=True)
         np.testing.assert_array_equal(result.curve["loss"], -result.curve["log_likelihood"])
         np.testing.assert_array_equal(result.curve["loss"], plain.curve["loss"])
         assert result.record["log_likelihood"] == plain.record["log_likelihood"]
         assert result.record["divergence"] != plain.record["divergence"]
-        assert not run.learn_exponents or result.exponents == pytest.approx((2.1, 2.0, 2.0))
+        assert not learned or result.exponents == pytest.approx((2.1, 2.0, 2.0))
     assert plain.curve["loss"][-1] < plain.curve["loss"][0]
 
 
 @pytest.mark.parametrize("objective", ["beta-tcvae", "isa-tcvae", "factor-vae"])
 def test_total_correlation_is_only_reported_at_beta_0(objective):
     result = train(_run(objective=objective, beta=0), evaluation=True)
-    curve, rest = result.curve, 0.0
-    if objective != "factor-vae":  # there the divergence has the total correlation as a part
-        rest = curve["total_correlation"]
+    curve = result.curve  # the divergence of FactorVAE contains the total correlation
+    rest = 0.0 if objective == "factor-vae" else curve["total_correlation"]
     np.testing.assert_allclose(curve["loss"], curve["kl"] - rest - curve["log_likelihood"], rtol=1e-5)
     assert np.abs(curve["total_correlation"]).max() > 1e-3
-    assert _check(result) == "trained"
-
-
-# Divergence
 
 
 @pytest.mark.parametrize("steps", [1, STEPS])
@@ -161,13 +126,13 @@ def test_diverged_exponents_are_recorded_as_they_last_were(changes, steps, tmp_p
     assert again == run and prior.tree.exponents == result.exponents
 
 
-@pytest.mark.parametrize("value", [-1e3, -200.0, 200.0, 1e3, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [-200.0, 200.0, math.nan, math.inf, -math.inf])
 def test_closed_form_out_of_range_is_not_finite(value):
     posterior = torch.zeros(2, 5, 3), torch.full((2, 5, 3), value)
     posterior[1][1] = 0.5
-    found = objectives.kl_closed_form(*posterior, objectives.standard_normal(3))
-    assert not found[0].isfinite().any()
-    torch.testing.assert_close(found[1], torch.full((5,), 1.5 * (math.exp(0.5) - 1.5)))
+    actual = objectives.kl_closed_form(*posterior, objectives.standard_normal(3))
+    assert not actual[0].isfinite().any()
+    torch.testing.assert_close(actual[1], torch.full((5,), 1.5 * (math.exp(0.5) - 1.5)))
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0, 10.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from isa.data import Factor
     from isa.latents import Portrait
 
-__all__ = ["latent_stills", "latents", "title", "traversals"]
+__all__ = ["latents", "title", "traversals"]
 
 _LINE = 68  # characters of a line of text
 _LABEL = 0.9  # inches left of a row, for what its latent is
@@ -151,39 +151,6 @@ def latents(heading: str, model: Portrait | str) -> Figure:
     return figure
 
 
-def _strips(
-    parts: Sequence[tuple[str, Sequence[str], np.ndarray]], top: tuple[Sequence[str], np.ndarray] | None = None
-) -> Figure:
-    """Draw images along each latent of several models, one below the other.
-
-    ``parts``: heading, names of the latents, and images ``(latents, steps, channels, H, W)``, or a text and nothing;
-    ``top``: names and images ``(N, channels, H, W)`` of a row above all.
-    """
-    side = (style.WIDTH - _LABEL) / max([images.shape[1] for *_, images in parts if len(images)], default=8)
-    heights = [1.5 * side + 0.3] if top else []
-    for heading, names, images in parts:
-        content = 0.45 + len(images) * side if len(images) else 0.2 * (1 + len(names) // _LINE)
-        heights.append(0.4 + 0.2 * heading.count("\n") + content)
-    figure, grid = style.subplots(len(heights), 1, height=sum(heights), squeeze=False, height_ratios=heights)
-    figure.get_layout_engine().set(h_pad=0.1)
-    panels = list(grid[:, 0])
-    if top:
-        axes = panels.pop(0)
-        _, columns = style.mosaic(axes, top[1][None])
-        axes.set_xticks(columns, top[0])
-        axes.xaxis.tick_top()
-    for axes, (heading, names, images) in zip(panels, parts, strict=True):
-        axes.set_title(heading, loc="left", fontweight="bold")
-        if not len(images):
-            _text(axes, names)
-            continue
-        rows, columns = style.mosaic(axes, images)
-        axes.set_anchor("W")
-        axes.set_yticks(rows, names)
-        axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
-    return figure
-
-
 @style.styled
 def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figure:
     """Draw traversals of every active latent of several models from one image, below its reconstruction by each.
@@ -191,22 +158,34 @@ def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figur
     ``models``: heading, see :func:`title`, and the model, or why there is none; ``base``: the image that is started
     from, one of the portraits' ``bases``.
     """
-    parts, labels, images = [], ["image"], []
-    for heading, model in models:
-        reason = _reason(model)
-        names = reason or [_row_label(model, latent) for latent in model.shown.tolist()]
-        parts.append((heading, names, () if reason else model.traversals[:, model.bases.index(base)]))
+    reasons, strips, labels, images = [_reason(model) for _, model in models], [], ["image"], []
+    for (heading, model), reason in zip(models, reasons, strict=True):
+        strips.append(() if reason else model.traversals[:, model.bases.index(base)])
         if not isinstance(model, str):
             at = model.bases.index(base)
             labels.append(heading.partition(",")[0])
             images += [model.reconstructions[at]] if images else [model.originals[at], model.reconstructions[at]]
-    return _strips(parts, (labels, np.stack(images)) if images else None)
 
-
-@style.styled
-def latent_stills(models: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> Figure:
-    """Draw images along each active latent of several models, one below the other.
-
-    ``models``: title of each to the names of its rows, and its images ``(rows, steps, channels, H, W)``, uint8.
-    """
-    return _strips([(title, names or "No latent is active.", images) for title, (names, images) in models.items()])
+    side = (style.WIDTH - _LABEL) / max([tiles.shape[1] for tiles in strips if len(tiles)], default=8)
+    heights = [1.5 * side + 0.3] if images else []
+    for (heading, _), reason, tiles in zip(models, reasons, strips, strict=True):
+        content = 0.2 * (1 + len(reason) // _LINE) if reason else 0.45 + len(tiles) * side
+        heights.append(0.4 + 0.2 * heading.count("\n") + content)
+    figure, grid = style.subplots(len(heights), 1, height=sum(heights), squeeze=False, height_ratios=heights)
+    figure.get_layout_engine().set(h_pad=0.1)
+    panels = list(grid[:, 0])
+    if images:
+        axes = panels.pop(0)
+        _, columns = style.mosaic(axes, np.stack(images)[None])
+        axes.set_xticks(columns, labels)
+        axes.xaxis.tick_top()
+    for axes, (heading, model), reason, tiles in zip(panels, models, reasons, strips, strict=True):
+        axes.set_title(heading, loc="left", fontweight="bold")
+        if reason:
+            _text(axes, reason)
+            continue
+        rows, columns = style.mosaic(axes, tiles)
+        axes.set_anchor("W")
+        axes.set_yticks(rows, [_row_label(model, latent) for latent in model.shown.tolist()])
+        axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
+    return figure
