@@ -143,14 +143,12 @@ class _Shape:
         corner = smoothstep(x, 0.0, self.mouth_x)
         dip = 0.22 * np.exp(-((x / 0.45) ** 2))
         above, below = self.mouth_y + 0.9 * lip, self.mouth_y - 1.15 * lip
-        upper = capsule(x, y + dip + 0.25 * corner, z + bend, (-lx, above, 9.75), (lx, above, 9.75), lip)
-        d = union(d, upper, 0.5)
-        lower = capsule(x, y - 0.35 * corner, z + bend, (-lx, below, 9.6), (lx, below, 9.6), 1.2 * lip)
-        d = union(d, lower, 0.45)
+        d = union(d, capsule(x, y + dip + 0.25 * corner, z + bend, (-lx, above, 9.75), (lx, above, 9.75), lip), 0.5)
+        d = union(d, capsule(x, y - 0.35 * corner, z + bend, (-lx, below, 9.6), (lx, below, 9.6), 1.2 * lip), 0.45)
         ends = (-self.mouth_x, self.mouth_y, 10.35), (self.mouth_x, self.mouth_y, 10.35)
         d = carve(d, capsule(x, y, z + bend, *ends, 0.16), 0.4)
-        hollow = capsule(x, y, z + bend, (-1.2, self.mouth_y - 2.0, 10.35), (1.2, self.mouth_y - 2.0, 10.35), 0.42)
-        d = carve(d, hollow, 1.0)
+        ends = (-1.2, self.mouth_y - 2.0, 10.35), (1.2, self.mouth_y - 2.0, 10.35)
+        d = carve(d, capsule(x, y, z + bend, *ends, 0.42), 1.0)
         inner, outer = (1.95 * (0.5 + 0.5 * w), ny + 0.1, 9.5), (self.mouth_x + 0.75, self.mouth_y + 0.3, 8.6)
         d = carve(d, capsule(x, y, z, inner, outer, 0.12), 0.55)
         # short hair stands off the scalp
@@ -171,8 +169,7 @@ class _Shape:
     def hair(self, x: Array, y: Array, z: Array, soft: float) -> Array:
         """Return the density of hair, from 0 to 1 over a width ``soft`` at the hairline; ``x`` is absolute."""
         temple = (7.0 + self.hairline) - smoothstep(x, 2.0, 6.5) * 1.2
-        line = temple - smoothstep(z, 6.6, 2.8) * 3.6 - smoothstep(z, 3.4, 1.2) * 4.2
-        line -= smoothstep(z, -2.0, -6.5) * 5.5
+        line = temple - smoothstep(z, 6.6, 2.8) * 3.6 - smoothstep(z, 3.4, 1.2) * 4.2 - smoothstep(z, -2.0, -6.5) * 5.5
         return smoothstep(y - line, 0.15 - soft / 2, 0.15 + soft / 2)
 
     def surface(self, x: Array, y: Array, z: Array, normal_y: Array) -> tuple[Array, Array]:
@@ -226,9 +223,7 @@ class _Shape:
         gloss *= 1 - brow
         # hair
         cover = self.hair(x, y, z, 0.9) * smoothstep(self.ear(x, y, z), 0.05, 0.3)
-        tone = tone + (self.hair_tone - tone) * cover * 0.94
-        gloss *= 1 - 0.6 * cover
-        return tone, gloss
+        return tone + (self.hair_tone - tone) * cover * 0.94, gloss * (1 - 0.6 * cover)
 
 
 def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:

@@ -26,24 +26,18 @@ def ellipsoid(x: Array, y: Array, z: Array, radii: Point) -> Array:
     a, b, c = (np.float32(1.0 / r) for r in radii)
     u, v, w = x * a, y * b, z * c
     k0 = np.sqrt(u * u + v * v + w * w)
-    u *= a
-    v *= b
-    w *= c
+    u, v, w = u * a, v * b, w * c
     k1 = np.sqrt(u * u + v * v + w * w)
     return k0 * (k0 - 1.0) / np.maximum(k1, 1e-6)
 
 
-def capsule(
-    x: Array, y: Array, z: Array, start: Point, end: Point, radius: float, end_radius: float | None = None
-) -> Array:
-    """Return the signed distance to the segment from ``start`` to ``end``, whose radius varies linearly."""
+def capsule(x: Array, y: Array, z: Array, start: Point, end: Point, radius: float, end_radius: float = 0) -> Array:
+    """Return the signed distance to a segment whose radius varies linearly, or is constant without ``end_radius``."""
     ax, ay, az = (np.float32(v) for v in start)
     bx, by, bz = (np.float32(e - s) for s, e in zip(start, end, strict=True))
     px, py, pz = x - ax, y - ay, z - az
     t = np.clip((px * bx + py * by + pz * bz) / (bx * bx + by * by + bz * bz), 0, 1)
-    px -= t * bx
-    py -= t * by
-    pz -= t * bz
+    px, py, pz = px - t * bx, py - t * by, pz - t * bz
     distance = np.sqrt(px * px + py * py + pz * pz)
     return distance - (np.float32(radius) + t * np.float32((end_radius or radius) - radius))
 
@@ -111,11 +105,9 @@ def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse:
                 total[k] += np.bincount(cell, point[k], minlength=n_cells).astype(np.float32)
         # from inside to outside along the axis, the four cells turn counter-clockwise seen from outside
         quads.append(np.where(low < 0, cells, cells[::-1]).T)
-    used = np.flatnonzero(weight)
-    number = np.full(n_cells, -1, np.int32)
-    number[used] = np.arange(used.size, dtype=np.int32)
+    used = weight > 0
     vertices = total[:, used] / weight[used]
-    corners = number[np.concatenate(quads)]
+    corners = (np.cumsum(used, dtype=np.int32) - 1)[np.concatenate(quads)]
     step = 0.25 * min(np.diff(line).min() for line in axes)
     for iteration in range(3):
         value, gradient = _gradient(distance, vertices, step)
