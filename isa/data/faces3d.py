@@ -202,7 +202,7 @@ def read_faces(path: StrPath, shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint
             arrays = [array for name, array in loadmat(file).items() if not name.startswith("__")]
         else:
             loaded = np.load(file, allow_pickle=False)
-            arrays = [loaded] if isinstance(loaded, np.ndarray) else loaded.values()
+            arrays = loaded.values() if suffix == ".npz" else [loaded]
         (images,) = arrays
         if images.shape != shape or images.dtype != np.uint8:
             raise SourceError(f"{path} must hold uint8 {shape}, got {images.dtype} {images.shape}")
