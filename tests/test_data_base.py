@@ -32,7 +32,6 @@ def packed() -> FactorDataset:
 #: name -> (data set, its images in [0, 1])
 DATASETS = {
     "grey, no channels": (from_array(GREY[:, :, :, 0]), GREY / 255),
-    "grey, channels first": (from_array(GREY), GREY / 255),
     "colour, channels first": (from_array(COLOUR), COLOUR / 255),
     "colour, channels last": (from_array(np.moveaxis(COLOUR, 3, 5)), COLOUR / 255),
     "packed": (packed(), BITS),
@@ -42,8 +41,8 @@ grey = DATASETS["grey, no channels"][0]
 
 @pytest.fixture(params=DATASETS)
 def dataset(request) -> tuple[FactorDataset, torch.Tensor]:
-    found, images = DATASETS[request.param]
-    return found, torch.from_numpy(images.reshape(60, *images.shape[3:]))
+    made, images = DATASETS[request.param]
+    return made, torch.from_numpy(images.reshape(60, *images.shape[3:]))
 
 
 def test_attributes():

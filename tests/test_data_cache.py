@@ -1,6 +1,5 @@
 """The cache: what is kept is read, and what cannot be kept is made again with one warning."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +35,12 @@ def test_directory_by_argument_then_environment_then_platform(tmp_path, monkeypa
     assert "isa" in directory().parts[-1].lower()
 
 
-def save(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content", [save(ARRAY)[:200], b"", bytes(range(256)), save(ARRAY[:2]), save(np.array([None], object))]
-)
+@pytest.mark.parametrize("content", [ARRAY[:2], np.array([None]), b"", bytes(range(256))], ids=type)
 def test_a_damaged_file_is_replaced(tmp_path, content):
-    (tmp_path / "x-k.npy").write_bytes(content)
+    if isinstance(content, bytes):
+        (tmp_path / "x-k.npy").write_bytes(content)
+    else:
+        np.save(tmp_path / "x-k.npy", content)
     with pytest.warns(CacheWarning, match=r"cannot read the cache .*x-k\.npy") as caught:
         assert np.array_equal(kept(tmp_path), ARRAY)
     assert len(caught) == 1

@@ -45,21 +45,6 @@ def test_the_whole_set():
     assert torch.equal(words[:, :, 39], words[:, :, 0])  # a full turn
 
 
-def test_positions_and_scales():
-    dataset = drawn()
-    columns = torch.arange(64) + 0.5
-    for shape, orientation in ((0, 0), (1, 13)):
-        images = dataset.images(dataset.index(shape=shape, orientation=orientation, scale=5))[:, 0]
-        mass = images.sum(dim=(1, 2))
-        x = ((images.sum(dim=1) * columns).sum(dim=1) / mass).reshape(32, 32)
-        y = ((images.sum(dim=2) * columns).sum(dim=1) / mass).reshape(32, 32)
-        centre = 64 * (0.25 + 0.5 * torch.linspace(0, 1, 32))
-        assert torch.allclose(x, centre[:, None].expand(32, 32), atol=0.51)
-        assert torch.allclose(y, centre[None, :].expand(32, 32), atol=0.51)
-    area = dataset.images(dataset.traversal("scale", shape=0)).sum(dim=(1, 2, 3))
-    assert torch.allclose(area, (64 * 0.3 * torch.linspace(0.5, 1, 6)) ** 2, rtol=0.06)
-
-
 def slow_raster(vertices: np.ndarray, x: int, y: int) -> np.ndarray:
     """Apply the even-odd rule at every pixel centre in exact rationals; left and bottom edges are inside."""
     centre = np.array([0.25 + 0.5 * dsprites.POSITIONS[x], 0.25 + 0.5 * dsprites.POSITIONS[y]])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from isa._files import write_atomically
 from isa.data.base import StrPath, expand
 
 __all__ = ["CacheWarning", "cached_array", "directory"]
@@ -47,10 +48,15 @@ def cached_array(
     except OSError:  # it is missing; if the folder cannot be used, writing will fail with a warning
         pass
     array = build()
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")  # renamed when whole: readers see all or nothing
     try:
-        write_atomically(path, lambda temporary: np.save(temporary, array))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary, array)
+        temporary.replace(path)
     except OSError as error:
         _warn("write", path, error)
+        with suppress(OSError):
+            temporary.unlink()
     return array
 
 
