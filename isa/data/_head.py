@@ -229,12 +229,8 @@ class _Shape:
 def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:
     """Return mesh and skin of one identity.
 
-    Parameters
-    ----------
-    coefficients : (21,)
-        In standard deviations, in the order of ``COEFFICIENTS``; zeros are the average head, which is symmetric.
-    spacing : float
-        Grid spacing in centimetres on the face; elsewhere it grows to about twice this.
+    ``coefficients`` (21,) are in standard deviations, in the order of ``COEFFICIENTS``; zeros are the average head,
+    which is symmetric. ``spacing`` is the grid's on the face, in centimetres; elsewhere it grows to about twice this.
     """
     shape = _Shape(coefficients)
     across = _graded(0, 11.0, spacing, 5.0)

@@ -184,10 +184,9 @@ def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], si
     row += low_y[kept][which]
     # barycentric weights are affine in the position
     scale = 1 / double_area[kept]
-    ax, ay = x0[kept], y0[kept]
     u_x, u_y = (y0 - y2)[kept] * scale, (x2 - x0)[kept] * scale
     v_x, v_y = (y1 - y0)[kept] * scale, (x0 - x1)[kept] * scale
-    dx, dy = column - ax[which], row - ay[which]
+    dx, dy = column - x0[kept][which], row - y0[kept][which]
     u = dx * u_x[which] + dy * u_y[which]
     v = dx * v_x[which] + dy * v_y[which]
     hit = np.flatnonzero((np.minimum(u, v) >= -1e-5) & (u + v <= 1 + 1e-5))

@@ -259,16 +259,10 @@ class FactorDataset:
         return torch.stack(torch.unravel_index(self._flat(index), self.factor_sizes), dim=-1)
 
     def images(self, index: Indices, *, dtype: torch.dtype = torch.float32, check: bool = True) -> Tensor:
-        """Return images by flat index, ``(B, C, H, W)`` in [0, 1] on :attr:`device`.
+        """Return images by flat indices (B,), as ``(B, C, H, W)`` in [0, 1] on :attr:`device`.
 
-        Parameters
-        ----------
-        index
-            Flat indices, ``(B,)``. An integer gives a batch of one.
-        dtype
-            Floating-point type of the result.
-        check
-            Check the indices, for which the host waits if they are on an accelerator.
+        An integer gives a batch of one. With ``check=False`` wrong indices are not noticed, and the host does not wait
+        for an accelerator.
         """
         rows = self.storage.index_select(0, self._flat(index, check).to(self.device, non_blocking=True))
         if rows.device.type == "cpu":  # numpy's new arrays are in huge pages, which saves half of the time

@@ -68,8 +68,7 @@ def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, pro
     if not folder.exists():
         raise SourceMissingError(f"{folder} does not exist")
     paths = [folder / f"car_{number:03d}_mesh.mat" for number in CARS]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
+    if missing := [path.name for path in paths if not path.exists()]:
         names = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
         raise SourceError(f"{folder} must be the folder of the {len(CARS)} files of cars3d, but lacks {names}")
     checksum = source_checksum(paths)
