@@ -24,17 +24,13 @@ def from_array(images: np.ndarray) -> FactorDataset:
     return FactorDataset.from_array("numbers", "Numbers", FACTORS, images, PROVENANCE)
 
 
-def packed() -> FactorDataset:
-    storage = torch.from_numpy(np.packbits(BITS.reshape(60, -1), axis=1))
-    return FactorDataset("bits", "Bits", FACTORS, storage, PROVENANCE, image_shape=(1, 6, 8), packed=True)
-
-
+PACKED = torch.from_numpy(np.packbits(BITS.reshape(60, -1), axis=1))
 #: name -> (data set, its images in [0, 1])
 DATASETS = {
     "grey, no channels": (from_array(GREY[:, :, :, 0]), GREY / 255),
     "colour, channels first": (from_array(COLOUR), COLOUR / 255),
     "colour, channels last": (from_array(np.moveaxis(COLOUR, 3, 5)), COLOUR / 255),
-    "packed": (packed(), BITS),
+    "bits": (FactorDataset("b", "Bits", FACTORS, PACKED, PROVENANCE, image_shape=(1, 6, 8), packed=True), BITS),
 }
 grey = DATASETS["grey, no channels"][0]
 
@@ -47,7 +43,7 @@ def dataset(request) -> tuple[FactorDataset, torch.Tensor]:
 
 def test_attributes():
     assert grey.factor_names == ("a", "b", "c") and grey.factor_sizes == SIZES and len(grey) == 60
-    assert grey.image_shape == (1, 6, 8) and grey.nbytes == 60 * 48 and packed().nbytes == 60 * 6
+    assert grey.image_shape == (1, 6, 8) and grey.nbytes == 60 * 48
     assert grey.units == {"a": "m", "b": "m", "c": "m"} and np.array_equal(grey.values["b"], np.linspace(0, 1, 4))
     assert grey.procedural and "3 a x 4 b x 5 c = 60" in repr(grey)
     with pytest.raises(ValueError, match="read-only"):

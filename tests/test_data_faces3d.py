@@ -41,8 +41,7 @@ def test_ellipsoid_and_capsule_distances():
     on_surface = (p / np.sqrt((p**2).sum(0))) * radii[:, None]
     assert np.abs(_render.ellipsoid(*on_surface, radii)).max() < 1e-5
     start, end = np.array([-1.0, 0.2, 0.0]), np.array([0.5, 0.1, 1.0])
-    t = np.linspace(0, 1, 4001)
-    points = start + t[:, None] * (end - start)
+    points = np.linspace(start, end, 4001)
     brute = np.sqrt(((p.T[:, None] - points) ** 2).sum(-1)).min(1) - 0.3
     np.testing.assert_allclose(_render.capsule(*p, start, end, 0.3), brute, atol=1e-3)
 

@@ -111,9 +111,8 @@ def valid(name: str) -> bytes:
 
 def outcome(name: str, content: bytes) -> object:
     """Read a file with this content; return what was read, or None if it was refused as it has to be."""
-    place = Path("files") / name
-    place.mkdir(parents=True, exist_ok=True)
-    path = (place / READERS[name].file).absolute()
+    path = Path("files", name, READERS[name].file).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     try:
         return READERS[name].read(path)
@@ -152,7 +151,7 @@ def damaged(draw: st.DrawFn, content: bytes, text: bool) -> bytes:
 
 
 @every_reader
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=40)
 @given(choices=st.data())
 def test_damaged_file_is_read_or_refused(name, choices):
     read = outcome(name, choices.draw(damaged(valid(name), READERS[name].text)))
@@ -162,10 +161,9 @@ def test_damaged_file_is_read_or_refused(name, choices):
 
 @every_reader
 def test_foreign_file_is_refused(name):
-    others = {other: valid(other) for other in READERS if READERS[other].file != READERS[name].file}
-    others |= {"empty": b"", "zeros": bytes(5000), "picture": b"\x89PNG\r\n\x1a\n", "prose": b"Dear all,\n" * 9}
-    for other, content in others.items():
-        assert outcome(name, content) in (None, []), other  # an empty table is a table
+    others = [valid(other) for other in READERS if READERS[other].file != READERS[name].file]
+    for content in (*others, b"", bytes(5000), b"\x89PNG\r\n\x1a\n", b"Dear all,\n" * 9):
+        assert outcome(name, content) in (None, [])  # an empty table is a table
 
 
 @every_reader
@@ -188,7 +186,7 @@ class Trap:
 
 def traps(content: bytes) -> Iterator[bytes]:
     """Yield files that execute code in a careless reader; archives have the members of a valid file."""
-    yield from (pickle.dumps(Trap(), protocol) for protocol in range(6))
+    yield from (pickle.dumps(Trap(), protocol) for protocol in (0, 2, 5))
     yield b"title: !!python/object/apply:os.mkdir [executed]\n"
     array, packed = io.BytesIO(), io.BytesIO()
     np.save(array, np.array([Trap()]))
@@ -204,13 +202,10 @@ def traps(content: bytes) -> Iterator[bytes]:
         yield saved.getvalue()
 
 
-def test_trap_leaves_a_trace(folder):
-    pickle.loads(next(traps(b"")))
-    (folder / "executed").rmdir()
-
-
 @every_reader
 def test_nothing_in_a_file_is_executed(name, folder):
+    pickle.loads(next(traps(b"")))  # the trap works
+    (folder / "executed").rmdir()
     for content in traps(valid(name)):
         assert outcome(name, content) in (None, [])
         assert not (folder / "executed").exists()
