@@ -40,7 +40,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--pack": {"type": int, "metavar": "N", "help": "runs that train at once; by default 18 on a GPU, 1 on a CPU"},
     "--out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
     "--profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run, kernel by kernel"},
-    "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ beside the specification"},
+    "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ next to the specification"},
     "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
     "--cache-dir": {"metavar": "DIR", "help": "where drawn and reduced images are kept; by default $ISA_CACHE_DIR"},
 }
@@ -53,9 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, by default with the arguments of the process, and return its exit status."""
-    parser = _Parser(
-        prog="isa", description="Independent subspace analysis with Lp-nested priors: data, runs, records."
-    )
+    parser = _Parser(prog="isa", description="Independent subspace analysis with Lp-nested priors.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, _data, "name", "--source", "--contact-sheet", "--verify", "--cache-dir")
     _add_fields(_add(commands, _train, "--output", "--device", "--cache-dir", usage="isa train [options]"))
@@ -232,8 +230,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "specs")}
     _check_device(arguments.device, here=arguments.scheduler is None)
     specs = [sweep.Spec.read(path) for path in arguments.specs]
-    found = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
-    for spec, records in zip(specs, found, strict=True):
+    tables = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
+    for spec, records in zip(specs, tables, strict=True):
         diverged = sum(record["status"] == "diverged" for record in records)
         note = f", {diverged:,} of them diverged" if diverged else ""
         print(f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded{note}")
@@ -250,14 +248,13 @@ def _status(arguments: argparse.Namespace) -> int:
     """
     _check_device(arguments.device)
     for spec in [sweep.Spec.read(path) for path in arguments.specs]:
-        print(f"{spec.title} ({spec.path})")
-        print(f"{'tier':>6} {'runs':>8} {'recorded':>9} {'diverged':>9} {'training':>9}   time for the rest, here")
+        print(f"{spec.title} ({spec.path})\n  tier     runs  recorded  diverged  training   time for the rest, here")
         for tier in sweep.status(spec, arguments.device):
             rest = "done" if tier.recorded == tier.runs else "unknown: it has not recorded this kind of run"
             if rest != "done" and tier.seconds is not None:
                 rest = str(timedelta(seconds=round(tier.seconds)))
-            counts = f"{tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
-            print(f"{tier.tier:6} {counts}   {rest}")
+            counts = f"{tier.tier:6} {tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
+            print(f"{counts}   {rest}")
     return 0
 
 

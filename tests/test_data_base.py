@@ -51,33 +51,33 @@ def test_attributes():
 
 
 def test_images_by_index(dataset):
-    found, expected = dataset
+    tested, expected = dataset
     for index in (17, [59, 0, 17, 17], range(60), np.array([3, 4]), torch.tensor([5, 59]), []):
-        assert torch.equal(found.images(index), expected[np.atleast_1d(index).astype(int)].float())
+        assert torch.equal(tested.images(index), expected[np.atleast_1d(index).astype(int)].float())
     for dtype, tolerance in ((torch.float64, 1e-7), (torch.bfloat16, 2e-3), (torch.float16, 3e-4)):
-        images = found.images(range(60), dtype=dtype)
+        images = tested.images(range(60), dtype=dtype)
         assert images.dtype == dtype
         torch.testing.assert_close(images.double(), expected.double(), atol=tolerance, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 def test_images_on_an_accelerator(dataset):
-    found, _ = dataset
-    there = found.to("cuda")
+    tested, _ = dataset
+    there = tested.to("cuda")
     index = there.epoch(3)
     assert index.device.type == there.images(index).device.type == "cuda"
     for dtype in (torch.float32, torch.bfloat16):
         images = there.images(index, dtype=dtype, check=False)
-        assert torch.equal(images.cpu(), found.images(index.cpu(), dtype=dtype))
-    assert there.checksum == found.checksum
+        assert torch.equal(images.cpu(), tested.images(index.cpu(), dtype=dtype))
+    assert there.checksum == tested.checksum
 
 
 def test_items_and_data_loader(dataset):
-    found, expected = dataset
-    assert torch.equal(found[-1], expected[-1].float()) and torch.equal(found[5:20:3], expected[5:20:3].float())
+    tested, expected = dataset
+    assert torch.equal(tested[-1], expected[-1].float()) and torch.equal(tested[5:20:3], expected[5:20:3].float())
     with pytest.raises(IndexError):
-        found[60]
-    loader = DataLoader(found, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
+        tested[60]
+    loader = DataLoader(tested, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
     seen = torch.cat(list(loader)).flatten(1)
     assert sorted(seen.tolist()) == sorted(expected.float().flatten(1).tolist())
 
