@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
     """Call ``write`` with the name of a temporary file, and rename that to ``path`` once it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         write(str(temporary))
         with open(temporary, "rb") as file:
@@ -61,7 +61,6 @@ def read_tensors(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     with _open(path) as file:
         tensors = {name: file.get_tensor(name) for name in like}
         for name, value in like.items():
-            expected, found = ((x.dtype, tuple(x.shape)) for x in (value, tensors[name]))
-            if found != expected:
-                raise ValueError(f"{name} must be {expected}, got {found}")
+            if (tensors[name].dtype, tensors[name].shape) != (value.dtype, value.shape):
+                raise ValueError(f"{name} must be {value.dtype} {tuple(value.shape)}")
     return tensors

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +27,6 @@ from isa.run import Run
 
 __all__ = ["main"]
 
-_SHEET_STEPS = 8
 _OPTIONS: dict[str, dict[str, Any]] = {
     "specs": {"metavar": "SPEC", "nargs": "+", "help": "a specification, such as runs/dsprites.yaml"},
     "name": {"metavar": "NAME", "choices": data.NAMES, "help": f"one of {', '.join(data.NAMES)}"},
@@ -40,7 +40,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--pack": {"type": int, "metavar": "N", "help": "runs that train at once; by default 18 on a GPU, 1 on a CPU"},
     "--out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
     "--profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run, kernel by kernel"},
-    "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ beside the specification"},
+    "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ next to the specification"},
     "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
     "--cache-dir": {"metavar": "DIR", "help": "where drawn and reduced images are kept; by default $ISA_CACHE_DIR"},
 }
@@ -53,9 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, by default with the arguments of the process, and return its exit status."""
-    parser = _Parser(
-        prog="isa", description="Independent subspace analysis with Lp-nested priors: data, runs, records."
-    )
+    parser = _Parser(prog="isa", description="Independent subspace analysis with Lp-nested priors.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, _data, "name", "--source", "--contact-sheet", "--verify", "--cache-dir")
     _add_fields(_add(commands, _train, "--output", "--device", "--cache-dir", usage="isa train [options]"))
@@ -69,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: print(f"isa: warning: {_one_line(message)}", file=sys.stderr)
         try:
             return arguments.run(arguments)
-        except (ValueError, KeyError, TypeError, OSError, MemoryError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             print(f"isa: error: {_one_line(error)}", file=sys.stderr)
-            return 1 if isinstance(error, OSError | MemoryError) else 2
+            return 1 if isinstance(error, OSError) else 2
         except KeyboardInterrupt:
             print("isa: interrupted", file=sys.stderr)
             return 1
@@ -102,9 +100,7 @@ def _add_fields(parser: _Parser) -> None:
 
 
 def _one_line(error: object) -> str:
-    line = " ".join(str(error).split()) or type(error).__name__
-    # a file or a name must not steer the terminal
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_device(name: str | None, here: bool = True) -> None:
@@ -122,44 +118,23 @@ def _data(arguments: argparse.Namespace) -> int:
 
     examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify
     """
-    sheet, progress = arguments.contact_sheet, sys.stderr.isatty()
-    if sheet and sheet.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--contact-sheet must be a .png, .svg or .pdf file, got {sheet}")
-    dataset = data.load(arguments.name, arguments.source, cache_dir=arguments.cache_dir, progress=progress)
+    load = partial(data.load, arguments.name, arguments.source, progress=sys.stderr.isatty())
+    dataset = load(cache_dir=arguments.cache_dir)
     about = dataset.provenance
-    lines = [("images", f"{len(dataset):,} of {' x '.join(map(str, dataset.image_shape))}")]
+    print(f"{dataset.title}\nimages         {len(dataset):,} of {' x '.join(map(str, dataset.image_shape))}")
     for factor in dataset.factors_info:
         first, last = (f"{x:.4g}" if factor.values.dtype.kind == "f" else str(x) for x in factor.values[[0, -1]])
-        lines.append(("factor", f"{factor.name:12} {factor.size:3d} values, {first} to {last} {factor.unit}"))
-    lines += [("source", about.source), ("", about.source_checksum or ""), ("rendering", about.rendering)]
-    lines += [("licence", about.licence), ("cite", about.citation), ("in memory", f"sha256:{dataset.checksum}")]
-    print(dataset.title)
-    if dataset.procedural:
-        print("A STAND-IN drawn by this package: no image is one of the published data set's")
-    print("\n".join(f"{name:14} {text}".rstrip() for name, text in lines if text))
-    if sheet:
-        _draw(dataset, sheet)
-        print(f"contact sheet  {sheet}")
-    return _verify(dataset, arguments.source, progress) if arguments.verify else 0
-
-
-def _draw(dataset: data.FactorDataset, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    factors = dataset.factors_info
-    figure = Figure(figsize=(8, 1.3 * len(factors)), layout="constrained", dpi=150)
-    for row, factor in zip(figure.subplots(len(factors), _SHEET_STEPS, squeeze=False), factors, strict=True):
-        row[0].set_title(factor.name, loc="left")
-        for axes in row:
-            axes.set_axis_off()
-        for axes, image in zip(row, dataset.images(dataset.traversal(factor.name, _SHEET_STEPS)), strict=False):
-            axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:].lower()))
-
-
-def _verify(dataset: data.FactorDataset, source: str | None, progress: bool) -> int:
+        print(f"factor         {factor.name:12} {factor.size:3d} values, {first} to {last} {factor.unit}".rstrip())
+    print(f"source         {about.source} {about.source_checksum}".rstrip())
+    print(f"rendering      {about.rendering}\nlicence        {about.licence}\ncite           {about.citation}")
+    print(f"in memory      sha256:{dataset.checksum}")
+    if arguments.contact_sheet:
+        _draw(dataset, arguments.contact_sheet)
+        print(f"contact sheet  {arguments.contact_sheet}")
+    if not arguments.verify:
+        return 0
     with tempfile.TemporaryDirectory() as empty:
-        again = data.load(dataset.name, source, cache_dir=empty, progress=progress).checksum
+        again = load(cache_dir=empty).checksum
     checks = [("the images made again without the cache have the same SHA-256", again == dataset.checksum)]
     checks += getattr(import_module(f"isa.data.{dataset.name}"), "verify", lambda dataset: [])(dataset)
     for sentence, passed in checks:
@@ -167,8 +142,21 @@ def _verify(dataset: data.FactorDataset, source: str | None, progress: bool) -> 
     return 0 if all(passed for _, passed in checks) else 1
 
 
+def _draw(dataset: data.FactorDataset, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    names = dataset.factor_names
+    figure = Figure(figsize=(8, 1.3 * len(names)), layout="constrained", dpi=150)
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
+        axes.set_title(name, loc="left")
+        axes.set_axis_off()
+        row = torch.cat(list(dataset.images(dataset.traversal(name, 8))), dim=2)
+        axes.imshow(row.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
+    write_atomically(path, figure.savefig)
+
+
 def _value(text: str) -> Any:
-    """Return a number, or several with commas between them; anything else is text."""
+    """Return a number, a tuple of numbers that commas separate, or text."""
     try:
         values = json.loads(f"[{text}]")
     except ValueError:
@@ -199,7 +187,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if (folder / "record.json").exists():
         record = results.read_record(folder / "record.json")
         if record["hash"] != run.hash:
-            raise ValueError(f"--output must be another folder: {folder} contains the run {record.get('key')}")
+            raise ValueError(f"--output must be another folder: {folder} contains the run {record['key']}")
     else:
         if run.reduced:
             print(f"REDUCED SCALE: {run.total_steps:,} steps of {run.batch_size:,} images, fewer than the paper's")
@@ -213,22 +201,20 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _print(record: dict[str, Any]) -> None:
-    scale = f"{record['total_steps']:,} steps of {record['batch_size']:,} images"
-    if record["reduced"]:
-        scale += ", REDUCED: the paper takes more"
-    lines = {"run": record["key"], "images": record["images_title"], "scale": scale}
+    reduced = ", REDUCED: the paper takes more" if record["reduced"] else ""
+    print(f"run             {record['key']}\nimages          {record['images_title']}")
+    print(f"scale           {record['total_steps']:,} steps of {record['batch_size']:,} images{reduced}")
     if record["status"] == "diverged":
-        lines["DIVERGED"] = f"at step {record['diverged_at']:,}; nothing is measured"
+        print(f"DIVERGED        at step {record['diverged_at']:,}; nothing is measured")
     else:
         each = ", ".join(f"{name} {record[f'mig_{name}']:.3f}" for name in record["factors"])
-        lines["MIG"] = f"{record['mig']:.4f} ({each})"
-        lines["log-likelihood"] = f"{record['log_likelihood']:.2f} nats an image"
-        lines["ELBO"] = f"{record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}"
-        lines["active latents"] = f"{record['active_units']} of {record['latent_dim']}"
+        print(f"MIG             {record['mig']:.4f} ({each})")
+        print(f"log-likelihood  {record['log_likelihood']:.2f} nats an image")
+        print(f"ELBO            {record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}")
+        print(f"active latents  {record['active_units']} of {record['latent_dim']}")
     if record["learn_exponents"]:
-        lines["exponents"] = ", ".join(f"{p:.3f}" for p in record["exponents"])
-    lines["time"] = f"{record['train_seconds']:.0f} s of training on {record['device']}"
-    print("\n".join(f"{name:15} {text}" for name, text in lines.items()))
+        print(f"exponents       {', '.join(f'{p:.3f}' for p in record['exponents'])}")
+    print(f"time            {record['train_seconds']:.0f} s of training on {record['device']}")
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -244,8 +230,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "specs")}
     _check_device(arguments.device, here=arguments.scheduler is None)
     specs = [sweep.Spec.read(path) for path in arguments.specs]
-    found = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
-    for spec, records in zip(specs, found, strict=True):
+    tables = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
+    for spec, records in zip(specs, tables, strict=True):
         diverged = sum(record["status"] == "diverged" for record in records)
         note = f", {diverged:,} of them diverged" if diverged else ""
         print(f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded{note}")
@@ -262,16 +248,13 @@ def _status(arguments: argparse.Namespace) -> int:
     """
     _check_device(arguments.device)
     for spec in [sweep.Spec.read(path) for path in arguments.specs]:
-        print(f"{spec.title} ({spec.path})")
-        print(f"{'tier':>6} {'runs':>8} {'recorded':>9} {'diverged':>9} {'training':>9}   time for the rest, here")
+        print(f"{spec.title} ({spec.path})\n  tier     runs  recorded  diverged  training   time for the rest, here")
         for tier in sweep.status(spec, arguments.device):
-            rest = "unknown: it has not recorded this kind of run"
-            if tier.recorded == tier.runs:
-                rest = "done"
-            elif tier.seconds is not None:
+            rest = "done" if tier.recorded == tier.runs else "unknown: it has not recorded this kind of run"
+            if rest != "done" and tier.seconds is not None:
                 rest = str(timedelta(seconds=round(tier.seconds)))
-            counts = f"{tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
-            print(f"{tier.tier:6} {counts}   {rest}")
+            counts = f"{tier.tier:6} {tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
+            print(f"{counts}   {rest}")
     return 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from isa.data import DataError, Factor, FactorDataset, Provenance, SourceError, load
+from isa.data import DataError, Factor, FactorDataset, Provenance, SourceMissingError, load
 
 PROVENANCE = Provenance("a test", "MIT", "nobody", "numbers", procedural=True)
 SIZES = (3, 4, 5)
@@ -24,88 +24,66 @@ def from_array(images: np.ndarray) -> FactorDataset:
     return FactorDataset.from_array("numbers", "Numbers", FACTORS, images, PROVENANCE)
 
 
-def packed() -> FactorDataset:
-    storage = torch.from_numpy(np.packbits(BITS.reshape(60, -1), axis=1))
-    return FactorDataset("bits", "Bits", FACTORS, storage, PROVENANCE, image_shape=(1, 6, 8), packed=True)
-
-
+PACKED = torch.from_numpy(np.packbits(BITS.reshape(60, -1), axis=1))
 #: name -> (data set, its images in [0, 1])
 DATASETS = {
     "grey, no channels": (from_array(GREY[:, :, :, 0]), GREY / 255),
-    "grey, channels first": (from_array(GREY), GREY / 255),
     "colour, channels first": (from_array(COLOUR), COLOUR / 255),
     "colour, channels last": (from_array(np.moveaxis(COLOUR, 3, 5)), COLOUR / 255),
-    "packed": (packed(), BITS),
+    "bits": (FactorDataset("b", "Bits", FACTORS, PACKED, PROVENANCE, image_shape=(1, 6, 8), packed=True), BITS),
 }
 grey = DATASETS["grey, no channels"][0]
 
 
 @pytest.fixture(params=DATASETS)
 def dataset(request) -> tuple[FactorDataset, torch.Tensor]:
-    found, images = DATASETS[request.param]
-    return found, torch.from_numpy(images.reshape(60, *images.shape[3:]))
+    made, images = DATASETS[request.param]
+    return made, torch.from_numpy(images.reshape(60, *images.shape[3:]))
 
 
 def test_attributes():
     assert grey.factor_names == ("a", "b", "c") and grey.factor_sizes == SIZES and len(grey) == 60
-    assert grey.image_shape == (1, 6, 8) and grey.nbytes == 60 * 48 and packed().nbytes == 60 * 6
+    assert grey.image_shape == (1, 6, 8) and grey.nbytes == 60 * 48
     assert grey.units == {"a": "m", "b": "m", "c": "m"} and np.array_equal(grey.values["b"], np.linspace(0, 1, 4))
     assert grey.procedural and "3 a x 4 b x 5 c = 60" in repr(grey)
     with pytest.raises(ValueError, match="read-only"):
         grey.values["a"][0] = 7
 
 
-@pytest.mark.parametrize(
-    "index", [17, [59, 0, 17, 17], range(60), np.array([3, 4]), torch.tensor([5, 59]), []], ids=str
-)
-def test_images_by_index(dataset, index):
-    found, expected = dataset
-    images = found.images(index)
-    assert images.dtype == torch.float32
-    assert torch.equal(images, expected[np.atleast_1d(index).astype(int)].float())
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.bfloat16, 2e-3), (torch.float16, 3e-4)])
-def test_images_in_other_types(dataset, dtype, tolerance):
-    found, expected = dataset
-    images = found.images(range(60), dtype=dtype)
-    assert images.dtype == dtype
-    torch.testing.assert_close(images.double(), expected.double(), atol=tolerance, rtol=0)
+def test_images_by_index(dataset):
+    tested, expected = dataset
+    for index in (17, [59, 0, 17, 17], range(60), np.array([3, 4]), torch.tensor([5, 59]), []):
+        assert torch.equal(tested.images(index), expected[np.atleast_1d(index).astype(int)].float())
+    for dtype, tolerance in ((torch.float64, 1e-7), (torch.bfloat16, 2e-3), (torch.float16, 3e-4)):
+        images = tested.images(range(60), dtype=dtype)
+        assert images.dtype == dtype
+        torch.testing.assert_close(images.double(), expected.double(), atol=tolerance, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 def test_images_on_an_accelerator(dataset):
-    found, _ = dataset
-    there = found.to("cuda")
+    tested, _ = dataset
+    there = tested.to("cuda")
     index = there.epoch(3)
     assert index.device.type == there.images(index).device.type == "cuda"
     for dtype in (torch.float32, torch.bfloat16):
         images = there.images(index, dtype=dtype, check=False)
-        assert torch.equal(images.cpu(), found.images(index.cpu(), dtype=dtype))
-    assert there.checksum == found.checksum
+        assert torch.equal(images.cpu(), tested.images(index.cpu(), dtype=dtype))
+    assert there.checksum == tested.checksum
 
 
-def test_items_are_images(dataset):
-    found, expected = dataset
-    assert torch.equal(found[7], expected[7].float()) and torch.equal(found[-1], expected[-1].float())
-    assert torch.equal(found[5:20:3], expected[5:20:3].float())
-    assert len(list(found)) == 60
+def test_items_and_data_loader(dataset):
+    tested, expected = dataset
+    assert torch.equal(tested[-1], expected[-1].float()) and torch.equal(tested[5:20:3], expected[5:20:3].float())
     with pytest.raises(IndexError):
-        found[60]
-
-
-def test_data_loader(dataset):
-    found, expected = dataset
-    loader = DataLoader(found, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
+        tested[60]
+    loader = DataLoader(tested, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
     seen = torch.cat(list(loader)).flatten(1)
-    assert not torch.equal(seen, expected.float().flatten(1))
     assert sorted(seen.tolist()) == sorted(expected.float().flatten(1).tolist())
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_default_device_does_not_matter(device):
-    """On ``meta``, as on ``cuda``, whatever is made without its device fails to meet what is on the CPU."""
-    with torch.device(device):
+def test_default_device_does_not_matter():
+    with torch.device("meta"):
         order = grey.epoch(2, seed=1)
         assert order.device.type == "cpu" and torch.equal(order, grey.epoch(2, seed=1))
         assert grey.index(a=1).tolist() == list(range(20, 40))
@@ -130,12 +108,8 @@ def test_index_selects_by_factor(data):
     assert all(np.array_equal(part.values[n], grey.values[n][c]) for n, c in zip("abc", chosen, strict=True))
 
 
-@given(st.lists(st.integers(0, 59), min_size=1, max_size=20))
-def test_factors_invert_the_flat_index(index):
-    assert np.array_equal(grey.factors(index).numpy().T, np.unravel_index(index, SIZES))
-
-
-def test_traversal_varies_one_factor():
+def test_factors_and_traversal():
+    assert np.array_equal(grey.factors(range(60)).numpy().T, np.unravel_index(range(60), SIZES))
     assert grey.factors(grey.traversal("c")).tolist() == [[1, 2, k] for k in range(5)]
     assert grey.factors(grey.traversal("c", 3, a=0)).tolist() == [[0, 2, 0], [0, 2, 2], [0, 2, 4]]
     assert len(grey.traversal("a", 9)) == 3
@@ -151,32 +125,24 @@ def test_an_epoch_is_a_permutation_by_seed_and_number(seed, number):
     assert not torch.equal(order, grey.epoch(number, seed=seed + 1))
 
 
-def test_epochs_are_those_of_the_records():
+def test_epochs_and_checksum_are_those_of_the_records():
     assert grey.epoch(2, seed=7)[:8].tolist() == [57, 10, 27, 40, 29, 21, 36, 9]
     assert grey.epoch(0, seed=2**40)[:4].tolist() == [21, 57, 53, 42]
-
-
-def test_checksum_of_the_bytes_in_memory():
     assert grey.checksum == hashlib.sha256(GREY.tobytes()).hexdigest() == grey.to("cpu").checksum
-    changed = GREY.copy()
-    changed[2, 3, 4, 0, 5, 7] ^= 1
-    assert from_array(changed).checksum != grey.checksum
 
 
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
         (lambda: grey.images(60), IndexError, "between 0 and 59, got 60"),
-        (lambda: grey.images([0, -1]), IndexError, "got -1"),
         (lambda: grey.factors(torch.tensor([3, 61])), IndexError, "got 3 to 61"),
         (lambda: grey.index(d=0), DataError, r"numbers has no factor 'd': its factors are a, b, c"),
         (lambda: grey.index(b=4), IndexError, "b must be between 0 and 3, got 4"),
         (lambda: grey.restrict(b=[0, -1]), IndexError, "b must be between 0 and 3, got -1"),
-        (lambda: from_array(GREY[:2]), ValueError, r"images must be uint8 of shape \(3, 4, 5\) \+ .* got uint8 \(2, 4"),
-        (lambda: from_array(GREY.repeat(2, 3)), ValueError, "with 1, 3 or 4 channels"),
-        (lambda: from_array(GREY / 255), ValueError, "got float64"),
+        (lambda: from_array(GREY[:2]), ValueError, r"storage must be uint8 of shape \(60, 1, 6, 8\), got .*\(40, 1, 6"),
+        (lambda: from_array(GREY / 255), ValueError, "got torch.float64"),
         (lambda: load("mnist"), ValueError, "name must be one of dsprites, faces3d, cars3d, got 'mnist'"),
-        (lambda: load("dsprites", "~nobody-at-all/x"), SourceError, "unknown user"),
+        (lambda: load("dsprites", "~nobody-at-all/x"), SourceMissingError, "x does not exist"),
     ],
 )
 def test_bad_input(call, kind, message):

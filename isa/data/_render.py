@@ -26,28 +26,20 @@ def ellipsoid(x: Array, y: Array, z: Array, radii: Point) -> Array:
     a, b, c = (np.float32(1.0 / r) for r in radii)
     u, v, w = x * a, y * b, z * c
     k0 = np.sqrt(u * u + v * v + w * w)
-    u *= a
-    v *= b
-    w *= c
+    u, v, w = u * a, v * b, w * c
     k1 = np.sqrt(u * u + v * v + w * w)
     return k0 * (k0 - 1.0) / np.maximum(k1, 1e-6)
 
 
-def capsule(
-    x: Array, y: Array, z: Array, start: Point, end: Point, radius: float, end_radius: float | None = None
-) -> Array:
-    """Return the signed distance to the segment from ``start`` to ``end``, whose radius varies linearly."""
+def capsule(x: Array, y: Array, z: Array, start: Point, end: Point, radius: float, end_radius: float = 0) -> Array:
+    """Return the signed distance to a segment whose radius varies linearly, or is constant without ``end_radius``."""
     ax, ay, az = (np.float32(v) for v in start)
     bx, by, bz = (np.float32(e - s) for s, e in zip(start, end, strict=True))
     px, py, pz = x - ax, y - ay, z - az
     t = np.clip((px * bx + py * by + pz * bz) / (bx * bx + by * by + bz * bz), 0, 1)
-    px -= t * bx
-    py -= t * by
-    pz -= t * bz
+    px, py, pz = px - t * bx, py - t * by, pz - t * bz
     distance = np.sqrt(px * px + py * py + pz * pz)
-    if end_radius is None:
-        return distance - np.float32(radius)
-    return distance - (np.float32(radius) + t * np.float32(end_radius - radius))
+    return distance - (np.float32(radius) + t * np.float32((end_radius or radius) - radius))
 
 
 def union(a: Array, b: Array, blend: float) -> Array:
@@ -55,11 +47,6 @@ def union(a: Array, b: Array, blend: float) -> Array:
     k = np.float32(blend)
     h = np.maximum(k - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h * (0.25 / k)
-
-
-def intersection(a: Array, b: Array, blend: float) -> Array:
-    """Return the intersection of two solids, rounded over a width ``blend``."""
-    return -union(-a, -b, blend)
 
 
 def carve(a: Array, b: Array, blend: float) -> Array:
@@ -91,18 +78,15 @@ def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse:
 
     The solid must lie strictly inside the grid, given by three increasing arrays of coordinates.
     """
-    x, y, z = (np.asarray(a, np.float32) for a in axes)
-    shape = (x.size, y.size, z.size)
-    value = _banded_values(distance, (x, y, z), coarse)
+    x, y, z = axes = [np.asarray(a, np.float32) for a in axes]
+    value = _banded_values(distance, axes, coarse)
     inside = value < 0
-    if any(np.take(inside, side, axis=axis).any() for axis in range(3) for side in (0, -1)):
-        raise ValueError("the solid touches the edge of its grid: widen the axes")
 
-    n_cells = int(np.prod(shape))
+    n_cells = value.size
     weight = np.zeros(n_cells, np.float32)
     total = np.zeros((3, n_cells), np.float32)
     quads = []
-    strides = np.array([shape[1] * shape[2], shape[2], 1])
+    strides = np.array([y.size * z.size, z.size, 1])
     flat = value.ravel()
     for axis in range(3):
         before = np.moveaxis(inside, axis, 0)[:-1]
@@ -112,8 +96,7 @@ def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse:
         low, high = flat[start], flat[start + strides[axis]]
         t = low / (low - high)
         point = np.stack([x[index[0]], y[index[1]], z[index[2]]])
-        line = (x, y, z)[axis]
-        point[axis] += t * (line[index[axis] + 1] - line[index[axis]])
+        point[axis] += t * (axes[axis][index[axis] + 1] - axes[axis][index[axis]])
         u, v = strides[(axis + 1) % 3], strides[(axis + 2) % 3]
         cells = np.stack([start - u - v, start - v, start, start - u])
         for cell in cells:
@@ -122,19 +105,16 @@ def polygonise(distance: Distance, axes: Sequence[NDArray[np.floating]], coarse:
                 total[k] += np.bincount(cell, point[k], minlength=n_cells).astype(np.float32)
         # from inside to outside along the axis, the four cells turn counter-clockwise seen from outside
         quads.append(np.where(low < 0, cells, cells[::-1]).T)
-    used = np.flatnonzero(weight)
-    number = np.full(n_cells, -1, np.int32)
-    number[used] = np.arange(used.size, dtype=np.int32)
+    used = weight > 0
     vertices = total[:, used] / weight[used]
-    corners = number[np.concatenate(quads)]
-    step = 0.25 * min(np.diff(line).min() for line in (x, y, z))
-    reach = 2 * step
+    corners = (np.cumsum(used, dtype=np.int32) - 1)[np.concatenate(quads)]
+    step = 0.25 * min(np.diff(line).min() for line in axes)
     for iteration in range(3):
         value, gradient = _gradient(distance, vertices, step)
         length = np.maximum(np.sqrt((gradient**2).sum(0)), 1e-6)
         normals = gradient / length
         if iteration < 2:
-            vertices = vertices - normals * np.clip(value / length, -reach, reach)
+            vertices = vertices - normals * np.clip(value / length, -2 * step, 2 * step)
     triangles = np.concatenate([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]])
     return Mesh(np.ascontiguousarray(vertices.T), np.ascontiguousarray(normals.T), np.ascontiguousarray(triangles))
 
@@ -204,14 +184,12 @@ def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], si
     row += low_y[kept][which]
     # barycentric weights are affine in the position
     scale = 1 / double_area[kept]
-    ax, ay = x0[kept], y0[kept]
     u_x, u_y = (y0 - y2)[kept] * scale, (x2 - x0)[kept] * scale
     v_x, v_y = (y1 - y0)[kept] * scale, (x0 - x1)[kept] * scale
-    dx, dy = column - ax[which], row - ay[which]
+    dx, dy = column - x0[kept][which], row - y0[kept][which]
     u = dx * u_x[which] + dy * u_y[which]
     v = dx * v_x[which] + dy * v_y[which]
-    edge = -1e-5
-    hit = np.flatnonzero((u >= edge) & (v >= edge) & (u + v <= 1 - edge))
+    hit = np.flatnonzero((np.minimum(u, v) >= -1e-5) & (u + v <= 1 + 1e-5))
     face, u, v = facing[kept[which[hit]]], u[hit], v[hit]
     sample = row[hit].astype(np.int64) * size + column[hit]
     corners = triangles[face]
@@ -229,11 +207,7 @@ def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], si
 
 def interpolate(fragments: Fragments, values: Array) -> Array:
     """Interpolate vertex values (V, C) at the fragments, (F, C)."""
-    corners, weights = fragments.corners, fragments.weights
-    out = values[corners[:, 0]] * weights[:, :1]
-    out += values[corners[:, 1]] * weights[:, 1:2]
-    out += values[corners[:, 2]] * weights[:, 2:]
-    return out
+    return sum(values[fragments.corners[:, k]] * fragments.weights[:, k, None] for k in range(3))
 
 
 def resolve(fragments: Fragments, values: Array, size: int, factor: int) -> Array:
@@ -241,8 +215,7 @@ def resolve(fragments: Fragments, values: Array, size: int, factor: int) -> Arra
     picture = np.zeros(((size * factor) ** 2, values.shape[1]), np.float32)
     picture[fragments.sample] = values
     picture = picture.reshape(size, factor, size, factor, -1)
-    total = sum(picture[:, i, :, j] for i in range(factor) for j in range(factor))
-    return total * np.float32(1 / factor**2)
+    return sum(picture[:, i, :, j] for i in range(factor) for j in range(factor)) * np.float32(1 / factor**2)
 
 
 def product(a: Array, b: Array) -> Array:

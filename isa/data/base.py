@@ -29,9 +29,12 @@ __all__ = [
     "seeded_generator",
 ]
 
+StrPath = str | os.PathLike[str]
+Indices = int | Sequence[int] | np.ndarray | Tensor
+
 
 class DataError(ValueError):
-    """A data set was asked for something that it does not have."""
+    """A data set does not have what was asked for."""
 
 
 class SourceError(DataError):
@@ -42,24 +45,19 @@ class SourceMissingError(SourceError, FileNotFoundError):
     """A file or folder does not exist."""
 
 
-def expand(path: str | os.PathLike[str]) -> Path:
+def expand(path: StrPath) -> Path:
     """Return a path with ``~`` expanded."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise SourceError(f"{path} names the home directory of an unknown user") from None
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[BinaryIO]:
-    """Open a file; whatever fails in reading it becomes one :class:`SourceError` with its name and ``kind``."""
+    """Open a file, and turn every failure to read it into one :class:`SourceError` with its name and ``kind``."""
     try:
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
         raise SourceMissingError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise SourceError(f"{path} is a folder, and should be {kind}") from None
     except (SourceError, PermissionError):
         raise
     except MemoryError as error:
@@ -111,9 +109,9 @@ def choose(name: str, factors: Sequence[Factor], fixed: Mapping[str, int | Seque
     for factor, index in fixed.items():
         if factor not in sizes:
             raise DataError(f"{name} has no factor {factor!r}: its factors are {', '.join(sizes)}")
-        outside = [value for value in np.ravel(index) if not 0 <= value < sizes[factor]]
-        if outside:
-            raise IndexError(f"{factor} must be between 0 and {sizes[factor] - 1}, got {outside[0]}")
+        for value in np.ravel(index):
+            if not 0 <= value < sizes[factor]:
+                raise IndexError(f"{factor} must be between 0 and {sizes[factor] - 1}, got {value}")
     return [np.ravel(fixed.get(factor, range(size))) for factor, size in sizes.items()]
 
 
@@ -172,22 +170,14 @@ class FactorDataset:
         """Make a data set from a whole grid of images.
 
         ``images`` is ``uint8`` of shape ``(*factor_sizes, H, W)``, ``(*factor_sizes, H, W, C)`` or ``(*factor_sizes,
-        C, H, W)`` with 1, 3 or 4 channels C, which are last if both ends could be channels.
+        C, H, W)``; a last axis of 1, 3 or 4 is channels.
         """
-        sizes = tuple(factor.size for factor in factors)
-        shape = images.shape[len(sizes) :]
-        if images.dtype == np.uint8 and images.shape[: len(sizes)] == sizes:
-            if len(shape) == 2:
-                images, shape = images[..., None], (*shape, 1)
-            if len(shape) == 3 and shape[2] in (1, 3, 4):
-                images, shape = np.moveaxis(images, -1, -3), (shape[2], *shape[:2])
-            if len(shape) == 3 and shape[0] in (1, 3, 4):
-                storage = torch.from_numpy(np.ascontiguousarray(images.reshape(-1, *shape)))
-                return cls(name, title, factors, storage, provenance, image_shape=shape)
-        raise ValueError(
-            f"images must be uint8 of shape {sizes} + (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, "
-            f"got {images.dtype} {images.shape}"
-        )
+        if images.ndim == len(factors) + 2:
+            images = images[..., None]
+        if images.shape[-1] in (1, 3, 4):
+            images = np.moveaxis(images, -1, -3)
+        storage = torch.from_numpy(np.ascontiguousarray(images.reshape(-1, *images.shape[-3:])))
+        return cls(name, title, factors, storage, provenance, image_shape=storage.shape[1:])
 
     def __len__(self) -> int:
         return len(self.storage)
@@ -256,44 +246,23 @@ class FactorDataset:
     def traversal(self, name: str, steps: int | None = None, **fixed: int) -> Tensor:
         """Return the flat indices along the factor ``name``.
 
-        Parameters
-        ----------
-        steps : int, optional
-            Number of its values, evenly spaced from the first to the last; by default, or if it has fewer, all.
-        **fixed
-            Index of other factors by name; by default the middle of their values.
+        They are those of ``steps`` values, evenly spaced from the first to the last (by default, or if there are fewer,
+        of all). ``fixed`` has the indices of other factors by name, by default the middle of their values.
         """
         middle = {factor.name: factor.size // 2 for factor in self.factors_info}
         size = len(self.values[name])
         varied = np.rint(np.linspace(0, size - 1, min(steps or size, size))).astype(int)
         return self.index(**{**middle, **fixed, name: varied})
 
-    def factors(self, index: int | Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    def factors(self, index: Indices) -> Tensor:
         """Return the factor indices of images, ``int64`` of shape ``(B, F)`` on the device of ``index``."""
         return torch.stack(torch.unravel_index(self._flat(index), self.factor_sizes), dim=-1)
 
-    def images(
-        self,
-        index: int | Sequence[int] | np.ndarray | Tensor,
-        *,
-        dtype: torch.dtype = torch.float32,
-        check: bool = True,
-    ) -> Tensor:
-        """Return images by flat index.
+    def images(self, index: Indices, *, dtype: torch.dtype = torch.float32, check: bool = True) -> Tensor:
+        """Return images by flat indices (B,), as ``(B, C, H, W)`` in [0, 1] on :attr:`device`.
 
-        Parameters
-        ----------
-        index : int, sequence of int, ndarray or Tensor
-            Flat indices, ``(B,)``. An integer gives a batch of one.
-        dtype : torch.dtype
-            Floating-point type of the result.
-        check : bool
-            Check the indices, for which the host waits if they are on an accelerator.
-
-        Returns
-        -------
-        Tensor
-            ``(B, C, H, W)`` in [0, 1] on :attr:`device`.
+        An integer gives a batch of one. With ``check=False`` wrong indices are not noticed, and the host does not wait
+        for an accelerator.
         """
         rows = self.storage.index_select(0, self._flat(index, check).to(self.device, non_blocking=True))
         if rows.device.type == "cpu":  # numpy's new arrays are in huge pages, which saves half of the time
@@ -311,10 +280,10 @@ class FactorDataset:
 
         It depends on ``(seed, number)`` only: not on the device, other epochs, or the global random state.
         """
-        generator = seeded_generator("cpu", seed, number)
-        return torch.randperm(len(self), generator=generator, device="cpu").to(self.device)
+        order = torch.randperm(len(self), generator=seeded_generator("cpu", seed, number), device="cpu")
+        return order.to(self.device)
 
-    def _flat(self, index: int | Sequence[int] | np.ndarray | Tensor, check: bool = True) -> Tensor:
+    def _flat(self, index: Indices, check: bool = True) -> Tensor:
         """Return indices as a one-dimensional tensor."""
         if not isinstance(index, Tensor):
             array = np.atleast_1d(index)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isa.data.base import expand
+from isa.data.base import StrPath, expand
 
 __all__ = ["CacheWarning", "cached_array", "directory"]
 
@@ -20,7 +20,7 @@ class CacheWarning(UserWarning):
     """The cache cannot be used, and the array is made again."""
 
 
-def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def directory(cache_dir: StrPath | None = None) -> Path:
     """Return ``cache_dir``, else ``$ISA_CACHE_DIR``, else the platform's directory (``~/.cache/isa`` on Linux)."""
     if named := cache_dir or os.environ.get("ISA_CACHE_DIR"):
         return expand(named)
@@ -30,12 +30,7 @@ def directory(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def cached_array(
-    name: str,
-    key: str,
-    build: Callable[[], np.ndarray],
-    *,
-    shape: tuple[int, ...],
-    cache_dir: str | os.PathLike[str] | None = None,
+    name: str, key: str, build: Callable[[], np.ndarray], *, shape: tuple[int, ...], cache_dir: StrPath | None = None
 ) -> np.ndarray:
     """Return the ``uint8`` array of the file ``{name}-{key}.npy`` in :func:`directory`, or build and store it.
 
@@ -45,19 +40,18 @@ def cached_array(
     path = directory(cache_dir) / f"{name}-{key}.npy"
     try:
         array = np.load(path, allow_pickle=False)
-        if array.shape == shape and array.dtype == np.uint8:
-            return array
-        _warn("read", path, f"it has {array.dtype} {array.shape}")
-    except OSError:  # it is missing; if the folder cannot be used, writing will tell
-        pass
+        if array.shape != shape or array.dtype != np.uint8:
+            raise ValueError(f"it has {array.dtype} {array.shape}")
+        return array
     except (ValueError, EOFError) as error:
         _warn("read", path, error)
+    except OSError:  # it is missing; if the folder cannot be used, writing will fail with a warning
+        pass
     array = build()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # renamed when whole: readers see all or nothing
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")  # renamed when whole: readers see all or nothing
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            np.save(file, array)
+        np.save(temporary, array)
         temporary.replace(path)
     except OSError as error:
         _warn("write", path, error)

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand, reading
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError, StrPath, expand, reading
 from isa.data.cache import cached_array
 
 __all__ = [
@@ -60,17 +60,17 @@ _CITATION = (
 )
 
 
-def load(
-    source: str | os.PathLike[str] | None = None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-) -> FactorDataset:
+def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, progress: bool = False) -> FactorDataset:
     """Read cars3d from the folder of its published files; see :func:`isa.load`."""
     if source is None:
         raise SourceMissingError(f"cars3d needs the folder of its {len(CARS)} published files, data/cars in {_PLACE}")
     folder = expand(source)
-    paths = _list_folder(folder)
+    if not folder.exists():
+        raise SourceMissingError(f"{folder} does not exist")
+    paths = [folder / f"car_{number:03d}_mesh.mat" for number in CARS]
+    if missing := [path.name for path in paths if not path.exists()]:
+        names = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
+        raise SourceError(f"{folder} must be the folder of the {len(CARS)} files of cars3d, but lacks {names}")
     checksum = source_checksum(paths)
     shape = (len(CARS), len(ELEVATIONS), len(AZIMUTHS), _SIDE, _SIDE, 3)
 
@@ -91,28 +91,10 @@ def load(
     return FactorDataset.from_array("cars3d", "cars3d", factors, images, provenance)
 
 
-def _list_folder(folder: Path) -> list[Path]:
-    """Return the paths of all cars in order."""
-    if not folder.exists():
-        raise SourceMissingError(f"{folder} does not exist")
-    expected = {f"car_{number:03d}_mesh.mat" for number in CARS}
-    present = {path.name for path in folder.glob("*.mat")}
-    parts = (("lacks", expected - present), ("has in addition", present - expected))
-    wrong = [f"{verb} {', '.join(sorted(names)[:8])}{', ...' * (len(names) > 8)}" for verb, names in parts if names]
-    if wrong:
-        raise SourceError(f"{folder} must be the folder of the {len(CARS)} files of cars3d, but {' and '.join(wrong)}")
-    return [folder / name for name in sorted(expected)]
-
-
 def source_checksum(paths: list[Path]) -> str:
     """Return the SHA-256 of the names and contents of files, in the order given."""
-
-    def digest(path: Path) -> bytes:
-        with path.open("rb") as file:
-            return path.name.encode() + hashlib.file_digest(file, "sha256").digest()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return hashlib.sha256(b"".join(pool.map(digest, paths))).hexdigest()
+    contents = (path.name.encode() + hashlib.sha256(path.read_bytes()).digest() for path in paths)
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def read_car(path: Path) -> np.ndarray:
@@ -142,7 +124,7 @@ def channel_means(dataset: FactorDataset) -> list[float]:
 
 
 def verify(dataset: FactorDataset) -> Iterator[tuple[str, bool]]:
-    """Check the images in memory; yields each check as a sentence and its result."""
+    """Yield checks of the images in memory, each as a sentence and its result."""
     means, source = tuple(round(mean, 5) for mean in channel_means(dataset)), dataset.provenance.source_checksum
     yield f"channel means, {means}, are the published {PUBLISHED_MEANS}", means == PUBLISHED_MEANS
     yield f"checksum of the files, {source}, is the one recorded for them", source == f"sha256:{SOURCE_CHECKSUM}"

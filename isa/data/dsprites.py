@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError, expand, reading
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, StrPath, expand, reading
 
 __all__ = [
     "CHECKSUM",
@@ -103,8 +103,7 @@ def sprite_rows(vertices: np.ndarray, pos_x: np.ndarray = POSITIONS, pos_y: np.n
     # Rows whose centre line (r + 1/2) an edge crosses; a centre on the upper end is outside, on the lower end inside.
     half = SUBPIXELS // 2
     first = (np.minimum(y, y_next) - half) // SUBPIXELS + 1
-    stop = (np.maximum(y, y_next) - half) // SUBPIXELS + 1
-    count = stop - first  # (Y, V)
+    count = (np.maximum(y, y_next) - half) // SUBPIXELS + 1 - first  # (Y, V)
     place, edge = np.nonzero(count)
     repeats = count[place, edge]
     ends = np.cumsum(repeats)
@@ -117,18 +116,16 @@ def sprite_rows(vertices: np.ndarray, pos_x: np.ndarray = POSITIONS, pos_y: np.n
     # Crossing at x + (centre - y) (x' - x) / (y' - y); the first pixel right of it, or on it, in exact integers.
     y0 = y[place, edge]
     dy = y_next[place, edge] - y0
-    sign = np.sign(dy)
-    dy = dy * sign
-    offset = (row * SUBPIXELS + half - y0) * sign
-    dx = (x_next - x).T[edge]  # (crossings, X)
-    numerator = (x.T[edge] - half) * dy[:, None] + offset[:, None] * dx
+    offset = (row * SUBPIXELS + half - y0) * np.sign(dy)
+    dy = np.abs(dy)
+    numerator = (x.T[edge] - half) * dy[:, None] + offset[:, None] * (x_next - x).T[edge]  # (crossings, X)
     column = -(-numerator // (dy * SUBPIXELS)[:, None])
     masks = np.right_shift(np.uint64(2**64 - 1), column.astype(np.uint64))
 
     starts = np.flatnonzero(np.diff(line, prepend=-1))
-    rows = np.zeros((len(x), len(y) * SIDE), np.uint64)
-    rows[:, line[starts]] = np.bitwise_xor.reduceat(masks, starts, axis=0).T
-    return rows.reshape(len(x), len(y), SIDE)
+    rows = np.zeros((len(x), len(y), SIDE), np.uint64)
+    rows.reshape(len(x), -1)[:, line[starts]] = np.bitwise_xor.reduceat(masks, starts, axis=0).T
+    return rows
 
 
 def draw_packed(*, progress: bool = False) -> np.ndarray:
@@ -149,12 +146,7 @@ def count_pixels(packed: np.ndarray) -> int:
     return int(np.bitwise_count(np.ascontiguousarray(packed).view(np.uint64)).sum(dtype=np.int64))
 
 
-def load(
-    source: str | os.PathLike[str] | None = None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-) -> FactorDataset:
+def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, progress: bool = False) -> FactorDataset:
     """Draw dSprites, or read the published file; see :func:`isa.load`.
 
     The factor *color* of the file has one value and is left out. The set is drawn faster than it could be read from a
@@ -162,10 +154,8 @@ def load(
     """
     if source is None:
         packed, title = draw_packed(progress=progress), "dSprites (re-rendered)"
-        rendering = (
-            "Re-rendered from recovered constants; pixel-exact on every real image checked; "
-            f"{count_pixels(packed):,} lit pixels where the published file has {PUBLISHED_PIXELS:,}."
-        )
+        rendering = "Re-rendered from recovered constants; pixel-exact on every real image checked; "
+        rendering += f"{count_pixels(packed):,} lit pixels where the published file has {PUBLISHED_PIXELS:,}."
         provenance = Provenance("drawn by isa.data.dsprites", _LICENCE, _CITATION, rendering, False)
     else:
         packed, title = read_packed(expand(source)), "dSprites"
@@ -176,7 +166,7 @@ def load(
 
 
 def verify(dataset: FactorDataset) -> Iterator[tuple[str, bool]]:
-    """Check the images in memory; yields each check as a sentence and its result."""
+    """Yield checks of the images in memory, each as a sentence and its result."""
     checksum, pixels = dataset.checksum, count_pixels(dataset.storage.cpu().numpy())
     yield f"SHA-256 of the images, {checksum}, is the one recorded for the images as drawn here", checksum == CHECKSUM
     close = abs(pixels - PUBLISHED_PIXELS) <= 100
@@ -216,7 +206,7 @@ class Comparison:
     differences: list[tuple[tuple[int, ...], list[tuple[int, int]]]]
 
 
-def compare(path: str | os.PathLike[str], packed: np.ndarray) -> Comparison:
+def compare(path: StrPath, packed: np.ndarray) -> Comparison:
     """Compare a file in the published format with the drawn images ``packed`` of :func:`draw_packed`.
 
     The ``.npz`` file has ``imgs`` ``(N, 64, 64)``, 0 or 1, any number in any order, and ``latents_classes`` ``(N, 6)``,

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from isa.data import _head, _render
-from isa.data.base import Factor, FactorDataset, Provenance, SourceError, expand, reading
+from isa.data._render import Array
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, StrPath, expand, reading
 from isa.data.cache import cached_array
 
 __all__ = [
@@ -111,10 +113,8 @@ class _LitHead:
         # shade only the vertices that are seen
         used = np.zeros(len(x), bool)
         used[fragments.corners] = True
-        used = np.flatnonzero(used)
-        number = np.empty(len(x), np.int32)
-        number[used] = np.arange(used.size, dtype=np.int32)
-        fragments = _render.Fragments(fragments.sample, number[fragments.corners], fragments.weights)
+        corners = (np.cumsum(used) - 1)[fragments.corners]
+        fragments = _render.Fragments(fragments.sample, corners, fragments.weights)
 
         lamps = _lamps(lightings) @ turn
         lobes = _render.lobe(self.directions, lamps, _LAMP_CONCENTRATION)
@@ -130,10 +130,11 @@ class _LitHead:
         tone = self.albedo[used, None] * (light * _LAMP + self.ambient[used])
         tone += self.gloss[used, None] * _HIGHLIGHT * highlight * light
         picture = _render.resolve(fragments, _render.interpolate(fragments, tone), side, _SAMPLES)
-        return _tone_map(picture).transpose(2, 0, 1)
+        level = np.sqrt(-np.expm1(-picture * 1.6))  # a soft shoulder below white, and gamma 2
+        return np.rint(level * 255).astype(np.uint8).transpose(2, 0, 1)
 
 
-def _rotation(azimuth: float, elevation: float) -> NDArray[np.float32]:
+def _rotation(azimuth: float, elevation: float) -> Array:
     """Return the rotation from the head's coordinates to the camera's."""
     a, e = np.deg2rad([azimuth, elevation])
     turn = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
@@ -141,26 +142,17 @@ def _rotation(azimuth: float, elevation: float) -> NDArray[np.float32]:
     return (tilt @ turn).astype(np.float32)
 
 
-def _project(
-    vertices: _render.Array, turn: NDArray[np.float32], size: int
-) -> tuple[_render.Array, _render.Array, _render.Array]:
+def _project(vertices: Array, turn: Array, size: int) -> tuple[Array, Array, Array]:
     """Project onto a picture of ``size`` samples: x to the right, y down, and a depth that grows with distance."""
     points = _render.product(vertices - np.float32(_PIVOT), turn.T)
     nearness = size / 2 / _HALF_FRAME * _DISTANCE / (_DISTANCE - points[:, 2])
     return size / 2 + points[:, 0] * nearness, size / 2 - points[:, 1] * nearness, -nearness
 
 
-def _lamps(lightings: NDArray[np.floating]) -> NDArray[np.float32]:
+def _lamps(lightings: NDArray[np.floating]) -> Array:
     """Return unit vectors (L, 3) from the head to the lamp, in the camera's coordinates."""
-    a, e = np.deg2rad(np.asarray(lightings, np.float64)), np.deg2rad(_LAMP_ELEVATION)
-    lamps = np.stack([np.sin(a) * np.cos(e), np.full_like(a, np.sin(e)), np.cos(a) * np.cos(e)], axis=1)
-    return lamps.astype(np.float32)
-
-
-def _tone_map(light: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return grey levels of linear light: a soft shoulder below white, and gamma 2."""
-    level = np.sqrt(-np.expm1(-light * 1.6))
-    return np.rint(level * 255).astype(np.uint8)
+    a, e = np.deg2rad(lightings), np.deg2rad(_LAMP_ELEVATION)
+    return np.stack([np.sin(a) * np.cos(e), np.full_like(a, np.sin(e)), np.cos(a) * np.cos(e)], 1).astype(np.float32)
 
 
 def identities() -> NDArray[np.float64]:
@@ -196,7 +188,7 @@ def draw_faces(
     return images
 
 
-def read_faces(path: str | os.PathLike[str], shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
+def read_faces(path: StrPath, shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
     """Read the published renders, ``uint8`` of ``shape``.
 
     The file has one tensor, ``.pth`` or ``.pt`` (as ``basel_face_renders.pth`` has), or one array: ``.npy``, ``.npz``,
@@ -208,38 +200,28 @@ def read_faces(path: str | os.PathLike[str], shape: tuple[int, ...] = SHAPE) -> 
             arrays = [torch.load(file, map_location="cpu", weights_only=True).numpy()]
         elif suffix == ".mat":
             arrays = [array for name, array in loadmat(file).items() if not name.startswith("__")]
-        elif suffix == ".npz":
-            arrays = list(np.load(file, allow_pickle=False).values())
         else:
-            arrays = [np.load(file, allow_pickle=False)]
+            loaded = np.load(file, allow_pickle=False)
+            arrays = loaded.values() if suffix == ".npz" else [loaded]
         (images,) = arrays
         if images.shape != shape or images.dtype != np.uint8:
             raise SourceError(f"{path} must hold uint8 {shape}, got {images.dtype} {images.shape}")
     return images
 
 
-def load(
-    source: str | os.PathLike[str] | None = None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-) -> FactorDataset:
+def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, progress: bool = False) -> FactorDataset:
     """Draw the stand-in, or read the published renders (see :func:`read_faces`); see :func:`isa.load`."""
     if source is None:
-
-        def draw() -> NDArray[np.uint8]:
-            angles = (factor.values for factor in FACTORS[1:])
-            return draw_faces(identities()[FACTORS[0].values], *angles, progress=progress)
-
+        numbers, *angles = (factor.values for factor in FACTORS)
         shape = (*(factor.size for factor in FACTORS), SIDE, SIDE)
         code = b"".join(Path(file).read_bytes() for file in (__file__, _head.__file__, _render.__file__))
+        draw = partial(draw_faces, identities()[numbers], *angles, progress=progress)
         key = hashlib.sha256(code).hexdigest()[:16]
         images = cached_array("faces3d", key, draw, shape=shape, cache_dir=cache_dir)
         return FactorDataset.from_array("faces3d", TITLE, FACTORS, images, PROVENANCE)
     path = expand(source)
     images = read_faces(path, SHAPE)
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     licence = "the Basel Face Model's licence: for non-commercial research, not to be passed on"
     rendering = "Read from the file as it is; the angles behind the indices are not published with it."
     provenance = Provenance(str(path), licence, _CITATION, rendering, False, f"sha256:{checksum}")
