@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -174,7 +175,8 @@ class Run(BaseModel):
             tree = self.tree
         except ValueError as error:
             raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
-        LpNested(tree, self.scale)  # raises if no single scale gives every latent variance 1
+        if self.scale == "unit":
+            LpNested(tree, "unit")  # raises if no single scale gives every latent variance 1
         self._fill(latent_dim=tree.n_leaves)
         wrong = self.latent_dim != tree.n_leaves
         _refuse(wrong, f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}", self.latent_dim)
@@ -211,7 +213,7 @@ class Run(BaseModel):
         defaults = DEFAULTS[self.dataset]
         return self.total_steps * self.batch_size < 0.99 * defaults.epochs * (defaults.images // 2048) * 2048
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Sixteen hexadecimal digits, equal for equivalent descriptions, such as an ISA prior and its tree's text."""
         return self._digest(steps=self.total_steps)
