@@ -130,15 +130,13 @@ def test_step_matches_plain_autograd_in_float64(kind, model):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_adam_matches_torch(fused):
-    generator = torch.Generator().manual_seed(0)
-    shapes, rate, betas = [(3, 4), (5,)], 0.01, (0.8, 0.99)
-    theirs = [torch.randn(shape, generator=generator) for shape in shapes]
-    values, means, squares = [value.clone() for value in theirs], *([torch.zeros(s) for s in shapes] for _ in "ms")
+    rate, betas = 0.01, (0.8, 0.99)
+    theirs = [torch.randn(3, 4), torch.randn(5)]
+    values, means, squares = ([factor * value for value in theirs] for factor in (1, 0, 0))
     copies = [values[0].bfloat16(), values[1].clone()]
     optimiser = torch.optim.Adam(theirs, rate, betas)
     for step in range(1, 8):
-        gradients = [torch.randn(shape, generator=generator) * 10.0 ** (step - 4) for shape in shapes]
-        gradients[0] = gradients[0].bfloat16()
+        gradients = [torch.randn_like(copy) * 10.0 ** (step - 4) for copy in copies]
         for value, gradient in zip(theirs, gradients, strict=True):
             value.grad = gradient.float()
         optimiser.step()
@@ -221,12 +219,10 @@ def test_reused_pack_equals_a_fresh_one(kind, model, device):
     assert (reused.step, reused.diverged()) == (5, [None, None])
 
 
-LEARNED = KINDS["learned"]
+RUNAWAY = KINDS["learned"] | {"exponent_learning_rate": 1e38}
 
 
-@pytest.mark.parametrize(
-    "run", [tiny(**LEARNED, steps=13), tiny(beta=1e30), tiny(**LEARNED | {"exponent_learning_rate": 1e38, "steps": 1})]
-)
+@pytest.mark.parametrize("run", [tiny(**KINDS["learned"], steps=13), tiny(beta=1e30), tiny(**RUNAWAY, steps=1)])
 def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
     found = train_pack([run.replace(steps=60), run])
     assert [result.run.total_steps for result in found] == [60, run.steps]
@@ -236,7 +232,7 @@ def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
         np.testing.assert_array_equal(result.curve["loss"], alone.curve["loss"])
 
 
-def test_one_seed_gives_one_result_whatever_the_global_random_state():
+def test_global_random_state_is_neither_used_nor_changed():
     run = tiny(objective="isa-vae", precision="bf16")
     first = train(run, evaluation=True)
     torch.manual_seed(99)
@@ -279,39 +275,28 @@ def test_longer_run_continues_a_shorter_one(tmp_path, monkeypatch):
     monkeypatch.setattr(Pack, "advance", lambda pack: steps.append(pack.step) or original(pack))
     assert_same(expected[long], train(long, **options))
     assert steps == list(range(8, 24))
-    # A checkpoint beyond the end of a run is not used, and not replaced.
     content = engine.checkpoint_path(tmp_path, long).read_bytes()
-    for runs in ([short], [short, long]):
-        for result in train_pack(runs, **options):
-            assert_same(expected[result.run], result)
+    for result in train_pack([short, long], **options):  # the checkpoint is beyond the end of one
+        assert_same(expected[result.run], result)
     assert engine.checkpoint_path(tmp_path, long).read_bytes() == content
-    # Runs of a pack may continue from different steps.
     steps.clear()
-    for result in train_pack([long, other], **options):
+    for result in train_pack([long, other], **options):  # which continue from different steps
         np.testing.assert_allclose(result.curve["loss"], expected[result.run].curve["loss"], rtol=1e-5)
     assert steps == [*range(24), *range(20, 24)]
 
 
-def test_torn_or_foreign_checkpoint_is_refused(tmp_path):
+def test_checkpoint_of_another_run_is_refused(tmp_path):
     run, other = tiny(), tiny(seed=1)
     train(run, checkpoints=tmp_path, checkpoint_every=4)
-    (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    file.rename(engine.checkpoint_path(tmp_path, other))
+    engine.checkpoint_path(tmp_path, run).rename(engine.checkpoint_path(tmp_path, other))
     with pytest.raises(CheckpointError, match=f"is not a checkpoint of {other.key}"):
         train(other, checkpoints=tmp_path)
-    file.write_bytes(content[:50])
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        train(run, checkpoints=tmp_path)
 
 
-def test_diverged_run_stops_and_records_the_step():
+def test_diverged_run_stops():
     seen = []
     result = train(tiny(learning_rate=1e4, steps=200), callback=lambda step, terms: seen.append(step))
-    assert 0 < result.diverged_at < seen[-1] <= result.diverged_at + 50
-    *before, last = result.curve["loss"].tolist()
-    limit = 100 * max(math.log(2) * 4096, before[0])
-    assert not abs(last) <= limit and all(abs(loss) <= limit for loss in before)
+    assert 0 < result.diverged_at < seen[-1] <= result.diverged_at + 50 and len(result.curve["loss"]) <= seen[-1]
 
 
 def _diverged_by_definition(terms: np.ndarray) -> int | None:
