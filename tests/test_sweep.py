@@ -308,27 +308,19 @@ def test_interrupted_sweep_continues_from_its_checkpoint(tmp_path, monkeypatch, 
     _assert_trained_alone(records, spec)
 
 
-def test_shorter_runs_are_recorded_on_the_way(spec, tmp_path, monkeypatch):
-    own = spec.grid(steps=[60, 110], beta=[1, 4])
-    starts = watch_starts(monkeypatch)
-    records = _sweep(own)
-    assert [run.steps for run, _ in starts] == [110, 110]
-    assert [record["total_steps"] for record in read_records(spec.record)] == [60, 110, 60, 110]
-    assert len(list((tmp_path / "portraits").iterdir())) == 4
-    _assert_trained_alone(records, own)
-
-
 def test_shorter_runs_join_those_of_other_specifications_and_earlier_tiers(spec, tmp_path, monkeypatch):
     path = tmp_path / "long.yaml"
     path.write_text(SPEC.replace("steps: 6", "steps: 12"))
     starts = watch_starts(monkeypatch)
     both = _sweep([spec, path], tier=1, pack=4)
     assert [[row["total_steps"] for row in records] for records in both] == [[6] * 4, [12] * 4]
-    first, second = "{objective: beta-vae, beta: 1}", "{objective: beta-vae, beta: 1, steps: [3, 12]}"
+    first, second = "{objective: beta-vae, beta: 1}", "{objective: beta-vae, beta: 1, steps: [3, 60]}"
     later = _spec(tmp_path / "own", f"{SPEC[: SPEC.index('tiers')]}tiers: {{1: [{first}], 2: [{second}]}}")
-    assert len(_sweep(later)) == 3
-    assert [run.steps for run, _ in starts] == [12, 6, 12]  # the last one does not delay tier 1
-    assert [record["total_steps"] for record in read_records(later.record)] == [3, 6, 12]
+    records = _sweep(later)
+    assert [run.steps for run, _ in starts] == [12, 6, 60]  # the last one does not delay tier 1
+    assert [record["total_steps"] for record in read_records(later.record)] == [3, 6, 60]
+    assert len(list((tmp_path / "own" / "portraits").iterdir())) == 3
+    _assert_trained_alone(records, later)
 
 
 def test_claimed_runs_are_left_to_other_sweeps(spec, monkeypatch):
