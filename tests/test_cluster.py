@@ -29,7 +29,7 @@ LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashbo
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As many threads as the workers have, so that a local sweep gives the same to the last bit."""
+    """Use as many threads as the workers, so that a local sweep gives the same to the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with dask.config.set({"distributed.comm.timeouts.connect": "300s"}):  # on a busy machine
@@ -52,7 +52,6 @@ def _by_hash(records) -> dict[str, dict]:
 
 def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     """Return the records of a sweep without a cluster."""
-    folder.mkdir()
     return _by_hash(_sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
 
 
@@ -144,7 +143,7 @@ def test_retry_continues_from_the_checkpoint(scheduler, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted, scheduler, spec, monkeypatch):
-    fit, started, stopped, said = engine.fit, threading.Event(), threading.Event(), []
+    fit, started, stopped, reported = engine.fit, threading.Event(), threading.Event(), []
     endless = spec.grid(beta=1, steps=10**6)
 
     def watched(runs, dataset, **options):
@@ -163,8 +162,8 @@ def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted,
     for module in (cluster, sweep):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
-        assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=said.append)) == 0
-        assert [line.split()[-1] for line in said] == [run.key for run in endless.runs()]
+        assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=reported.append)) == 0
+        assert [line.split()[-1] for line in reported] == [run.key for run in endless.runs()]
     assert stopped.wait(100)
     assert [tier.in_progress for tier in sweep.status(endless)] == [0]
 

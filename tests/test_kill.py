@@ -61,7 +61,6 @@ class Sweep:
     """A sweep over a specification in a folder, started any number of times."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
         self.folder = folder
         self.spec = Spec.read(write_spec(folder, SPEC))
         self.log = folder.with_suffix(".log")

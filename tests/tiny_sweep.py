@@ -59,6 +59,7 @@ def without_times(record: dict) -> dict:
 
 def write_spec(folder: Path, text: str = SPEC) -> Path:
     """Write a specification and return its path."""
+    folder.mkdir(exist_ok=True)
     path = folder / "tiny.yaml"
     path.write_text(text, encoding="utf-8")
     return path
