@@ -73,9 +73,9 @@ def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | Non
     return sum(seconds[end.kind] * end.steps for end in ends) if known else None
 
 
-def _lock(job: Job) -> filelock.FileLock:
-    """Return the lock on a job's course, all of whose runs share a checkpoint. It ends with the process."""
-    return filelock.FileLock(job.spec.path.parent / "work" / "claims" / f"{job.course}.lock", thread_local=False)
+def _lock(job: Job) -> Path:
+    """Return the file that a process locks while it trains a course, all of whose runs share a checkpoint."""
+    return job.spec.path.parent / "work" / "claims" / f"{job.course}.lock"
 
 
 def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
@@ -83,7 +83,7 @@ def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
     mine = set()
     for job in longest(pack).values():
         with suppress(filelock.Timeout):
-            claims.enter_context(_lock(job).acquire(blocking=False))
+            claims.enter_context(filelock.FileLock(_lock(job), thread_local=False).acquire(blocking=False))
             mine.add(job.course)
     return [job for job in pack if job.course in mine]
 
@@ -91,4 +91,4 @@ def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
 def is_claimed(job: Job) -> bool:
     """Return True if a sweep on this file system is training the job's course."""
     with ExitStack() as claims:
-        return Path(_lock(job).lock_file).exists() and not claim([job], claims)
+        return _lock(job).exists() and not claim([job], claims)

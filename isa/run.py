@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -212,7 +213,7 @@ class Run(BaseModel):
         defaults = DEFAULTS[self.dataset]
         return self.total_steps * self.batch_size < 0.99 * defaults.epochs * (defaults.images // 2048) * 2048
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Sixteen hexadecimal digits, equal for equivalent descriptions, such as an ISA prior and its tree's text."""
         return self._digest(steps=self.total_steps)

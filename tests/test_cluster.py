@@ -1,4 +1,4 @@
-"""The sweep on a Dask cluster: worker processes of which one is killed, and workers in this process for the rest."""
+"""Sweeps on a Dask cluster: a SLURM job whose worker is killed, and workers in this process for the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import sys
 import threading
 import time
@@ -19,7 +18,6 @@ import dask
 import pytest
 import torch
 from distributed import LocalCluster
-from distributed.utils import get_mp_context
 from tiny_sweep import SPEC, without_times, write_spec
 
 from isa import cli, cluster, engine, local, packs, results, sweep
@@ -31,7 +29,7 @@ LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashbo
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As many threads as the workers have, so that a local sweep gives the same to the last bit."""
+    """Use as many threads as the workers, so that a local sweep gives the same to the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with dask.config.set({"distributed.comm.timeouts.connect": "300s"}):  # on a busy machine
@@ -54,29 +52,7 @@ def _by_hash(records) -> dict[str, dict]:
 
 def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     """Return the records of a sweep without a cluster."""
-    folder.mkdir()
     return _by_hash(_sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
-
-
-def test_killed_worker_loses_nothing(spec, tmp_path):
-    bomb, said = tmp_path / "bomb", []
-    bomb.touch()
-    options = {"n_workers": 2, "threads_per_worker": 1, "preload": [str(TESTS / "tiny_sweep.py")]}
-    options["env"] = {"TINY_SWEEP_BOMB": bomb}  # kills the worker that finds it first
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):  # imports what is named once
-        get_mp_context().set_forkserver_preload(["distributed", "isa.cli", "torch.fx.experimental.symbolic_shapes"])
-        with LocalCluster(**options, **LOCAL) as workers:
-            scheduler = workers.scheduler_address
-            records = _sweep(spec, scheduler=scheduler, report=said.append, out=tmp_path / "out")
-    assert not bomb.exists() and not records.missing
-    rows = read_records(spec.record)
-    assert sorted(row["hash"] for row in rows) == sorted(run.hash for run in spec.runs())
-    assert len(said) == 9 and all("MIG" in line for line in said)
-    assert _by_hash(rows) == _by_hash(read_records(tmp_path / "out" / "tiny.csv")) == _alone(tmp_path / "alone")
-    for path in (tmp_path / "alone" / "portraits").iterdir():
-        assert path.read_bytes() == (tmp_path / "portraits" / path.name).read_bytes()
-    assert not list(spec.work.glob("checkpoints/*"))
-    assert [tier.in_progress for tier in sweep.status(spec)] == [0, 0]
 
 
 def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
@@ -90,9 +66,6 @@ def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert cli.main(["sweep", str(spec.path), "--scheduler", closed]) == 1
     assert ".[cluster]" in capsys.readouterr().err
-
-
-# Workers in this process
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +143,7 @@ def test_retry_continues_from_the_checkpoint(scheduler, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted, scheduler, spec, monkeypatch):
-    fit, started, stopped, said = engine.fit, threading.Event(), threading.Event(), []
+    fit, started, stopped, reported = engine.fit, threading.Event(), threading.Event(), []
     endless = spec.grid(beta=1, steps=10**6)
 
     def watched(runs, dataset, **options):
@@ -189,8 +162,8 @@ def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted,
     for module in (cluster, sweep):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
-        assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=said.append)) == 0
-        assert [line.split()[-1] for line in said] == [run.key for run in endless.runs()]
+        assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=reported.append)) == 0
+        assert [line.split()[-1] for line in reported] == [run.key for run in endless.runs()]
     assert stopped.wait(100)
     assert [tier.in_progress for tier in sweep.status(endless)] == [0]
 
@@ -214,8 +187,6 @@ def test_claimed_runs_are_left_to_other_sweeps(scheduler, spec, monkeypatch):
     assert len(_sweep(spec, tier=1, scheduler=scheduler)) == 4
 
 
-# SLURM
-
 SBATCH = """\
 #!{bash}
 cp "$1" "{folder}/$$.sh"
@@ -226,14 +197,15 @@ SCANCEL = "#!{bash}\necho $1 >> {folder}/cancelled\nkill -- -$1\n"
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="a job needs a process group, which setsid gives on Linux")
-def test_slurm_jobs_sweep(spec, tmp_path, capsys, monkeypatch):
+def test_killed_worker_of_a_slurm_job_loses_nothing(spec, tmp_path, capsys, monkeypatch):
     """``runs/slurm.py`` on a machine whose ``sbatch`` runs a job at once in the background."""
-    folder = tmp_path / "slurm"
+    folder, out, bomb = tmp_path / "slurm", tmp_path / "out", tmp_path / "bomb"
     folder.mkdir()
     for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
-        path = folder / name
-        path.write_text(text.format(bash=shutil.which("bash"), folder=folder))
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        (folder / name).write_text(text.format(bash=shutil.which("bash"), folder=folder))
+        (folder / name).chmod(0o755)
+    bomb.touch()
+    monkeypatch.setenv("TINY_SWEEP_BOMB", str(bomb))  # kills the worker that finds it
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", json.dumps([str(TESTS / "tiny_sweep.py")]))
     monkeypatch.chdir(tmp_path)
@@ -241,9 +213,15 @@ def test_slurm_jobs_sweep(spec, tmp_path, capsys, monkeypatch):
     import slurm
 
     options = ["--jobs", "1", "--cores", "1", "--interface", "lo", "--memory", "4GB", "--sbatch", "gpus=1"]
-    assert slurm.main([*options, "--", str(spec.path), "--tier", "1"]) == 0
-    assert capsys.readouterr().out.endswith("4 of 4 runs recorded\n")
-    assert len(read_records(spec.record)) == 4 and (folder / "cancelled").exists()
+    assert slurm.main([*options, "--", str(spec.path), "--tier", "1", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith("4 of 4 runs recorded\n") and not bomb.exists()
     (script,) = folder.glob("*.sh")
     lines = set(script.read_text().splitlines())
     assert {"#SBATCH --gpus=1", "#SBATCH --cpus-per-task=1", "#SBATCH -t 12:00:00"} <= lines
+    assert (folder / "cancelled").exists()
+    rows, copies = read_records(spec.record), read_records(out / "tiny.csv")
+    assert len(rows) == 4 and _by_hash(rows) == _by_hash(copies) == _alone(tmp_path / "alone", tier=1)
+    for path in (tmp_path / "alone" / "portraits").iterdir():
+        assert path.read_bytes() == (tmp_path / "portraits" / path.name).read_bytes()
+    assert not list(spec.work.glob("checkpoints/*"))
+    assert [tier.in_progress for tier in sweep.status(spec)] == [0, 0]

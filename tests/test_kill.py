@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors import safe_open
 from tiny_sweep import without_times, write_spec
@@ -63,7 +61,6 @@ class Sweep:
     """A sweep over a specification in a folder, started any number of times."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
         self.folder = folder
         self.spec = Spec.read(write_spec(folder, SPEC))
         self.log = folder.with_suffix(".log")
@@ -75,15 +72,12 @@ class Sweep:
 
     def hashes(self) -> list[str]:
         """Return the hash in every line of the table, with repetitions; all files of the sweep must be whole."""
-        read_records(self.spec.record)
         for path in self.folder.rglob("[!.]*.npz"):
             latents.Portrait.load(path)
         for path in self.folder.rglob("[!.]*.safetensors"):
             safe_open(path, "pt")
-        if not self.spec.record.exists():
-            return []
-        with open(self.spec.record, newline="", encoding="utf-8") as file:
-            return [row["hash"] for row in csv.DictReader(file)]
+        lines = self.spec.record.read_text("utf-8").splitlines() if read_records(self.spec.record) else []
+        return [line.partition(",")[0] for line in lines[1:]]
 
     def left(self) -> tuple[dict[str, dict], dict[str, bytes]]:
         """Return the records without times by hash, and the portraits by name."""
@@ -91,13 +85,8 @@ class Sweep:
         return records, {path.name: path.read_bytes() for path in (self.folder / "portraits").glob("[!.]*.npz")}
 
 
-@pytest.fixture
-def sweep(tmp_path) -> Sweep:
-    return Sweep(tmp_path / "disturbed")
-
-
-def test_killed_sweeps_record_every_run_once_and_as_an_undisturbed_one(sweep, tmp_path):
-    undisturbed = Sweep(tmp_path / "undisturbed")
+def test_killed_sweeps_record_every_run_once_and_as_an_undisturbed_one(tmp_path):
+    sweep, undisturbed = Sweep(tmp_path / "disturbed"), Sweep(tmp_path / "undisturbed")
     reference = undisturbed.start()
     recorded: list[str] = []
     for moments in ((5,), (2, 9), (4, 7)):
@@ -115,7 +104,8 @@ def test_killed_sweeps_record_every_run_once_and_as_an_undisturbed_one(sweep, tm
     assert sweep.left() == undisturbed.left()
 
 
-def test_full_disk_ends_a_sweep_in_one_line_and_loses_nothing(sweep):
+def test_full_disk_ends_a_sweep_in_one_line_and_loses_nothing(tmp_path):
+    sweep = Sweep(tmp_path / "full")
     sweep.start(largest_file=4_000).join()  # less than a checkpoint, a portrait or all records
     (line,) = sweep.log.read_text().splitlines()
     assert line.startswith("isa: error: ") and str(sweep.folder) in line

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_sweep import DATASET, SIZES
+from tiny_sweep import DATASET
 from torch import nn
 
 from isa import engine, models
-from isa.data import FactorDataset
 from isa.results import Result
 from isa.run import Run
 
@@ -49,12 +48,6 @@ class SmallDiscriminator(models.Discriminator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = nn.Sequential(nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
-
-
-def grey() -> FactorDataset:
-    """Return the squares in a grey that bfloat16 does not represent."""
-    images = (DATASET.images(torch.arange(len(DATASET))) * 200).to(torch.uint8).numpy().reshape(*SIZES, 64, 64)
-    return FactorDataset.from_array("cars3d", "grey squares", DATASET.factors_info, images, DATASET.provenance)
 
 
 def tiny(**changes) -> Run:

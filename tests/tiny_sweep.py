@@ -59,19 +59,20 @@ def without_times(record: dict) -> dict:
 
 def write_spec(folder: Path, text: str = SPEC) -> Path:
     """Write a specification and return its path."""
+    folder.mkdir(exist_ok=True)
     path = folder / "tiny.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def watch_starts(monkeypatch, field: str) -> list[tuple]:
-    """Return a list that collects, of every pack, a field of its longest run and the step that it starts from."""
+def watch_starts(monkeypatch) -> list[tuple[Run, int]]:
+    """Return a list that collects, of every pack, its longest run and the step that this starts from."""
     starts = []
     original = engine.fit
 
     def watched(runs, dataset, **options):
         longest = max(runs, key=lambda run: run.total_steps)
-        starts.append((getattr(longest, field), engine.checkpoint_step(options.get("checkpoints"), longest)))
+        starts.append((longest, engine.checkpoint_step(options.get("checkpoints"), longest)))
         return original(runs, dataset, **options)
 
     monkeypatch.setattr(engine, "fit", watched)
