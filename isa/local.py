@@ -68,7 +68,7 @@ Measured = tuple[dict[str, Any], latents.Portrait | None]
 
 
 def measure(trained: engine.Trained, dataset: data.FactorDataset, models: Mapping[str, Path], **options: Any) -> list:
-    """Measure runs, and save their models in the folders given by hash; return a list of :data:`Measured`."""
+    """Measure runs, save their models in the folders given by hash, and return a record and a portrait for each."""
     measured: list[Measured] = []
     for result in results.measure(trained, dataset, **options):
         if result.run.hash in models:

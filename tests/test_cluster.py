@@ -1,4 +1,4 @@
-"""Sweeps on a Dask cluster: a SLURM job whose worker is killed, and workers in this process for the rest."""
+"""Sweeps on a Dask cluster: two SLURM jobs, of which one worker is killed, and workers in this process for the rest."""
 
 from __future__ import annotations
 
@@ -212,10 +212,10 @@ def test_killed_worker_of_a_slurm_job_loses_nothing(spec, tmp_path, capsys, monk
     monkeypatch.syspath_prepend(TESTS.parent / "runs")
     import slurm
 
-    options = ["--jobs", "1", "--cores", "1", "--interface", "lo", "--memory", "4GB", "--sbatch", "gpus=1"]
+    options = ["--jobs", "2", "--cores", "1", "--interface", "lo", "--memory", "4GB", "--sbatch", "gpus=1"]
     assert slurm.main([*options, "--", str(spec.path), "--tier", "1", "--out", str(out)]) == 0
     assert capsys.readouterr().out.endswith("4 of 4 runs recorded\n") and not bomb.exists()
-    (script,) = folder.glob("*.sh")
+    script, _ = folder.glob("*.sh")
     lines = set(script.read_text().splitlines())
     assert {"#SBATCH --gpus=1", "#SBATCH --cpus-per-task=1", "#SBATCH -t 12:00:00"} <= lines
     assert (folder / "cancelled").exists()
