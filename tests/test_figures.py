@@ -120,7 +120,6 @@ def test_table_broadcasts_its_columns_and_leaves_nan_empty():
     "fields, name",
     [
         ({}, "N(0, I)"),
-        ({"objective": "isa-vae"}, "5 × 4, (2.1; 2.2)"),
         ({"objective": "isa-vae", "prior": "2[20]", "scale": 0.98972}, "Gaussian, s = 0.99"),
         ({"objective": "isa-vae", "prior": "2.1[20]"}, "factorised, p = 2.1"),
         ({"objective": "isa-vae", "prior": "2.1[2*1[10]]"}, "2.1[2*1[10]]"),
@@ -141,11 +140,11 @@ def test_dots_of_equal_runs_do_not_overlap():
     assert len(np.unique(places, axis=0)) == 40 and np.abs(places[:, 0]).max() <= 0.27
 
 
-@pytest.mark.parametrize("values", [[0.1], [0.1, 0.1], [0.0] * 5])
+@pytest.mark.parametrize("values", [[0.1], [0.0] * 5])
 def test_single_and_equal_runs_are_drawn(values):
     pair = np.array(values), mean_interval(np.array(values))
-    for figure in (results.mig_distributions({"a": {"isa-vae": pair}}, {}), results.controls({"a": (pair, pair)}, {})):
-        figure.draw_without_rendering()
+    results.mig_distributions({"a": {"isa-vae": pair}}, {}).draw_without_rendering()
+    results.controls({"a": (pair, pair)}, {}).draw_without_rendering()
 
 
 def test_betas_are_written_at_their_points_without_overlap():

@@ -92,15 +92,14 @@ def test_averages_match_a_loop_over_images(result, dataset, view):
 
 
 def test_active_latents_are_ordered_by_their_information(result, dataset):
-    made = portrait(result, dataset)
-    assert made.about == {"key": "toy-isa-vae-1-seed0-0123", "hash": "0123", "mig": result.evaluation.mig.score}
-    assert made.scored == ("height", "turn", "side")
-    assert made.shown.tolist() == [3, 2, 0, 4]
-    information = result.evaluation.mig.mutual_information.numpy()
+    made, mig = portrait(result, dataset), result.evaluation.mig
+    information = mig.mutual_information.numpy()
+    assert information[2, 0] > information[2, 4] > 0.1  # two latents follow side
+    assert made.about == {"key": "toy-isa-vae-1-seed0-0123", "hash": "0123", "mig": mig.score}
+    assert made.scored == ("height", "turn", "side") and made.shown.tolist() == [3, 2, 0, 4]
     np.testing.assert_allclose(made.mutual_information, information, rtol=1e-6)
     assert [factor for factor, _ in made.informative.values()] == ["height", "turn", "side", "side"]
     assert made.informative[0][1] == pytest.approx(information[2, 0])
-    assert information[2, 0] > information[2, 4] > 0.1
 
 
 def painted(z: np.ndarray, likelihood: str) -> np.ndarray:
@@ -145,30 +144,28 @@ def test_file_round_trip(result, dataset, tmp_path, name):
 
 
 class Rows(list):
-    """A stand-in for ``isa.sweep.Records``."""
+    """A stand-in for ``isa.sweep.Records``: six runs, of which the fifth, of this hash, represents the upper half."""
 
     wanted = 9
 
-
-def rows_of(name: str) -> Rows:
-    """Return six runs, of which the fifth, of this hash, represents the upper half, and one that diverged."""
-    migs = {"1": 0.1, "2": 0.11, "3": 0.12, "4": 0.3, name: 0.31, "6": 0.32}
-    rows = [{"status": "trained", "hash": key, "mig": mig, "log_likelihood": -20.0 - mig} for key, mig in migs.items()]
-    return Rows([*rows, {"status": "diverged", "hash": "7", "mig": None, "log_likelihood": None}])
+    def __init__(self, name: str) -> None:
+        migs = {"1": 0.1, "2": 0.11, "3": 0.12, "4": 0.3, name: 0.31, "6": 0.32}
+        super().__init__({"status": "trained", "hash": k, "mig": v, "log_likelihood": -v} for k, v in migs.items())
+        self.append({"status": "diverged", "hash": "7", "mig": None, "log_likelihood": None})
 
 
 def test_representative_has_a_portrait_if_any_study_does(result, dataset, tmp_path):
     path = portrait(result, dataset).save(tmp_path / "toy-isa-vae-1-seed0-0123.npz")
-    more, diverged = rows_of("5"), Rows(rows_of("5")[-1:])
-    for studies, paths, study, recorded, key in (
-        ([Rows(), more, rows_of("0123")], [tmp_path / "other-4.npz", path], 2, 6, "0123"),
-        ([Rows(), more], [path], 1, 6, "5"),
-        ([diverged, Rows()], [path], 0, 0, None),
+    none = Rows("5")
+    del none[:-1]  # all but the run that diverged
+    for studies, paths, *expected in (
+        ([none, Rows("5"), Rows("0123")], [tmp_path / "other-4.npz", path], 2, 6, "0123", path.stem),
+        ([none, Rows("5")], [path], 1, 6, "5", None),
+        ([none], [path], 0, 0, None, None),
     ):
         made = find_representative(studies, representative, paths)
-        assert (made.study, made.recorded, made.wanted) == (study, recorded, 9)
-        assert (made.record and made.record["hash"]) == key
-        assert (made.portrait and made.portrait.about["key"]) == (path.stem if key == "0123" else None)
+        key, picture = made.record and made.record["hash"], made.portrait and made.portrait.about["key"]
+        assert made.wanted == 9 and [made.study, made.recorded, key, picture] == expected
 
 
 def words_of(figure: Figure) -> str:

@@ -12,10 +12,8 @@ import torch
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from tiny_runs import KINDS, numbers, tiny, train, train_pack
-from tiny_sweep import DATASET
 
 from isa import mig, objectives
-from isa.engine import Pack
 from isa.prior import Node
 from isa.results import Result, load_model
 from isa.run import OBJECTIVES, Run
@@ -37,14 +35,13 @@ def _check(result: Result) -> str:
     assert all(map(math.isfinite, numbers(record)))
     assert (record["exponents"] is None) == (run.tree is None) and all(p > 0 for p in record["exponents"] or ())
     assert all(np.isfinite(values[:at]).all() for values in result.curve.values())
-    lengths = {len(values) for values in result.curve.values()}
+    (steps,) = {len(values) for values in result.curve.values()}
     if at is None:
-        assert record["status"] == "trained" and lengths == {run.total_steps}
-        assert set(record) >= MEASURED and None not in map(record.get, MEASURED)
+        assert record["status"] == "trained" and steps == run.total_steps
+        assert None not in map(record.get, MEASURED)
         assert all(bool(value.isfinite().all()) for value in result.model.parameters())
     else:
-        assert record["status"] == "diverged" and 0 <= at <= run.total_steps
-        assert lengths == {min(at + 1, run.total_steps)}
+        assert record["status"] == "diverged" and steps == min(at + 1, run.total_steps)
         assert not set(record) & MEASURED and result.evaluation is None
     return record["status"]
 
@@ -133,21 +130,6 @@ def test_closed_form_out_of_range_is_not_finite(value):
     actual = objectives.kl_closed_form(*posterior, objectives.standard_normal(3))
     assert not actual[0].isfinite().any()
     torch.testing.assert_close(actual[1], torch.full((5,), 1.5 * (math.exp(0.5) - 1.5)))
-
-
-@pytest.mark.parametrize("p", [0.5, 1.0, 10.0])
-def test_posteriors_at_the_cusp_of_a_prior_train(p):
-    """All codes lie at 0, or as near as float32 has numbers, where the density's slope is infinite."""
-    for log_var in (-80.0, 0.0):
-        pack = Pack([_run(prior=f"{p}[{p}[2], 1]", objective="isa-vae", steps=3)], DATASET)
-        with torch.no_grad():
-            pack.parameters["encoder.3.weight"].zero_()
-            pack.parameters["encoder.3.bias"][:, :3] = 0.0
-            pack.parameters["encoder.3.bias"][:, 3:] = log_var
-            for name, value in pack.parameters.items():
-                pack.state[f"value.{name}"].copy_(value)
-        pack.advance_to(3)
-        assert pack.diverged() == [None]
 
 
 def test_mig_that_is_not_a_number_is_a_divergence(monkeypatch):
