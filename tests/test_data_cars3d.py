@@ -12,7 +12,6 @@ from scipy.io import savemat
 from isa.data import SourceError, SourceMissingError, cars3d, load
 
 REAL = os.environ.get("ISA_CARS3D")
-needs_real_files = pytest.mark.skipif(not REAL, reason="ISA_CARS3D does not name the folder of the published files")
 NUMBERS = (1, 2, 5)
 
 
@@ -61,28 +60,12 @@ def test_the_cache_knows_the_files(folder, tmp_path, monkeypatch):
 def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(SourceMissingError, match=r"^cars3d needs the folder of its 3 published files, .* in http\S+$"):
         load("cars3d")
-    with pytest.raises(SourceMissingError, match="absent does not exist"):
-        load("cars3d", tmp_path / "absent")
     (folder / "car_005_mesh.mat").unlink()
     with pytest.raises(SourceError, match=r"must be the folder of the 3 files of cars3d, but lacks car_005_mesh\.mat$"):
         load("cars3d", folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"image": np.zeros((2, 2))}, "not a MATLAB file with the array im"),
-        ({"im": np.zeros((2, 2), np.uint8)}, r"must be uint8 \(128, 128, 3, 24, 4\), got uint8 \(2, 2\)"),
-        ({"im": np.array([["y", "x"]], dtype=object)}, "got object"),
-    ],
-)
-def test_other_files_are_named(tmp_path, content, message):
-    savemat(tmp_path / "car_002_mesh.mat", content)
-    with pytest.raises(SourceError, match=rf"^(?=.*car_002_mesh\.mat).*{message}[^\n]*$"):
-        cars3d.read_car(tmp_path / "car_002_mesh.mat")
-
-
-@needs_real_files
+@pytest.mark.skipif(not REAL, reason="ISA_CARS3D does not name the folder of the published files")
 def test_the_published_files_give_the_published_means(tmp_path):
     dataset = load("cars3d", REAL, cache_dir=tmp_path)
     checks = dict(cars3d.verify(dataset))
