@@ -51,8 +51,8 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def _wide(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def wide(values, grad: bool = False) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
 
 
 LP_NESTED = {
@@ -70,13 +70,13 @@ LP_NESTED = {
     "chain": lambda: LpNested(Node(2.1, [Node(0.7, [Node(3.3, [Node(1.4, 2)])])])),
     "unit variance": lambda: isa_prior((4, 4), scale="unit"),
     "batch of exponents": lambda: LpNested(
-        Node(_wide([0.7, 2.0, 9.0]), [1, Node(_wide([2.0, 1.1, 3.0]), 2)]), _wide([1.0, 2.0, 0.4])
+        Node(wide([0.7, 2.0, 9.0]), [1, Node(wide([2.0, 1.1, 3.0]), 2)]), wide([1.0, 2.0, 0.4])
     ),
-    "batch by broadcasting": lambda: LpNested(Node(_wide([[1.4], [2.3]]), [Node(_wide([1.0, 2.0, 6.0]), 2), 1])),
+    "batch by broadcasting": lambda: LpNested(Node(wide([[1.4], [2.3]]), [Node(wide([1.0, 2.0, 6.0]), 2), 1])),
     "expanded": lambda: isa_prior((2, 2), p1=[1.5, 3.0]).expand((2, 3)),
     "log-normal radius": lambda: LpNested(Node(1.5, [2, Node(3.0, 2)]), radial=LogNormal(0.2, 0.4)),
-    "half-normal radius": lambda: LpNested(Node(2.0, 3), radial=HalfNormal(_wide([0.5, 2.0]))),
-    "Weibull radius": lambda: LpNested(Node(0.8, 2), radial=Weibull(_wide(1.3), _wide(2.5))),
+    "half-normal radius": lambda: LpNested(Node(2.0, 3), radial=HalfNormal(wide([0.5, 2.0]))),
+    "Weibull radius": lambda: LpNested(Node(0.8, 2), radial=Weibull(wide(1.3), wide(2.5))),
     "uniform radius": lambda: LpNested(Node(3.0, [1, Node(1.2, 2)]), radial=Uniform(0.5, 2.0, validate_args=True)),
 }
 

@@ -9,19 +9,11 @@ import shutil
 
 import pytest
 import torch
+from conftest import wide
 from torch.distributions import Independent, Laplace, LogNormal, MultivariateNormal, Normal, kl_divergence
 
 from isa import LearnableISAPrior, LpNested, Node, isa_prior
 from isa.prior import kl_monte_carlo
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "c++", "clang++", "gcc", "cc"))), reason="needs a C++ compiler"
-)
-
-
-def wide(values, grad: bool = False) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
-
 
 Z = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 PRIOR = {
@@ -31,27 +23,21 @@ PRIOR = {
 }
 
 
-@pytest.fixture(params=PRIOR)
-def prior(request) -> LpNested:
-    return PRIOR[request.param]()
-
-
 def gradient(function, z: torch.Tensor) -> torch.Tensor:
     z = z.clone().requires_grad_()
     return torch.autograd.grad(function(z).sum(), z)[0]
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", ["tensors", "deep, with a radius"])
-def test_log_prob_compiles_into_one_graph(name):
-    prior = PRIOR[name]()
+def test_log_prob_compiles_into_one_graph():
+    prior = PRIOR["deep, with a radius"]()
     compiled = torch.compile(prior.log_prob, fullgraph=True, backend="aot_eager")
     for z in (Z, torch.zeros_like(Z)):
         torch.testing.assert_close(compiled(z), prior.log_prob(z))
         torch.testing.assert_close(gradient(compiled, z), gradient(prior.log_prob, z))
 
 
-@needs_compiler
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
 @pytest.mark.usefixtures("fresh_compiler")
 def test_training_step_compiles_into_machine_code():
     module = LearnableISAPrior((3, 2)).double()
@@ -65,16 +51,17 @@ def test_training_step_compiles_into_machine_code():
     torch.testing.assert_close(compiled, torch.autograd.grad(loss(z), leaves))
 
 
-def test_func_transforms(prior):
+@pytest.mark.parametrize("name", PRIOR)
+def test_func_transforms(name):
+    prior = PRIOR[name]()
     expected = gradient(prior.log_prob, Z)
     torch.testing.assert_close(torch.func.vmap(torch.func.vmap(prior.log_prob))(Z[None])[0], prior.log_prob(Z))
     torch.testing.assert_close(torch.func.vmap(prior.norm, in_dims=1)(Z.T), prior.norm(Z))
     for derivative in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(torch.func.vmap(derivative(prior.log_prob))(Z), expected)
-    step = 1e-6 * torch.eye(5, dtype=torch.float64)
-    differences = (gradient(prior.log_prob, Z[0] + step) - gradient(prior.log_prob, Z[0] - step)) / 2e-6
+    hessian = torch.autograd.functional.hessian(prior.log_prob, Z[0])
     for outer in (torch.func.jacfwd, torch.func.jacrev):
-        torch.testing.assert_close(outer(torch.func.jacrev(prior.log_prob))(Z[0]), differences, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(outer(torch.func.jacrev(prior.log_prob))(Z[0]), hessian)
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -114,18 +101,15 @@ def test_default_device():
 
 
 def test_prior_follows_its_tensors():
-    p0, p1 = torch.nn.Parameter(torch.tensor(2.0)), torch.tensor([1.5, 1.5])
+    p0, p1 = wide(2.0, True), wide([1.5, 1.5])
     prior, z = isa_prior((2, 2), p0=p0, p1=p1, scale=0.7), torch.ones(3, 4)
-    optimiser = torch.optim.SGD([p0], lr=0.1)
-    for _ in range(3):
-        optimiser.zero_grad()
-        prior.log_prob(z).sum().neg().backward()
-        optimiser.step()
-    p1.fill_(3.0)
-    expected = isa_prior((2, 2), p0=p0.item(), p1=3.0, scale=0.7)
+    with torch.no_grad():
+        p0.fill_(1.8)
+        p1.fill_(3.0)
+    expected = isa_prior((2, 2), p0=1.8, p1=3.0, scale=0.7)
     torch.testing.assert_close(prior.log_prob(z), expected.log_prob(z))
-    torch.testing.assert_close(prior.variance, expected.variance)
-    torch.testing.assert_close(prior.entropy(), expected.entropy())
+    torch.testing.assert_close(prior.variance.float(), expected.variance)
+    torch.testing.assert_close(prior.entropy().float(), expected.entropy())
 
 
 def test_copies_and_pickles(lp_nested):
@@ -135,8 +119,8 @@ def test_copies_and_pickles(lp_nested):
         assert (other.batch_shape, other.event_shape) == (lp_nested.batch_shape, lp_nested.event_shape)
 
 
-def normal(n: int, loc=0.0, scale=1.0) -> Independent:
-    return Independent(Normal(wide(loc).expand(n), wide(scale).expand(n)), 1)
+def normal(n: int, loc: float = 0.0, scale: float = 1.0) -> Independent:
+    return Independent(Normal(wide([loc] * n), scale), 1)
 
 
 BATCH = LpNested(Node(wide([1.0, 2.0, 3.0]), [1, Node(2.4, 2)]), wide(0.8))
