@@ -85,7 +85,7 @@ def _tiers(tiers: object, every: Mapping[str, Any]) -> dict[int, tuple[Run, ...]
 
 @dataclass(frozen=True)
 class Spec:
-    """Runs that a sweep trains, and the place of their records."""
+    """Runs that a sweep trains, and the paths of what it leaves."""
 
     path: Path
     """The file that it was read from."""

@@ -178,6 +178,6 @@ def _plan(specs: Sequence[Spec], records: Sequence[Records]) -> list[Job]:
     """Return the missing runs of several specifications in the order of their training."""
     jobs = []
     for spec, some in zip(specs, records, strict=True):
-        tiers = {id(run): tier for tier, runs in spec.tiers.items() for run in runs}
-        jobs += [Job(spec, run, tiers[id(run)]) for run in some.missing]
+        missing = {run.hash for run in some.missing}
+        jobs += [Job(spec, run, tier) for tier, runs in spec.tiers.items() for run in runs if run.hash in missing]
     return sorted(jobs, key=lambda job: job.tier)

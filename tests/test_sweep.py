@@ -89,10 +89,9 @@ def test_own_grid_keeps_shared_fields_and_records(spec):
     assert [run.seed for run in named] == [0, 1, *range(30, 36), *range(75, 79)]
 
 
-GRID = "beta: [1, 4], seeds: 2"
 BAD_SPECS = [
     ("beta: [1, 4]", "bta: [1, 4]", "tier 1, grid 1: 'bta' is not a field of Run: the fields are dataset"),
-    (GRID, "beta: [], seeds: 2", "tier 1, grid 1: beta must have a value"),
+    ("beta: [1, 4]", "beta: []", "tier 1, grid 1: beta must have a value"),
     ("steps: 6", "steps: 6, learning_rate: 1e-4", "learning_rate must be a valid number, got '1e-4'"),
     ("seeds: 2", "seeds: 0", "seeds must be a number from 1 on, a range .*, got 0"),
     ("seeds: 2", "seeds: [1, true]", r"seeds must be .*, got \[1, True\]"),
