@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -136,21 +137,16 @@ def _plain(value: object) -> object:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Records(Sequence[dict]):
-    """Recorded runs of a specification, in its order, and those that are missing.
+    """Recorded runs of a specification, in its order, and those that are missing."""
 
-    Attributes
-    ----------
-    rows : list of dict
-        The records.
-    missing : tuple of Run
-        Runs that are named and not recorded.
-    command : str
-        The command that trains them.
-    """
-
-    def __init__(self, rows: Iterable[dict[str, Any]], missing: Iterable[Run], command: str) -> None:
-        self.rows, self.missing, self.command = list(rows), tuple(missing), command
+    rows: list[dict[str, Any]]
+    """The records."""
+    missing: Sequence[Run]
+    """Runs that are named and not recorded."""
+    command: str
+    """The command that trains them."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -174,7 +170,7 @@ class Records(Sequence[dict]):
         rows = [row for row in self.rows if all(_plain(row.get(name)) in some for name, some in allowed.items())]
         runs = [run for run in self.missing if all(hasattr(run, name) for name in values)]
         runs = [run for run in runs if all(_plain(getattr(run, name)) in some for name, some in allowed.items())]
-        return Records(rows, runs, self.command)
+        return Records(rows, tuple(runs), self.command)
 
     def column(self, name: str) -> np.ndarray:
         """Return one field of every record. Measured numbers are NaN if a run diverged."""

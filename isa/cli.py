@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from isa import data, engine, results, sweep
+from isa import data, engine, local, results, sweep
 from isa._files import write_atomically
 from isa.run import Run
 
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", category)
         warnings.showwarning = lambda message, *_: print(f"isa: warning: {_one_line(message)}", file=sys.stderr)
         try:
+            if device := getattr(arguments, "device", None):
+                _check_device(device, remote=bool(getattr(arguments, "scheduler", None)))
             return arguments.run(arguments)
         except (ValueError, KeyError, TypeError, OSError) as error:
             print(f"isa: error: {_one_line(error)}", file=sys.stderr)
@@ -103,10 +105,11 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_device(name: str | None, here: bool = True) -> None:
-    if name and not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+def _check_device(name: str, remote: bool) -> None:
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not match:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if here and name and name != "cpu" and int(name.partition(":")[2] or 0) >= (gpus := torch.cuda.device_count()):
+    if not remote and name != "cpu" and int(match[1] or 0) >= (gpus := torch.cuda.device_count()):
         raise ValueError(f"--device must be one of this machine's, got {name!r} with {gpus} GPUs")
 
 
@@ -179,9 +182,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if isinstance(fields.get("subspaces"), int):
         fields["subspaces"] = (fields["subspaces"],)
     run = Run(**fields)
-    if run.source and not Path(run.source).expanduser().exists():
-        raise ValueError(f"--source must exist, got {run.source}")
-    _check_device(arguments.device)
+    local.source_path(run)
     folder = arguments.output or Path("trained") / run.key
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "record.json").exists():
@@ -228,7 +229,6 @@ def _sweep(arguments: argparse.Namespace) -> int:
     runs/dsprites.yaml --scheduler tcp://head:8786
     """
     options = {name: value for name, value in vars(arguments).items() if name not in ("run", "specs")}
-    _check_device(arguments.device, here=arguments.scheduler is None)
     specs = [sweep.Spec.read(path) for path in arguments.specs]
     tables = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
     for spec, records in zip(specs, tables, strict=True):
@@ -246,7 +246,6 @@ def _status(arguments: argparse.Namespace) -> int:
 
     example: isa status runs/dsprites.yaml
     """
-    _check_device(arguments.device)
     for spec in [sweep.Spec.read(path) for path in arguments.specs]:
         print(f"{spec.title} ({spec.path})\n  tier     runs  recorded  diverged  training   time for the rest, here")
         for tier in sweep.status(spec, arguments.device):

@@ -77,11 +77,6 @@ class Portrait:
     traversals: np.ndarray = field(repr=False)  #: (A, S, T, C, H, W) mean images along each active latent
 
     @property
-    def latents(self) -> int:
-        """Number of latents K."""
-        return self.mutual_information.shape[1]
-
-    @property
     def bases(self) -> tuple[str, ...]:
         """Names of the images that traversals start from: the split's values, or one empty name."""
         return tuple(map(str, self.factor(self.view.split).values)) if self.view.split else ("",)

@@ -20,10 +20,8 @@ from typing import Any
 import torch
 
 from isa import data, engine, latents, packs, results
-from isa._files import write_atomically
 from isa._records import RecordsWarning, merge_records, recorded
 from isa.packs import Job
-from isa.profile import profile_steps
 from isa.run import Run
 
 __all__ = ["Local", "Recorder", "fit", "images", "measure", "missing", "pack_size", "source_path"]
@@ -143,13 +141,13 @@ class Local:
 
     jobs: Sequence[Job]
     record: Recorder
-    speeds: dict[tuple, float]
     device: torch.device
     size: int
     deadline: float
     cache_dir: str | None
     keep_models: bool
     progress: bool | None
+    speeds: dict[tuple, float] = field(default_factory=dict)  # seconds of a step of one run, by kind
     late: set[Job] = field(default_factory=set)  # would not be done in time
     pending: list[Future] = field(default_factory=list)  # in the second thread
 
@@ -162,16 +160,6 @@ class Local:
                         time.sleep(_POLL_SECONDS)
             finally:
                 self._wait()
-
-    def profile(self, path: Path) -> None:
-        """Write a report on 30 steps of each kind of run that is missing, in packs as they would be trained."""
-        sections: dict[tuple, str] = {}
-        for pack in packs.divide(self.jobs, self.size):
-            if pack[0].kind not in sections:
-                runs = [end.run for end in packs.longest(pack).values()]
-                dataset = images(runs[0], self.cache_dir, self.device)
-                sections[pack[0].kind] = profile_steps(runs, dataset)
-        write_atomically(path, lambda temporary: Path(temporary).write_text("\n".join(sections.values()), "utf-8"))
 
     def _train_or_pass(self, pack: list[Job]) -> bool:
         """Train the jobs of a pack that would be done in time; return False if other sweeps are training them all."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity
 
-from isa import engine
+from isa import engine, local, packs
+from isa._files import write_atomically
 from isa.data import FactorDataset
 from isa.run import Run
 
-__all__ = ["profile_steps"]
+__all__ = ["profile_steps", "write_profile"]
 
 _WARM, _TIMED, _END = 50, 100, 130  # steps until the first look, the end of the timed and that of the profiled steps
 _CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv"
@@ -51,3 +53,13 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
         lines.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n{clocks}")
     order = "self_device_time_total" if cuda else "self_cpu_time_total"
     return "\n".join([*lines, profiler.key_averages().table(sort_by=order, row_limit=40)])
+
+
+def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torch.device, cache: str | None) -> None:
+    """Write a report on each kind of run, in packs as they would be trained."""
+    sections: dict[tuple, str] = {}
+    for pack in packs.divide(jobs, size):
+        if pack[0].kind not in sections:
+            runs = [end.run for end in packs.longest(pack).values()]
+            sections[pack[0].kind] = profile_steps(runs, local.images(runs[0], cache, device))
+    write_atomically(path, lambda temporary: Path(temporary).write_text("\n".join(sections.values()), "utf-8"))

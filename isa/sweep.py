@@ -37,7 +37,6 @@ to the same tier or an earlier one: one training, two records.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +50,7 @@ from isa import cluster, engine, local, results
 from isa._records import RECORD, Records, RecordsWarning, merge_records, read_records
 from isa._spec import Spec
 from isa.packs import Job, duration, is_claimed, longest, speeds
+from isa.profile import write_profile
 
 __all__ = ["RECORD", "Records", "RecordsWarning", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
@@ -108,9 +108,9 @@ def sweep(
     tier
         The last tier that is trained and returned; all by default.
     budget
-        Seconds. A pack is started only if it would be done by then at the speed measured so far, smaller if need be; on
-        a CPU, records of this very device tell the speed at first. Runs of a kind of unknown speed are started, and
-        stopped once their speed shows that they would not be done. A cluster trains until then. 0 trains nothing.
+        Seconds. A pack is started only if it would be done by then at the speed measured so far, smaller if need be.
+        Runs of a kind of unknown speed are started, and stopped once their speed shows that they would not be done. A
+        cluster trains until then. 0 trains nothing.
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU if there is one, on each worker of a cluster.
     pack
@@ -155,15 +155,11 @@ def sweep(
         if scheduler is not None:
             cluster.train(jobs, scheduler, record, pack, deadline, device and str(device), cache, keep_models)
         else:
-            here = engine.default_device(device)
-            # a card may have been shared: its records do not tell its speed
-            known = speeds(itertools.chain(*records), results.device_name(here)) if here.type == "cpu" else {}
-            size = pack or local.pack_size(here)
-            training = local.Local(jobs, record, known, here, size, deadline, cache, keep_models, progress)
+            here, size = engine.default_device(device), pack or local.pack_size(device)
             if profile is not None:
-                training.profile(Path(profile))
+                write_profile(Path(profile), jobs, size, here, cache)
             if budget != 0:
-                training.train()
+                local.Local(jobs, record, here, size, deadline, cache, keep_models, progress).train()
         records = [_read(spec, tier) for spec in named]
     return records[0] if single else records
 
@@ -173,15 +169,15 @@ def _read(spec: Spec, tier: int | None) -> Records:
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else spec.path
     command = f"isa sweep {shown.as_posix()}{'' if tier is None else f' --tier {tier}'}"
     known = {record["hash"]: record for record in read_records(spec.record)}
-    runs = {run.hash: run for run in spec.runs(tier)}
-    rows = [known[digest] for digest in runs if digest in known]
-    return Records(rows, [run for digest, run in runs.items() if digest not in known], command)
+    runs = spec.runs(tier)
+    rows = [known[run.hash] for run in runs if run.hash in known]
+    return Records(rows, tuple(run for run in runs if run.hash not in known), command)
 
 
 def _plan(specs: Sequence[Spec], records: Sequence[Records]) -> list[Job]:
-    """Return the missing runs of several specifications: tier 1 of each in turn, then tier 2."""
+    """Return the missing runs of several specifications in the order of their training."""
     jobs = []
     for spec, some in zip(specs, records, strict=True):
-        tiers = {id(run): tier for tier, runs in spec.tiers.items() for run in runs}
-        jobs += [Job(spec, run, tiers[id(run)]) for run in some.missing]
+        missing = {run.hash for run in some.missing}
+        jobs += [Job(spec, run, tier) for tier, runs in spec.tiers.items() for run in runs if run.hash in missing]
     return sorted(jobs, key=lambda job: job.tier)

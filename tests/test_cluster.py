@@ -85,60 +85,44 @@ def test_command_sweeps_on_a_cluster_and_trains_nothing_twice(scheduler, spec, t
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert printed.err == "" and len(lines) == 5 and lines[-1].endswith("4 of 4 runs recorded")
-    again, model, _ = results.load_model(spec.work / "models" / read_records(spec.record)[0]["key"])
-    assert again.hash == read_records(spec.record)[0]["hash"] and not model.training
+    run, _, _ = results.load_model(spec.work / "models" / spec.runs()[0].key)
+    assert run == spec.runs()[0]
     assert not _sweep(spec, tier=1, scheduler="tcp://nowhere:1").missing  # nothing is left to ask a scheduler for
     records = _sweep(spec.grid(steps=[6, 12], beta=[1, 4]), scheduler=scheduler, pack=2)
     assert {row["pack_size"] for row in records if row["steps"] == 12} == {2}
 
 
-def test_failing_run_is_retried_reported_and_stops_no_other(scheduler, spec, monkeypatch, capsys):
-    bad, tried, fit = spec.runs()[1], [], engine.fit
+def test_failing_run_is_retried_from_its_checkpoint_and_stops_no_other(scheduler, tmp_path, monkeypatch, capsys):
+    text = SPEC.replace("steps: 6", "steps: 60").replace("seeds: 2}", "seeds: 1}")
+    spec, fit, starts = Spec.read(write_spec(tmp_path, text)), engine.fit, []
+    good, bad = spec.runs(1)
 
-    def failing(runs, *arguments, **options):
-        tried.extend(run for run in runs if run == bad)
-        if bad in runs:
-            raise TimeoutError("a bad\nday")
-        return fit(runs, *arguments, **options)
+    def failing(runs, dataset, *, callback, **options):
+        start = engine.checkpoint_step(options["checkpoints"], runs[0])
+        starts.append((runs[0].beta, start))
+
+        def look(step, terms):
+            callback(step, terms)
+            if start == 0 or runs == [bad]:
+                raise TimeoutError("a bad\nday")
+
+        return fit(runs, dataset, **options | {"checkpoint_every": 20, "checkpoint_seconds": 0}, callback=look)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "fit", failing)
-        assert cli.main(["sweep", str(spec.path), "--scheduler", scheduler]) == 1
+        assert cli.main(["sweep", str(spec.path), "--tier", "1", "--scheduler", scheduler]) == 1
     printed = capsys.readouterr()
-    assert tried == [bad] * 3
-    assert f"1 of 9 runs could not be trained, first {bad.key}: TimeoutError: a bad day" in printed.err
+    assert sorted(starts) == [(1, 0), (1, 40), (4, 0), (4, 40), (4, 40)]
+    assert f"1 of 2 runs could not be trained, first {bad.key}: TimeoutError: a bad day" in printed.err
     assert printed.err.count("\n") == 1 and f"{bad.key}  FAILED: TimeoutError: a bad day" in printed.out
-    assert set(_by_hash(read_records(spec.record))) == {run.hash for run in spec.runs()} - {bad.hash}
-    assert len(_sweep(spec, scheduler=scheduler)) == 9
+    assert list(_by_hash(read_records(spec.record))) == [good.hash]
+    assert _by_hash(_sweep(spec, tier=1, scheduler=scheduler)) == _alone(tmp_path / "alone", text, tier=1)
 
 
 def test_worker_of_another_version_is_reported(scheduler, spec, monkeypatch):
     monkeypatch.setattr(local, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
     with pytest.raises(cluster.ClusterError, match="the worker has another version of isa"):
         _sweep(spec, tier=1, scheduler=scheduler)
-
-
-def test_retry_continues_from_the_checkpoint(scheduler, tmp_path, monkeypatch):
-    text = SPEC.replace("steps: 6", "steps: 60").replace("seeds: 2}", "seeds: 1}")
-    whole = _alone(tmp_path / "alone", text, tier=1)
-    spec = Spec.read(write_spec(tmp_path, text))
-    fit, starts = engine.fit, []
-
-    def interrupted(runs, dataset, *, callback, **options):
-        options |= {"checkpoint_every": 20, "checkpoint_seconds": 0}
-        start = engine.checkpoint_step(options["checkpoints"], runs[0])
-        starts.append(start)
-
-        def look(step, terms):
-            callback(step, terms)
-            if start == 0:
-                raise RuntimeError("the lights went out")
-
-        return fit(runs, dataset, **options, callback=look)
-
-    monkeypatch.setattr(engine, "fit", interrupted)
-    records = _sweep(spec, tier=1, scheduler=scheduler)
-    assert sorted(starts) == [0, 0, 40, 40] and _by_hash(records) == whole
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -175,16 +159,21 @@ def test_budget_ends_the_wait_for_workers(spec, capsys):
     assert "0/1 workers" in capsys.readouterr().err
 
 
-def test_claimed_runs_are_left_to_other_sweeps(scheduler, spec, monkeypatch):
+@pytest.mark.parametrize("module", [local, cluster], ids=["here", "cluster"])
+def test_claimed_runs_are_left_to_other_sweeps(module, scheduler, spec, monkeypatch):
     taken, claims = spec.runs(1)[1], ExitStack()
-    packs.claim([packs.Job(spec, taken)], claims)
+    assert packs.claim([packs.Job(spec, taken.replace(steps=3))], claims)  # a shorter run of its course
+    assert [row.in_progress for row in sweep.status(spec)] == [1, 0]
+    assert packs.claim([packs.Job(spec, taken)], ExitStack()) == []
 
     def others_work(seconds: float) -> None:
         assert set(_by_hash(read_records(spec.record))) == {run.hash for run in spec.runs(1)} - {taken.hash}
         claims.close()
 
-    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
-    assert len(_sweep(spec, tier=1, scheduler=scheduler)) == 4
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
+    options = {"scheduler": scheduler} if module is cluster else {"device": "cpu"}
+    assert len(_sweep(spec, tier=1, **options)) == 4
+    assert [row.in_progress for row in sweep.status(spec)] == [0, 0]
 
 
 SBATCH = """\

@@ -153,6 +153,6 @@ def test_committed_decoders_and_portraits_are_small():
         assert max(path.stat().st_size for path in (root / folder).iterdir()) < size
     for key, decoder in decoded.items():
         starts, portrait = decoder.tensors["starts"], portraits[key]
-        assert starts.shape == (len(portrait.bases), portrait.latents)
+        assert starts.shape == (len(portrait.bases), len(portrait.noise))
         means = decoder.decode(starts).sigmoid()
         assert np.abs(255 * means.numpy() - portrait.reconstructions).mean() < 2

@@ -117,7 +117,7 @@ def _train(*arguments: str) -> int:
     [
         (["--beta", "-1"], "beta must be greater than or equal to 0, got -1"),
         (["--objective", "isa-vae", "--prior", "2.1[4"], "'2.1[4' is not a tree"),
-        (["--source", "/no/such/folder"], "--source must exist, got /no/such/folder"),
+        (["--source", "/no/such/folder"], "published data of cars3d lie, got /no/such/folder"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )

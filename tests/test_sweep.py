@@ -5,9 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,23 +89,20 @@ def test_own_grid_keeps_shared_fields_and_records(spec):
     assert [run.seed for run in named] == [0, 1, *range(30, 36), *range(75, 79)]
 
 
-GRID = "beta: [1, 4], seeds: 2"
 BAD_SPECS = [
     ("beta: [1, 4]", "bta: [1, 4]", "tier 1, grid 1: 'bta' is not a field of Run: the fields are dataset"),
-    (GRID, "beta: [], seeds: 2", "tier 1, grid 1: beta must have a value"),
+    ("beta: [1, 4]", "beta: []", "tier 1, grid 1: beta must have a value"),
     ("steps: 6", "steps: 6, learning_rate: 1e-4", "learning_rate must be a valid number, got '1e-4'"),
     ("seeds: 2", "seeds: 010", "invalid literal .* '010'"),
     ("seeds: 2", "seeds: 0", "seeds must be a number from 1 to 10,000, a range .*, got 0"),
-    ("seeds: 2", "seeds: 14-10", "seeds must be .*, a range such as 10-14, or a list .*, got 14-10"),
     ("seeds: 2", "seeds: [1, true]", r"seeds must be .*, got \[1, True\]"),
+    ("beta: [1, 4], seeds: 2", f"beta: [{'1, ' * 999}2], seeds: 999", "at most 10,000 runs"),
     ("seeds: 2", "seeds: 2, seed: 1", "seed and seeds exclude each other"),
     ("seeds: 2", "seeds: 2, seeds: 3", "'seeds' is given twice"),
-    (GRID, f"beta: [{'1, ' * 999}2], seeds: 999", "at most 10,000 runs"),
     ("  1:", "  one:", "tiers must have numbers, from 1 on, got {'one'"),
     ("  1:\n    - {objective: beta-vae, beta: [1, 4], seeds: 2}", "  1: 3", "tier 1 must be a list of grids, got 3"),
     ("{objective: beta-vae, beta: [1, 4], seeds: 2}", "3", "a grid must be a mapping of fields to values, got 3"),
     ("seeds: 2", "seeds: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    ("seeds: 2", "seeds: !!timestamp x", "groupdict"),
     (SPEC, "3", "must have title, every and tiers, got 3"),
 ]
 
@@ -259,14 +254,13 @@ def test_select_and_column(spec, table):
     selections = ({"subspaces": [(2, 1)]}, {"total_steps": 6}, {"status": "trained"})
     assert [len(records.select(**fields).missing) for fields in selections] == [3, 5, 0]
     np.testing.assert_array_equal(records.column("beta"), [1, 4, 1, 4])
-    assert np.isnan(records.column("elbo")).all() and records.column("factors").shape[0] == 4
+    assert np.isnan(records.column("elbo")).all() and len(records.column("factors")) == 4
     assert records.column("key").tolist() == [run.key for run in spec.runs(1)]
     assert records.command.startswith("isa sweep ") and records.command.endswith("tiny.yaml")
-    with pytest.raises(KeyError, match="nothing: not a column"):
-        records.select(nothing=1)
-    with pytest.raises(KeyError, match="no record has 'nothing'"):
-        records.column("nothing")
-    assert len(records.select(beta=77)) == 0 and records.select(beta=77).column("mig").shape == (0,)
+    for wrong, words in ((partial(records.select, nothing=1), "not a column"), (partial(records.column, "no"), "'no'")):
+        with pytest.raises(KeyError, match=words):
+            wrong()
+    assert records.select(beta=77).column("mig").shape == (0,)
 
 
 def test_diverging_run_is_recorded_and_spoils_no_other(spec):
@@ -319,21 +313,6 @@ def test_shorter_runs_join_those_of_other_specifications_and_earlier_tiers(spec,
     assert [record["total_steps"] for record in read_records(later.record)] == [3, 6, 60]
     assert len(list((tmp_path / "own" / "portraits").iterdir())) == 3
     _assert_trained_alone(records, later)
-
-
-def test_claimed_runs_are_left_to_other_sweeps(spec, monkeypatch):
-    taken, claims = spec.runs(1)[1], ExitStack()
-    assert packs.claim([packs.Job(spec, taken.replace(steps=3))], claims)  # a shorter run of its course
-    assert [row.in_progress for row in status(spec)] == [1, 0]
-    assert packs.claim([packs.Job(spec, taken)], ExitStack()) == []
-
-    def others_work(seconds: float) -> None:
-        assert set(_hashes(read_records(spec.record))) == set(_hashes(spec.runs(1))) - {taken.hash}
-        claims.close()
-
-    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
-    assert len(_sweep(spec, tier=1)) == 4
-    assert [row.in_progress for row in status(spec)] == [0, 0]
 
 
 class Inline(Executor):
@@ -447,20 +426,6 @@ def test_budget_is_kept_and_at_most_two_packs_of_known_speed_are_lost(budget, fi
     assert set(bench.ended) == done == set(_hashes(read_records(card.record)))
 
 
-def test_records_tell_the_speed_of_a_cpu_and_not_of_a_card(bench, card, monkeypatch):
-    monkeypatch.setattr(results, "device_name", lambda device: "a card")
-    slow = _made_up(card.runs()[0], total_steps=1000, train_seconds=1e6, device="a card")
-    merge_records(card.record, [slow])
-    assert len(_sweep(card.grid(seeds=8), device="cpu", budget=60.0)) == 1 and not bench.started
-    assert len(_sweep(card, device="cuda", budget=60.0)) == 24  # others may have shared the card
-    card.record.unlink()
-    merge_records(card.record, [slow | {"train_seconds": 1.0}])  # what is measured replaces 1 ms a step
-    bench.started.clear()
-    bench.now, bench.pace = 0.0, {"beta-vae": 2e-3}
-    assert len(_sweep(card.grid(seeds=8), device="cpu", budget=7.9)) == 4
-    assert bench.sizes == [1, 1, 1] and bench.now <= 7.9
-
-
 def test_status_estimates_the_rest_from_records(spec):
     device = results.device_name(torch.device("cpu"))
     times = {"total_steps": 6, "train_seconds": 6000.0, "evaluation_seconds": 5.0, "device": device}
@@ -557,33 +522,32 @@ def test_published_data_must_exist(tmp_path, monkeypatch, capsys):
     assert record["source"] == "$TINY_CARS" and str(tmp_path) not in spec.record.read_text()
 
 
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [
-        ("--tier=7", "tier must be one of 1, 2, got 7"),
-        ("--budget=nan", "budget must be a number of seconds, at least 0, got nan"),
-        ("--pack=0", "pack must be a number of runs, at least 1, got 0"),
-    ],
-)
-def test_bad_option_is_one_line(option, sentence, spec, capsys):
+BAD_OPTIONS = {
+    "--tier=7": "tier must be one of 1, 2, got 7",
+    "--budget=nan": "budget must be a number of seconds, at least 0, got nan",
+    "--pack=0": "pack must be a number of runs, at least 1, got 0",
+}
+
+
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_bad_option_is_one_line(option, spec, capsys):
     assert cli.main(["sweep", str(spec.path), option]) == 2
-    assert capsys.readouterr().err == f"isa: error: {sentence}\n" and not spec.work.exists()
+    assert capsys.readouterr().err == f"isa: error: {BAD_OPTIONS[option]}\n" and not spec.work.exists()
 
 
 def test_commands_print_progress(spec, tmp_path, capsys):
     assert cli.main(["status", str(spec.path), "--device", "cpu"]) == 0
     assert "unknown: it has not recorded this kind of run" in capsys.readouterr().out
-    other = _spec(tmp_path / "other", SPEC.replace("seeds: 2", "seeds: 7-8"))
-    paths = [str(spec.path), str(other.path)]
+    paths = [str(spec.path), str(write_spec(tmp_path / "other", SPEC.replace("seeds: 2", "seeds: 7-8")))]
     assert cli.main(["sweep", *paths, "--tier", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""  # no terminal, so no bar
     lines = printed.out.splitlines()
     assert len(lines) == 10 and all(line.endswith(": 4 of 4 runs recorded") for line in lines[-2:])
+    assert printed.err == ""  # no terminal, so no bar
     assert cli.main(["status", *paths, "--device", "cpu"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 8 and all(path in line for path, line in zip(paths, rows[::4], strict=True))
-    assert all(line.endswith("done") and line.split()[:5] == ["1", "4", "4", "0", "0"] for line in rows[2::4])
+    assert all(line.split() == ["1", "4", "4", "0", "0", "done"] for line in rows[2::4])
 
 
 def test_training_needs_only_what_a_compute_node_has(tmp_path):
