@@ -137,8 +137,7 @@ def mutual_information_gap(
     used = sorted(j for column in columns for j in column)
     columns = [[used.index(j) for j in column] for column in columns]
     mean, log_var = (x.T[used].contiguous() for x in (mean, log_var))
-    extents = torch.stack([end.double() for x in (mean, log_var) for end in x.aminmax(dim=1)], 1).tolist()
-    if not all(math.isfinite(a) and math.isfinite(b) and -500 <= c <= d <= 500 for a, b, c, d in extents):
+    if not (mean.isfinite().all() and log_var.abs().amax() <= 500):
         raise ValueError("mean must be finite and log_var must lie between -500 and 500")
 
     scored, labels = factor_labels(n, factor_sizes, factor_values, factors, tuple(unscored))
@@ -173,7 +172,7 @@ def mutual_information_gap(
         elif n * n <= _EXACT_PAIRS:
             x = _direct(q, q)
         else:
-            x, at = _fast(q, mixtures, extents[j]), q.at(checked)
+            x, at = _fast(q, mixtures), q.at(checked)
             off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
         averages = _averages(x, mixtures.log_n, q)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
@@ -206,15 +205,15 @@ def mutual_information_gap_binned(
     _, labels = factor_labels(n, factor_sizes, None, factors)
     low, high = mean.amin(0), mean.amax(0)
     code = ((mean - low) / torch.where(high > low, high - low, 1.0) * bins).long().clamp(max=bins - 1)
-    information, gaps, code = [], [], code + bins * torch.arange(k, device="cpu")  # every latent has its own bins
-    for label in labels[1:]:
-        values = int(label.max()) + 1
-        joint = torch.bincount((code + bins * k * label[:, None]).flatten(), minlength=values * k * bins)
-        joint = joint.view(values, k, bins).double() / n
+    code += bins * torch.arange(k, device="cpu")  # every latent has its own bins
+    sizes, information = [int(label.max()) + 1 for label in labels[1:]], []
+    for label, size in zip(labels[1:], sizes, strict=True):
+        joint = torch.bincount((code + bins * k * label[:, None]).flatten(), minlength=size * k * bins)
+        joint = joint.view(size, k, bins).double() / n
         entropies = [torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint)]
-        information.append((entropies[0] + math.log(values) - entropies[1]).clamp(min=0.0))
-        gaps.append(float(_gap(information[-1][None])) / math.log(values))
-    return math.fsum(gaps) / len(gaps), torch.stack(information)
+        information.append((entropies[0] + math.log(size) - entropies[1]).clamp(min=0.0))
+    information = torch.stack(information)
+    return float((_gap(information) / torch.tensor(sizes, device="cpu").double().log()).mean()), information
 
 
 def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
@@ -343,14 +342,13 @@ def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     return out.log_().add_(own.T)
 
 
-def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tensor:
-    """Return (R, N) logs of the sums of densities at all draws; ``extent`` is the range of mean and log variance."""
+def _fast(q: _Posteriors, mixtures: _Mixtures) -> Tensor:
+    """Return (R, N) logs of the sums of densities at all draws."""
     out, parts = None, [(q, q, None)]  # posteriors, draws that may be in their reach, the draws' images
     while parts:
         of, at, images = parts.pop()
         mean, log_var = of.mean.double(), of.log_var.double()
-        extent = extent if images is None else torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
-        low, high, least, most = extent
+        extent = low, high, least, most = torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
         margin = _REACH * math.exp(0.5 * most)
         if images is not None:
             z = torch.add(*at.draws())
