@@ -181,7 +181,7 @@ def mutual_information_gap(
 
     rows = zip(*map_in_threads(estimate, columns, mean), strict=True)
     entropies, variances, errors, moves, subsampled = (torch.stack(x, 1).cpu() for x in rows)
-    size, f = mixtures.entropies[1:kept], kept - 1
+    f, size = kept - 1, math.log(n) - mixtures.log_n[1:kept].mean(1).cpu()  # entropies of the factors
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
     gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
     gap_errors = variances[:f].gather(1, best).sum(1).sqrt() / size
@@ -277,7 +277,7 @@ class _Mixtures:
 
     def __init__(self, labels: list[Tensor], device: torch.device) -> None:  # (N,) each, on the CPU
         self.labels, self.counts = labels, [torch.bincount(label) for label in labels]
-        self.rows, self.rare, rows, log_n, entropies = [0], [], [], [], []
+        self.rows, self.rare, rows, log_n = [0], [], [], []
         for label, count in zip(labels, self.counts, strict=True):
             # On a grid, each frequent value has a row, and all rare ones share the last.
             frequent = (count >= _RARE) | (len(count) == 1)
@@ -287,8 +287,6 @@ class _Mixtures:
             self.rows.append(int(row.max()) + 1)
             rows.append(row)
             log_n.append(count.double().log()[label])
-            entropies.append(torch.special.entr(count.double() / len(label)).sum())
-        self.entropies = torch.stack(entropies)  # (R,) of the factors, on the CPU
         self.label, self.row = torch.stack(labels).int().to(device), torch.stack(rows).to(device)  # (R, N)
         self.log_n = torch.stack(log_n).to(device)  # (R, N) number of images with the image's value
 
