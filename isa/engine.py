@@ -33,9 +33,9 @@ from isa._compiled import Compiled
 from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors
 from isa.data import FactorDataset
 from isa.evaluate import stack_networks
+from isa.models import Networks, stack, unstack
 from isa.results import Result, Trained, measure, trained_prior
 from isa.run import Run
-from isa.stacked import Networks, stack, unstack
 
 __all__ = ["CheckpointError", "Pack", "checkpoint_path", "checkpoint_step", "fit", "train", "train_pack"]
 

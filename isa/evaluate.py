@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from isa import mig, models, objectives
 from isa.data import FactorDataset
+from isa.models import Networks, stack
 from isa.prior import Node, StackedPrior
 from isa.run import DEFAULTS, Run
-from isa.stacked import Networks, stack
 from isa.subspaces import random_groupings, subspace_information
 
 __all__ = ["Evaluation", "evaluate", "measurements", "stack_networks", "subspaces"]
@@ -55,7 +55,7 @@ def stack_networks(
     encoder, decoder = (stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
     prior = StackedPrior(trees, [run.scale for run in runs], run.latent_dim, run.learn_exponents)
     dtype = torch.bfloat16 if (precision or run.precision) == "bf16" else torch.float32
-    return Networks(encoder, decoder, prior, None, dtype)
+    return Networks(encoder, decoder, prior, dtype)
 
 
 @torch.no_grad()

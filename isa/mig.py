@@ -137,8 +137,7 @@ def mutual_information_gap(
     used = sorted(j for column in columns for j in column)
     columns = [[used.index(j) for j in column] for column in columns]
     mean, log_var = (x.T[used].contiguous() for x in (mean, log_var))
-    extents = torch.stack([end.double() for x in (mean, log_var) for end in x.aminmax(dim=1)], 1).tolist()
-    if not all(math.isfinite(a) and math.isfinite(b) and -500 <= c <= d <= 500 for a, b, c, d in extents):
+    if not (mean.isfinite().all() and log_var.abs().amax() <= 500):
         raise ValueError("mean must be finite and log_var must lie between -500 and 500")
 
     scored, labels = factor_labels(n, factor_sizes, factor_values, factors, tuple(unscored))
@@ -173,7 +172,7 @@ def mutual_information_gap(
         elif n * n <= _EXACT_PAIRS:
             x = _direct(q, q)
         else:
-            x, at = _fast(q, mixtures, extents[j]), q.at(checked)
+            x, at = _fast(q, mixtures), q.at(checked)
             off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
         averages = _averages(x, mixtures.log_n, q)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
@@ -182,7 +181,7 @@ def mutual_information_gap(
 
     rows = zip(*map_in_threads(estimate, columns, mean), strict=True)
     entropies, variances, errors, moves, subsampled = (torch.stack(x, 1).cpu() for x in rows)
-    size, f = mixtures.entropies[1:kept], kept - 1
+    f, size = kept - 1, math.log(n) - mixtures.log_n[1:kept].mean(1).cpu()  # entropies of the factors
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
     gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
     gap_errors = variances[:f].gather(1, best).sum(1).sqrt() / size
@@ -206,15 +205,15 @@ def mutual_information_gap_binned(
     _, labels = factor_labels(n, factor_sizes, None, factors)
     low, high = mean.amin(0), mean.amax(0)
     code = ((mean - low) / torch.where(high > low, high - low, 1.0) * bins).long().clamp(max=bins - 1)
-    information, gaps, code = [], [], code + bins * torch.arange(k, device="cpu")  # every latent has its own bins
-    for label in labels[1:]:
-        values = int(label.max()) + 1
-        joint = torch.bincount((code + bins * k * label[:, None]).flatten(), minlength=values * k * bins)
-        joint = joint.view(values, k, bins).double() / n
+    code += bins * torch.arange(k, device="cpu")  # every latent has its own bins
+    sizes, information = [int(label.max()) + 1 for label in labels[1:]], []
+    for label, size in zip(labels[1:], sizes, strict=True):
+        joint = torch.bincount((code + bins * k * label[:, None]).flatten(), minlength=size * k * bins)
+        joint = joint.view(size, k, bins).double() / n
         entropies = [torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint)]
-        information.append((entropies[0] + math.log(values) - entropies[1]).clamp(min=0.0))
-        gaps.append(float(_gap(information[-1][None])) / math.log(values))
-    return math.fsum(gaps) / len(gaps), torch.stack(information)
+        information.append((entropies[0] + math.log(size) - entropies[1]).clamp(min=0.0))
+    information = torch.stack(information)
+    return float((_gap(information) / torch.tensor(sizes, device="cpu").double().log()).mean()), information
 
 
 def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
@@ -278,7 +277,7 @@ class _Mixtures:
 
     def __init__(self, labels: list[Tensor], device: torch.device) -> None:  # (N,) each, on the CPU
         self.labels, self.counts = labels, [torch.bincount(label) for label in labels]
-        self.rows, self.rare, rows, log_n, entropies = [0], [], [], [], []
+        self.rows, self.rare, rows, log_n = [0], [], [], []
         for label, count in zip(labels, self.counts, strict=True):
             # On a grid, each frequent value has a row, and all rare ones share the last.
             frequent = (count >= _RARE) | (len(count) == 1)
@@ -288,8 +287,6 @@ class _Mixtures:
             self.rows.append(int(row.max()) + 1)
             rows.append(row)
             log_n.append(count.double().log()[label])
-            entropies.append(torch.special.entr(count.double() / len(label)).sum())
-        self.entropies = torch.stack(entropies)  # (R,) of the factors, on the CPU
         self.label, self.row = torch.stack(labels).int().to(device), torch.stack(rows).to(device)  # (R, N)
         self.log_n = torch.stack(log_n).to(device)  # (R, N) number of images with the image's value
 
@@ -343,14 +340,13 @@ def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     return out.log_().add_(own.T)
 
 
-def _fast(q: _Posteriors, mixtures: _Mixtures, extent: Sequence[float]) -> Tensor:
-    """Return (R, N) logs of the sums of densities at all draws; ``extent`` is the range of mean and log variance."""
+def _fast(q: _Posteriors, mixtures: _Mixtures) -> Tensor:
+    """Return (R, N) logs of the sums of densities at all draws."""
     out, parts = None, [(q, q, None)]  # posteriors, draws that may be in their reach, the draws' images
     while parts:
         of, at, images = parts.pop()
         mean, log_var = of.mean.double(), of.log_var.double()
-        extent = extent if images is None else torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
-        low, high, least, most = extent
+        extent = low, high, least, most = torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
         margin = _REACH * math.exp(0.5 * most)
         if images is not None:
             z = torch.add(*at.draws())

@@ -1,4 +1,4 @@
-"""The networks of appendix A.4: encoder and decoder pairs, and FactorVAE's discriminator.
+"""The networks of appendix A.4: encoder and decoder pairs, FactorVAE's discriminator, and packs of several networks.
 
 A pair is built by its name::
 
@@ -10,20 +10,24 @@ A pair is built by its name::
 Initial weights and biases are PyTorch's, uniform on plus or minus ``fan_in ** -0.5``, as in PyTorch 0.4.1, the version
 that the paper names. The MLP encoder of A.4 also declares a layer ``conv_z``, which it never calls. It is left out: its
 1,025 parameters per output would receive no gradient.
+
+:func:`stack` turns P networks of one architecture into one on (P, B, ...), for training a pack of runs at once.
+Parameters and buffers keep their names and get a leading dimension P. No operation mixes networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IMAGE_SIZE", "MODELS", "VAE", "Decoder", "Discriminator", "Encoder", "Posterior", "build"]
-__all__ += ["build_discriminator", "conv", "mlp"]
+__all__ = ["IMAGE_SIZE", "MODELS", "VAE", "Decoder", "Discriminator", "Encoder", "Networks", "Posterior", "build"]
+__all__ += ["build_discriminator", "conv", "mlp", "stack", "unstack"]
 
 IMAGE_SIZE = 64  #: Height and width of every image, in pixels.
 
@@ -31,8 +35,8 @@ IMAGE_SIZE = 64  #: Height and width of every image, in pixels.
 class Posterior(NamedTuple):
     """A diagonal Gaussian ``q(z|x)`` for each image of a batch."""
 
-    mean: Tensor  #: Posterior means, shape ``(..., latent_dim)``.
-    log_var: Tensor  #: Natural logarithms of the posterior variances, shape ``(..., latent_dim)``.
+    mean: Tensor  #: Shape ``(..., latent_dim)``.
+    log_var: Tensor  #: Natural logarithms of the variances, ``(..., latent_dim)``.
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw one reparameterised sample of each posterior."""
@@ -97,23 +101,23 @@ class Discriminator(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(*_perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2)))
+        self.net = _perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return logits (B, 2) for latents (B, latent_dim)."""
         return self.net(z)
 
 
-def _perceptron(*widths: int, activation: Callable[[], nn.Module]) -> list[nn.Module]:
+def _perceptron(*widths: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Return linear layers of these widths with activations between them."""
-    return [layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())][:-1]
+    return nn.Sequential(*(layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())))[:-1]
 
 
 def mlp(latent_dim: int, channels: int) -> VAE:
     """Build the multilayer perceptrons of A.4: two hidden layers with ReLU in, three with Tanh out, 1,200 wide."""
     pixels = channels * IMAGE_SIZE * IMAGE_SIZE
     encoder = nn.Sequential(nn.Flatten(), *_perceptron(pixels, 1200, 1200, 2 * latent_dim, activation=nn.ReLU))
-    decoder = nn.Sequential(*_perceptron(latent_dim, 1200, 1200, 1200, pixels, activation=nn.Tanh))
+    decoder = _perceptron(latent_dim, 1200, 1200, 1200, pixels, activation=nn.Tanh)
     return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
 
@@ -157,3 +161,93 @@ def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
 def build_discriminator(latent_dim: int, seed: int = 0) -> Discriminator:
     """Build FactorVAE's discriminator like :func:`build`."""
     return _seeded(seed, Discriminator, latent_dim)
+
+
+@cache
+def _lacks_bfloat16() -> bool:
+    """Return True for an x86 CPU without bfloat16 instructions, on which float32 is four times as fast."""
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return can.get("architecture") == "x86_64" and not (can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+class _Layer(nn.Module):
+    """P linear layers, convolutions (as one in P groups) or batch normalisations, as one layer on (P, B, ...).
+
+    Weights of linear layers are (P, in, out), so that their gradients are contiguous.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.size, self.kind, self.widens = len(layers), type(layers[0]), _lacks_bfloat16()
+        if isinstance(layers[0], nn.Conv2d | nn.ConvTranspose2d):
+            self.options = {"stride": layers[0].stride, "padding": layers[0].padding, "groups": self.size}
+        parameters, buffers = torch.func.stack_module_state(list(layers))
+        for name, value in parameters.items():
+            value = value.detach().mT.contiguous() if value.ndim == 3 else value.detach()
+            self.register_parameter(name, nn.Parameter(value))
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind is nn.Linear:  # (P, B, in) -> (P, B, out)
+            if self.widens and x.is_cpu and x.dtype == torch.bfloat16:  # products of bfloat16 are exact in float32
+                return torch.bmm(x.float(), self.weight.float()).to(x.dtype) + self.bias[:, None]
+            return torch.bmm(x, self.weight) + self.bias[:, None]
+        grouped = x.transpose(0, 1).flatten(1, 2)  # (P, B, C, H, W) -> (B, P * C, H, W)
+        if self.kind is nn.BatchNorm2d:  # in at least float32, with PyTorch's default momentum and epsilon
+            tensors = (one.view(-1) for one in (self.running_mean, self.running_var, self.weight, self.bias))
+            y = F.batch_norm(grouped.to(self.weight.dtype), *tensors, self.training).to(x.dtype)
+            if self.training:
+                self.num_batches_tracked.add_(1)
+        else:
+            function = F.conv2d if self.kind is nn.Conv2d else F.conv_transpose2d
+            y = function(grouped, self.weight.flatten(0, 1), self.bias.flatten(), **self.options)
+        return y.unflatten(1, (self.size, -1)).transpose(0, 1)
+
+
+def stack(networks: Sequence[nn.Module]) -> nn.Module:
+    """Return P networks of one architecture as one, with copies of their parameters.
+
+    The networks are ``nn.Sequential`` of linear layers (whose stacked weights are (P, in, out)), convolutions, batch
+    normalisations, reshapes and activations.
+    """
+    first = networks[0]
+    if isinstance(first, nn.Sequential):
+        return nn.Sequential(*(stack(layers) for layers in zip(*networks, strict=True)))
+    if isinstance(first, nn.Flatten | nn.Unflatten):
+        return nn.Flatten(2) if isinstance(first, nn.Flatten) else nn.Unflatten(2, first.unflattened_size)
+    return _Layer(networks) if any(True for _ in first.parameters()) else first  # an activation
+
+
+def unstack(stacked: Mapping[str, Tensor], number: int, network: nn.Module) -> None:
+    """Load the values of one of P stacked networks into a plain network, which may be on the meta device."""
+    rows = {name: value[number] for name, value in stacked.items()}
+    plain = {name: value.T.contiguous() if value.ndim == 2 else value.clone() for name, value in rows.items()}
+    network.load_state_dict(plain, assign=True)
+
+
+class Networks(nn.Module):
+    """Everything that P runs train, each parameter of shape (P, ...).
+
+    ``encoder``, ``decoder`` and, if set, FactorVAE's ``discriminator`` are stacked networks; ``prior()`` returns a
+    distribution of batch shape (P, 1) and event shape (D,). Parameters of linear layers and convolutions are converted
+    to ``dtype``. Normalisation, posterior, sample and prior have at least float32.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.prior, self.dtype = encoder, decoder, prior, dtype
+        self.discriminator: nn.Module | None = None
+        for module in self.modules():
+            if isinstance(module, _Layer) and module.kind is not nn.BatchNorm2d:
+                module.to(dtype)
+
+    def sample(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a sample, the mean and the log-variance of each posterior, (P, B, D), for x (P, B, C, H, W)."""
+        mean, log_var = self.encoder(x.to(self.dtype)).to(noise.dtype).chunk(2, -1)
+        return mean + torch.exp(0.5 * log_var) * noise, mean, log_var
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the logits (P, B, C, H, W), and what :meth:`sample` returns."""
+        z, mean, log_var = self.sample(x, noise)
+        return self.decoder(z.to(self.dtype)).reshape(x.shape), z, mean, log_var

@@ -132,8 +132,6 @@ def factor_labels(
     n: int, sizes: Sequence[int] | None, table: Tensor | None, factors: Sequence[int] | None, others: Sequence[int] = ()
 ) -> tuple[tuple[int, ...], list[Tensor]]:
     """Return the scored factors, and (N,) values on the CPU: zeros, then those of scored and of other factors."""
-    if (sizes is None) == (table is None):
-        raise TypeError("give either factor_sizes or factor_values")
     if table is not None:
         every = [torch.unique(column, return_inverse=True)[1] for column in torch.as_tensor(table, device="cpu").T]
     elif math.prod(sizes) == n:
@@ -143,8 +141,8 @@ def factor_labels(
     counts = [int(label.max()) + 1 for label in every]
     scored = tuple(f for f, c in enumerate(counts) if c > 1) if factors is None else tuple(factors)
     used = (*scored, *others)
-    if not scored or len(set(scored)) < len(scored) or not all(0 <= f < len(counts) and counts[f] > 1 for f in used):
-        raise ValueError(f"factors must be different factors of more than one value, got {used} of {counts} values")
+    if not scored or min(counts[f] for f in used) < 2:
+        raise ValueError(f"factors must have more than one value, got factors {used} of {counts} values")
     return scored, [torch.zeros(n, dtype=torch.int64, device="cpu"), *(every[f] for f in used)]
 
 
