@@ -16,7 +16,6 @@ import argparse
 import csv
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
@@ -249,16 +248,9 @@ def measure(target: str, compile: bool = False, pack: bool = False, seed: int = 
 
 
 def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the differences of two arrays, relative to the largest number in them; infinite if not comparable."""
-    if first.shape != other.shape:
-        return np.array([math.inf])
+    """Return the absolute differences of two arrays, relative to the largest absolute value in them."""
     first, other = first.astype(np.float64), other.astype(np.float64)
-    if np.array_equal(first, other, equal_nan=True):
-        return np.zeros(1)
-    finite = np.isfinite(first)
-    if not np.array_equal(finite, np.isfinite(other)):
-        return np.array([math.inf])
-    return np.abs(first - other)[finite] / max(np.abs(first[finite]).max(), np.abs(other[finite]).max())
+    return np.abs(first - other) / (max(np.abs(first).max(), np.abs(other).max()) or 1)
 
 
 def compare(first: Path, other: Path) -> Iterator[dict[str, object]]:
@@ -441,7 +433,7 @@ def parts(expression: str) -> list[str]:
 
 
 def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
-    """Return the metadata and the licences' texts of a package that is installed here."""
+    """Return the metadata and the texts of the licences of a package, or None if it is not installed here."""
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -451,37 +443,35 @@ def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
     return distribution.metadata.json, texts
 
 
-def needed_for(metadata: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """Return by package what it is installed for: the module, an extra of it, or the installation itself."""
-
-    def requirements(texts: Iterable[str], extras: set[str]) -> Iterator[Requirement]:
-        for one in map(Requirement, texts):
-            named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(one.marker)))
-            if not named or named & extras:
-                yield one
-
-    found: dict[str, str] = {}
-    for extra, purpose in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
-        todo = list(requirements(importlib.metadata.requires("isa"), {extra}))
-        while todo:
-            one = todo.pop()
-            name = canonicalize_name(one.name)
-            if name in metadata and name not in found:
-                found[name] = purpose
-                todo += requirements(metadata[name].get("requires_dist") or (), one.extras)
-    return {name: found.get(name, "installing") for name in metadata}
+def needed(extra: str) -> set[str]:
+    """Return the names of all installed packages that ``isa`` with an extra needs on this system, itself included."""
+    todo, seen = [("isa", extra)], set()
+    while todo:
+        package = name, extra = todo.pop()
+        try:
+            requirements = () if package in seen else importlib.metadata.requires(name) or ()
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        seen.add(package)
+        for one in map(Requirement, requirements):
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                todo += [(canonicalize_name(one.name), extra) for extra in ("", *one.extras)]
+    return {name for name, _ in seen}
 
 
 def licences() -> None:
     """Write the licences of everything that is locked; rows of what is not installed here are kept."""
     locked = read_lock("packages.txt") | read_lock("torch.txt")
-    here = {name: found for name in sorted(locked) if (found := installed(name))}
-    purpose = needed_for({name: found[0] for name, found in here.items()})
-    purpose |= {name: "PyTorch's build for CUDA" for name in here if OF_TORCH.match(name) and name != "torch"}
     rows = {row["package"]: row for row in read_table("licences") if row["package"] in locked}
-    for name, found in here.items():
-        version = found[0]["version"].partition("+")[0]
-        rows[name] = {"package": name, "version": version, "licence": licence(*found), "for": purpose[name]}
+    extras = {"": "the module", "book": "the book", "test": "tests", "cluster": "clusters"}
+    purposes = {purpose: needed(extra) for extra, purpose in extras.items()}
+    for name in locked:
+        if found := installed(name):
+            purpose = next((words for words, names in purposes.items() if name in names), "installing")
+            if OF_TORCH.match(name) and name != "torch":
+                purpose = "PyTorch's build for CUDA"
+            version = found[0]["version"].partition("+")[0]
+            rows[name] = {"package": name, "version": version, "licence": licence(*found), "for": purpose}
     (RUNS / "licences.csv").unlink(missing_ok=True)
     write_table("licences", [rows[name] for name in sorted(rows)], key=("package",))
     for name, (requirement, _) in locked.items():
@@ -499,17 +489,17 @@ def main() -> None:
     commands.add_parser("licences", help="write the licences of all locked packages")
     commands.add_parser("lock", help="write the hashes of the pinned set")
     commands.add_parser("measure").add_argument("options", type=json.loads)
-    given = vars(parser.parse_args())
-    steps = {"machines": machines, "reproduce": reproduce, "licences": licences, "lock": lock, "measure": measure}
-    match given.pop("command"):
+    match (given := parser.parse_args()).command:
+        case "machines":
+            machines(given.names)
+        case "measure":
+            measure(**given.options)
+        case "reproduce" | "licences" | "lock" as name:
+            globals()[name]()
         case None:
             machines([])
             reproduce()
             licences()
-        case "measure":
-            measure(**given["options"])
-        case name:
-            steps[name](**given)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def test_variant_has_its_own_parameters_and_cells(name, tmp_path):
     before, after = (nbformat.reads(page, as_version=4) for page in (text, path.read_text("utf-8")))
     nbformat.validate(after)
     ids, without = [cell.id for cell in before.cells], change.get("without", [])
+    assert after.metadata.variant_of == f"{change['from']}.ipynb", "for the foot of the page"
     assert {*change.get("cells", ()), *without} <= set(ids)
     assert [cell.id for cell in after.cells] == [name for name in ids if name not in without]
     parameters = {name: yaml.safe_load(entry["default"]) for name, entry in inspect_notebook(path).items()}
@@ -38,7 +39,7 @@ def test_missing_word_is_named():
 def test_unchanged_page_is_not_written_again(tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "book/variants.yaml").write_text("book/b: {from: book/a}")
-    (tmp_path / "book/a.ipynb").write_text('{"cells": []}')
+    (tmp_path / "book/a.ipynb").write_text('{"cells": [], "metadata": {}}')
     page = tmp_path / "book/b.ipynb"
     times = [variants.write(tmp_path) or page.stat().st_mtime_ns for _ in range(2)]
     assert times[0] == times[1]

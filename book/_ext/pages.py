@@ -18,12 +18,10 @@ from PIL import Image
 from sphinx.errors import SphinxError
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
-
-
 FOOT = """\
 ::::{{container}} reproduce
-**Reproduce this page.** It is the notebook {{download}}`{file} </{name}.ipynb>`. From the repository's root, this
-command makes its figures and numbers with the values of this page{time}:
+**Reproduce this page.** It is the notebook {{download}}`{file} </{name}.ipynb>`{origin}.
+From the repository's root, this command makes its figures and numbers with the values of this page{time}:
 
 ```shell
 papermill {name}.ipynb {stem}-out.ipynb
@@ -87,8 +85,10 @@ def add_foot(app, docname, source):
         listed = (
             "; [all names and values](/book/reproducing) are listed" if "book/reproducing" in app.env.found_docs else ""
         )
-        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, time=time, listed=listed)
         notebook = nbformat.reads(source[0], as_version=4)
+        other = notebook.metadata.get("variant_of")
+        origin = f", which `make book` writes from `{other}` by `book/variants.yaml`" if other else ""
+        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time, listed=listed)
         notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
         source[0] = nbformat.writes(notebook)
 
