@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import yaml
 from browser import Page
-from tiny_book import ROOT, make, pages_of
+from pdf import contents
+from tiny_book import ROOT, make
 
 pytestmark = pytest.mark.book
 PHONE = 390  # CSS pixels
 HEAVIEST = 3_000_000  # bytes that a page may load before the reader asks for more
-TOC = pages_of(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+TOC = [name for name, _, _ in contents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))]
 
 
 class Document(HTMLParser):

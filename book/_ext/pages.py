@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 from PIL import Image
-from sphinx.errors import SphinxError
+from sphinx.errors import ExtensionError
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
 FOOT = """\
@@ -32,10 +32,6 @@ For other values add `-p NAME VALUE`, once for each name in its first code cell{
 """
 
 
-class PageError(SphinxError):
-    category = "Incomplete page"
-
-
 def add_explorers(app, pagename, templatename, context, doctree):
     """Let a page load what its explorers need."""
     body = context.get("body", "")
@@ -46,13 +42,13 @@ def add_explorers(app, pagename, templatename, context, doctree):
     for name in ("base", *names):
         script = f"explorers/{name}.js"
         if not any(Path(app.confdir, folder, script).is_file() for folder in app.config.html_static_path):
-            raise PageError(f"{pagename} asks for {script}, which is in no folder of static files")
+            raise ExtensionError(f"{pagename} asks for {script}, which is in no folder of static files")
         app.add_js_file(script, loading_method="defer")
     for name in sorted(set(FILES.findall(body))):
         try:
             write(Path(app.srcdir, name), Path(app.outdir, "_static", "explorers", "files"))
         except (OSError, ValueError) as error:
-            raise PageError(f"{pagename} asks for {name}: {error}") from error
+            raise ExtensionError(f"{pagename} asks for {name}: {error}") from error
 
 
 def write(source: Path, folder: Path) -> None:
