@@ -26,6 +26,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +61,15 @@ def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str,
         writer.writerows(both.values())
 
 
-def last_commit() -> str:
-    """Return the commit that is checked out."""
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def git(*words: object, folder: Path = ROOT) -> str:
+    """Run git in a folder and return what it prints."""
+    return subprocess.run(["git", *words], cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def clone(path: Path, commit: str) -> Path:
     """Make a fresh clone of the tree at a commit."""
-    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, path], check=True)
-    subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=path, check=True)
+    git("clone", "--quiet", "--no-checkout", ROOT, path)
+    git("checkout", "--quiet", "--detach", commit, folder=path)
     return path
 
 
@@ -180,7 +180,7 @@ def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str,
 def machines(names: list[str]) -> None:
     """Try machines, by default those that have not passed."""
     passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
-    commit, system = last_commit(), f"{platform.system()} {platform.machine()}"
+    commit, system = git("rev-parse", "HEAD"), f"{platform.system()} {platform.machine()}"
     for machine in [one for one in MACHINES if (one.name in names if names else one.name not in passed)]:
         row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "platform": system}
         python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
@@ -313,7 +313,7 @@ def reproduce() -> None:
     """Measure what is the same every time in two clones."""
     import torch
 
-    commit = last_commit()
+    commit = git("rev-parse", "HEAD")
     where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -432,30 +432,29 @@ def parts(expression: str) -> list[str]:
     return found
 
 
-def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
-    """Return the metadata and the texts of the licences of a package, or None if it is not installed here."""
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    files = [path for path in distribution.files or () if re.search(r"licen[cs]e|copying", path.name, re.IGNORECASE)]
+@cache
+def installed() -> dict[str, importlib.metadata.Distribution]:
+    """Return the packages that are installed here, by canonical name."""
+    return {canonicalize_name(package.name): package for package in importlib.metadata.distributions()}
+
+
+def statements(package: importlib.metadata.Distribution) -> tuple[dict[str, object], list[str]]:
+    """Return the metadata of a package and the texts of its licences, for :func:`licence`."""
+    files = [path for path in package.files or () if re.search(r"licen[cs]e|copying", path.name, re.IGNORECASE)]
     texts = [path.locate().read_text(encoding="utf-8", errors="replace") for path in files if path.locate().is_file()]
-    return distribution.metadata.json, texts
+    return package.metadata.json, texts
 
 
 def needed(extra: str) -> set[str]:
     """Return the names of all installed packages that ``isa`` with an extra needs on this system, itself included."""
-    todo, seen = [("isa", extra)], set()
+    todo, seen = {("isa", extra)}, set()
     while todo:
-        package = name, extra = todo.pop()
-        try:
-            requirements = () if package in seen else importlib.metadata.requires(name) or ()
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        name, extra = package = todo.pop()
         seen.add(package)
-        for one in map(Requirement, requirements):
-            if one.marker is None or one.marker.evaluate({"extra": extra}):
-                todo += [(canonicalize_name(one.name), extra) for extra in ("", *one.extras)]
+        for one in map(Requirement, installed()[name].requires or ()):
+            other = canonicalize_name(one.name)
+            if other in installed() and (one.marker is None or one.marker.evaluate({"extra": extra})):
+                todo |= {(other, extra) for extra in ("", *one.extras)} - seen
     return {name for name, _ in seen}
 
 
@@ -465,13 +464,12 @@ def licences() -> None:
     rows = {row["package"]: row for row in read_table("licences") if row["package"] in locked}
     extras = {"": "the module", "book": "the book", "test": "tests", "cluster": "clusters"}
     purposes = {purpose: needed(extra) for extra, purpose in extras.items()}
-    for name in locked:
-        if found := installed(name):
-            purpose = next((words for words, names in purposes.items() if name in names), "installing")
-            if OF_TORCH.match(name) and name != "torch":
-                purpose = "PyTorch's build for CUDA"
-            version = found[0]["version"].partition("+")[0]
-            rows[name] = {"package": name, "version": version, "licence": licence(*found), "for": purpose}
+    for name in locked.keys() & installed():
+        purpose = next((words for words, names in purposes.items() if name in names), "installing")
+        if OF_TORCH.match(name) and name != "torch":
+            purpose = "PyTorch's build for CUDA"
+        version, stated = installed()[name].version.partition("+")[0], licence(*statements(installed()[name]))
+        rows[name] = {"package": name, "version": version, "licence": stated, "for": purpose}
     (RUNS / "licences.csv").unlink(missing_ok=True)
     write_table("licences", [rows[name] for name in sorted(rows)], key=("package",))
     for name, (requirement, _) in locked.items():
