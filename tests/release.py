@@ -181,7 +181,7 @@ def machines(names: list[str]) -> None:
     """Try machines, by default those that have not passed."""
     passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
     commit, system = git("rev-parse", "HEAD"), f"{platform.system()} {platform.machine()}"
-    for machine in [one for one in MACHINES if (one.name in names if names else one.name not in passed)]:
+    for machine in [m for m in MACHINES if (m.name in names if names else m.name not in passed)]:
         row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "platform": system}
         python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
         if python is None:
@@ -368,14 +368,14 @@ NAMES = {text: name for name, texts in SPDX.items() for text in texts}
 
 def read_lock(name: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Return the requirement and the SHA-256 hashes of each package in a list of ``locks/``, by canonical name."""
-    found: dict[str, tuple[Requirement, list[str]]] = {}
+    packages: dict[str, tuple[Requirement, list[str]]] = {}
     text = re.sub(r"#.*|\\\n", "", (LOCKS / name).read_text(encoding="utf-8"))
     for line in filter(str.strip, text.splitlines()):
         requirement, *hashes = re.split(r"\s+--hash=sha256:", line.strip())
         package = canonicalize_name(Requirement(requirement).name)
-        assert package not in found and all(re.fullmatch(r"[0-9a-f]{64}", one) for one in hashes), line
-        found[package] = Requirement(requirement), hashes
-    return found
+        assert package not in packages and all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes), line
+        packages[package] = Requirement(requirement), hashes
+    return packages
 
 
 def lock() -> None:
@@ -425,11 +425,11 @@ def licence(metadata: Mapping[str, object], texts: Iterable[str] = ()) -> str:
 
 def parts(expression: str) -> list[str]:
     """Return the licences that an expression names; of alternatives, the first that is permissive where one is."""
-    found = []
+    names = []
     for term in re.split(r"\s+AND\s+", re.sub(r"[()]", " ", expression).strip()):
         choices = [choice.strip() for choice in re.split(r"\s+OR\s+", term)]
-        found.append(next((choice for choice in choices if choice in PERMISSIVE), choices[0]))
-    return found
+        names.append(next((choice for choice in choices if choice in PERMISSIVE), choices[0]))
+    return names
 
 
 @cache
@@ -451,10 +451,10 @@ def needed(extra: str) -> set[str]:
     while todo:
         name, extra = package = todo.pop()
         seen.add(package)
-        for one in map(Requirement, installed()[name].requires or ()):
-            other = canonicalize_name(one.name)
-            if other in installed() and (one.marker is None or one.marker.evaluate({"extra": extra})):
-                todo |= {(other, extra) for extra in ("", *one.extras)} - seen
+        for need in map(Requirement, installed()[name].requires or ()):
+            other = canonicalize_name(need.name)
+            if other in installed() and (need.marker is None or need.marker.evaluate({"extra": extra})):
+                todo |= {(other, extra) for extra in ("", *need.extras)} - seen
     return {name for name, _ in seen}
 
 

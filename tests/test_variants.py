@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import pages
 import pytest
 import variants
 import yaml
@@ -23,12 +25,18 @@ def test_variant_has_its_own_parameters_and_cells(name, tmp_path):
     before, after = (nbformat.reads(page, as_version=4) for page in (text, path.read_text("utf-8")))
     nbformat.validate(after)
     ids, without = [cell.id for cell in before.cells], change.get("without", [])
-    assert after.metadata.variant_of == f"{change['from']}.ipynb", "for the foot of the page"
     assert {*change.get("cells", ()), *without} <= set(ids)
     assert [cell.id for cell in after.cells] == [name for name in ids if name not in without]
     parameters = {name: yaml.safe_load(entry["default"]) for name, entry in inspect_notebook(path).items()}
     assert {key: parameters[key] for key in change["parameters"]} == change["parameters"]
     assert after.cells[0].source.partition("\n")[0] != before.cells[0].source.partition("\n")[0]
+
+
+def test_foot_of_a_variant_names_its_source(tmp_path):
+    source = [variants.variant('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', {"from": "book/a"})]
+    env = SimpleNamespace(doc2path=lambda name: f"{name}.ipynb", found_docs=())
+    pages.add_foot(SimpleNamespace(env=env), "book/b", source)
+    assert "`make book` writes from `book/a.ipynb`" in source[0] and "papermill book/b.ipynb b-out.ipynb" in source[0]
 
 
 def test_missing_word_is_named():
