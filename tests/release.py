@@ -255,23 +255,24 @@ def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def compare(first: Path, other: Path) -> Iterator[dict[str, object]]:
     """Yield rows on the arrays in two folders of :func:`work_in`, and on records and figures where they have any."""
-    with np.load(first / "numbers.npz") as one, np.load(other / "numbers.npz") as two:
-        for name in one.files:
-            apart, size = differences(one[name], two[name]), one[name].size
+    with np.load(first / "numbers.npz") as arrays, np.load(other / "numbers.npz") as others:
+        for name, array in arrays.items():
+            relative = differences(array, others[name])
             yield {
                 "what": name,
-                "equal": one[name].tobytes() == two[name].tobytes(),
-                "difference": f"{apart.max():.2g}",
-                "median": f"{np.median(apart):.2g}" if name.startswith("parameters") else "",
-                "compared": f"{size:,} number{'s' * (size != 1)}",
+                "equal": array.tobytes() == others[name].tobytes(),
+                "difference": f"{relative.max():.2g}",
+                "median": f"{np.median(relative):.2g}" if name.startswith("parameters") else "",
+                "compared": f"{array.size:,} number{'s' * (array.size != 1)}",
                 "steps": STEPS if name.endswith(("fp32", "bf16")) else "",
             }
     if (other / "tiny.csv").exists():
-        one, two = records(first / "tiny.csv"), records(other / "tiny.csv")
-        yield {"what": "records of a sweep", "equal": one == two, "compared": f"{len(one)} runs"}
-        one, two = figures(first), figures(other)
+        runs = records(first / "tiny.csv")
+        same = runs == records(other / "tiny.csv")
+        yield {"what": "records of a sweep", "equal": same, "compared": f"{len(runs)} runs"}
+        drawn, again = figures(first), figures(other)
         for suffix, what in ((".csv", "numbers of figures"), (".svg", "figures as SVG"), (".png", "figures as PNG")):
-            same = [one.get(name) == two.get(name) for name in one | two if name.endswith(suffix)]
+            same = [drawn.get(name) == again.get(name) for name in drawn | again if name.endswith(suffix)]
             yield {"what": what, "equal": all(same), "compared": f"{sum(same)} of {len(same)} equal"}
 
 

@@ -183,9 +183,9 @@ def test_parameters_are_typed_commented_literals_and_checked_first(path):
     statements = ast.parse(cell.source).body
     assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
     expected = {statement.target.id: ast.literal_eval(statement.value) for statement in statements}
-    found = inspect_notebook(path)
-    assert {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()} == expected
-    assert all(parameter["help"].strip() for parameter in found.values()), "no comment"
+    inspected = inspect_notebook(path)
+    assert {name: ast.literal_eval(parameter["default"]) for name, parameter in inspected.items()} == expected
+    assert all(parameter["help"].strip() for parameter in inspected.values()), "no comment"
     # only imports and names of types come before the check
     before = ast.Import | ast.ImportFrom | ast.Assign
     check = next(line for line in ast.parse(preamble.source).body if not isinstance(line, before)).value
