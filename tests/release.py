@@ -16,7 +16,6 @@ import argparse
 import csv
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
@@ -27,6 +26,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +61,15 @@ def write_table(name: str, rows: Iterable[Mapping[str, object]], key: tuple[str,
         writer.writerows(both.values())
 
 
-def last_commit() -> str:
-    """Return the commit that is checked out."""
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def git(*words: object, folder: Path = ROOT) -> str:
+    """Run git in a folder and return what it prints."""
+    return subprocess.run(["git", *words], cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def clone(path: Path, commit: str) -> Path:
     """Make a fresh clone of the tree at a commit."""
-    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, path], check=True)
-    subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=path, check=True)
+    git("clone", "--quiet", "--no-checkout", ROOT, path)
+    git("checkout", "--quiet", "--detach", commit, folder=path)
     return path
 
 
@@ -181,8 +180,8 @@ def check(machine: Machine, path: Path, programs: Path, home: Path) -> dict[str,
 def machines(names: list[str]) -> None:
     """Try machines, by default those that have not passed."""
     passed = {row["condition"] for row in read_table("machines") if row["passed"] == "yes"}
-    commit, system = last_commit(), f"{platform.system()} {platform.machine()}"
-    for machine in [one for one in MACHINES if (one.name in names if names else one.name not in passed)]:
+    commit, system = git("rev-parse", "HEAD"), f"{platform.system()} {platform.machine()}"
+    for machine in [m for m in MACHINES if (m.name in names if names else m.name not in passed)]:
         row = {"condition": machine.name, "python": machine.python, "torch": machine.torch, "platform": system}
         python = shutil.which(f"python{machine.python}") if machine.python else sys.executable
         if python is None:
@@ -249,37 +248,31 @@ def measure(target: str, compile: bool = False, pack: bool = False, seed: int = 
 
 
 def differences(first: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the differences of two arrays, relative to the largest number in them; infinite if not comparable."""
-    if first.shape != other.shape:
-        return np.array([math.inf])
+    """Return the absolute differences of two arrays, relative to the largest absolute value in them."""
     first, other = first.astype(np.float64), other.astype(np.float64)
-    if np.array_equal(first, other, equal_nan=True):
-        return np.zeros(1)
-    finite = np.isfinite(first)
-    if not np.array_equal(finite, np.isfinite(other)):
-        return np.array([math.inf])
-    return np.abs(first - other)[finite] / max(np.abs(first[finite]).max(), np.abs(other[finite]).max())
+    return np.abs(first - other) / (max(np.abs(first).max(), np.abs(other).max()) or 1)
 
 
 def compare(first: Path, other: Path) -> Iterator[dict[str, object]]:
     """Yield rows on the arrays in two folders of :func:`work_in`, and on records and figures where they have any."""
-    with np.load(first / "numbers.npz") as one, np.load(other / "numbers.npz") as two:
-        for name in one.files:
-            apart, size = differences(one[name], two[name]), one[name].size
+    with np.load(first / "numbers.npz") as arrays, np.load(other / "numbers.npz") as others:
+        for name, array in arrays.items():
+            relative = differences(array, others[name])
             yield {
                 "what": name,
-                "equal": one[name].tobytes() == two[name].tobytes(),
-                "difference": f"{apart.max():.2g}",
-                "median": f"{np.median(apart):.2g}" if name.startswith("parameters") else "",
-                "compared": f"{size:,} number{'s' * (size != 1)}",
+                "equal": array.tobytes() == others[name].tobytes(),
+                "difference": f"{relative.max():.2g}",
+                "median": f"{np.median(relative):.2g}" if name.startswith("parameters") else "",
+                "compared": f"{array.size:,} number{'s' * (array.size != 1)}",
                 "steps": STEPS if name.endswith(("fp32", "bf16")) else "",
             }
     if (other / "tiny.csv").exists():
-        one, two = records(first / "tiny.csv"), records(other / "tiny.csv")
-        yield {"what": "records of a sweep", "equal": one == two, "compared": f"{len(one)} runs"}
-        one, two = figures(first), figures(other)
+        runs = records(first / "tiny.csv")
+        same = runs == records(other / "tiny.csv")
+        yield {"what": "records of a sweep", "equal": same, "compared": f"{len(runs)} runs"}
+        drawn, again = figures(first), figures(other)
         for suffix, what in ((".csv", "numbers of figures"), (".svg", "figures as SVG"), (".png", "figures as PNG")):
-            same = [one.get(name) == two.get(name) for name in one | two if name.endswith(suffix)]
+            same = [drawn.get(name) == again.get(name) for name in drawn | again if name.endswith(suffix)]
             yield {"what": what, "equal": all(same), "compared": f"{sum(same)} of {len(same)} equal"}
 
 
@@ -321,7 +314,7 @@ def reproduce() -> None:
     """Measure what is the same every time in two clones."""
     import torch
 
-    commit = last_commit()
+    commit = git("rev-parse", "HEAD")
     where = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -376,14 +369,14 @@ NAMES = {text: name for name, texts in SPDX.items() for text in texts}
 
 def read_lock(name: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Return the requirement and the SHA-256 hashes of each package in a list of ``locks/``, by canonical name."""
-    found: dict[str, tuple[Requirement, list[str]]] = {}
+    packages: dict[str, tuple[Requirement, list[str]]] = {}
     text = re.sub(r"#.*|\\\n", "", (LOCKS / name).read_text(encoding="utf-8"))
     for line in filter(str.strip, text.splitlines()):
         requirement, *hashes = re.split(r"\s+--hash=sha256:", line.strip())
         package = canonicalize_name(Requirement(requirement).name)
-        assert package not in found and all(re.fullmatch(r"[0-9a-f]{64}", one) for one in hashes), line
-        found[package] = Requirement(requirement), hashes
-    return found
+        assert package not in packages and all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes), line
+        packages[package] = Requirement(requirement), hashes
+    return packages
 
 
 def lock() -> None:
@@ -433,55 +426,51 @@ def licence(metadata: Mapping[str, object], texts: Iterable[str] = ()) -> str:
 
 def parts(expression: str) -> list[str]:
     """Return the licences that an expression names; of alternatives, the first that is permissive where one is."""
-    found = []
+    names = []
     for term in re.split(r"\s+AND\s+", re.sub(r"[()]", " ", expression).strip()):
         choices = [choice.strip() for choice in re.split(r"\s+OR\s+", term)]
-        found.append(next((choice for choice in choices if choice in PERMISSIVE), choices[0]))
-    return found
+        names.append(next((choice for choice in choices if choice in PERMISSIVE), choices[0]))
+    return names
 
 
-def installed(name: str) -> tuple[dict[str, object], list[str]] | None:
-    """Return the metadata and the licences' texts of a package that is installed here."""
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    files = [path for path in distribution.files or () if re.search(r"licen[cs]e|copying", path.name, re.IGNORECASE)]
+@cache
+def installed() -> dict[str, importlib.metadata.Distribution]:
+    """Return the packages that are installed here, by canonical name."""
+    return {canonicalize_name(package.name): package for package in importlib.metadata.distributions()}
+
+
+def statements(package: importlib.metadata.Distribution) -> tuple[dict[str, object], list[str]]:
+    """Return the metadata of a package and the texts of its licences, for :func:`licence`."""
+    files = [path for path in package.files or () if re.search(r"licen[cs]e|copying", path.name, re.IGNORECASE)]
     texts = [path.locate().read_text(encoding="utf-8", errors="replace") for path in files if path.locate().is_file()]
-    return distribution.metadata.json, texts
+    return package.metadata.json, texts
 
 
-def needed_for(metadata: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """Return by package what it is installed for: the module, an extra of it, or the installation itself."""
-
-    def requirements(texts: Iterable[str], extras: set[str]) -> Iterator[Requirement]:
-        for one in map(Requirement, texts):
-            named = set(re.findall(r"extra == ['\"]([^'\"]+)", str(one.marker)))
-            if not named or named & extras:
-                yield one
-
-    found: dict[str, str] = {}
-    for extra, purpose in (("", "the module"), ("book", "the book"), ("test", "tests"), ("cluster", "clusters")):
-        todo = list(requirements(importlib.metadata.requires("isa"), {extra}))
-        while todo:
-            one = todo.pop()
-            name = canonicalize_name(one.name)
-            if name in metadata and name not in found:
-                found[name] = purpose
-                todo += requirements(metadata[name].get("requires_dist") or (), one.extras)
-    return {name: found.get(name, "installing") for name in metadata}
+def needed(extra: str) -> set[str]:
+    """Return the names of all installed packages that ``isa`` with an extra needs on this system, itself included."""
+    todo, seen = {("isa", extra)}, set()
+    while todo:
+        name, extra = package = todo.pop()
+        seen.add(package)
+        for need in map(Requirement, installed()[name].requires or ()):
+            other = canonicalize_name(need.name)
+            if other in installed() and (need.marker is None or need.marker.evaluate({"extra": extra})):
+                todo |= {(other, extra) for extra in ("", *need.extras)} - seen
+    return {name for name, _ in seen}
 
 
 def licences() -> None:
     """Write the licences of everything that is locked; rows of what is not installed here are kept."""
     locked = read_lock("packages.txt") | read_lock("torch.txt")
-    here = {name: found for name in sorted(locked) if (found := installed(name))}
-    purpose = needed_for({name: found[0] for name, found in here.items()})
-    purpose |= {name: "PyTorch's build for CUDA" for name in here if OF_TORCH.match(name) and name != "torch"}
     rows = {row["package"]: row for row in read_table("licences") if row["package"] in locked}
-    for name, found in here.items():
-        version = found[0]["version"].partition("+")[0]
-        rows[name] = {"package": name, "version": version, "licence": licence(*found), "for": purpose[name]}
+    extras = {"": "the module", "book": "the book", "test": "tests", "cluster": "clusters"}
+    purposes = {purpose: needed(extra) for extra, purpose in extras.items()}
+    for name in locked.keys() & installed():
+        purpose = next((words for words, names in purposes.items() if name in names), "installing")
+        if OF_TORCH.match(name) and name != "torch":
+            purpose = "PyTorch's build for CUDA"
+        version, stated = installed()[name].version.partition("+")[0], licence(*statements(installed()[name]))
+        rows[name] = {"package": name, "version": version, "licence": stated, "for": purpose}
     (RUNS / "licences.csv").unlink(missing_ok=True)
     write_table("licences", [rows[name] for name in sorted(rows)], key=("package",))
     for name, (requirement, _) in locked.items():
@@ -499,17 +488,17 @@ def main() -> None:
     commands.add_parser("licences", help="write the licences of all locked packages")
     commands.add_parser("lock", help="write the hashes of the pinned set")
     commands.add_parser("measure").add_argument("options", type=json.loads)
-    given = vars(parser.parse_args())
-    steps = {"machines": machines, "reproduce": reproduce, "licences": licences, "lock": lock, "measure": measure}
-    match given.pop("command"):
+    match (given := parser.parse_args()).command:
+        case "machines":
+            machines(given.names)
+        case "measure":
+            measure(**given.options)
+        case "reproduce" | "licences" | "lock" as name:
+            globals()[name]()
         case None:
             machines([])
             reproduce()
             licences()
-        case "measure":
-            measure(**given["options"])
-        case name:
-            steps[name](**given)
 
 
 if __name__ == "__main__":

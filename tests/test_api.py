@@ -8,7 +8,6 @@ import inspect
 import pkgutil
 import re
 import tomllib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,9 +17,8 @@ import edition
 import isa
 from api import offered_above
 
-PAGES = [ROOT / "book" / "api.md", *sorted((ROOT / "book" / "api").glob("*.md"))]
-DOCUMENTED = [name for page in PAGES for name in re.findall(r"^\.\. automodule:: (\S+)$", page.read_text(), re.M)]
-PACKAGES = (isa, edition)
+OVERVIEW, *PAGES = [ROOT / "book" / "api.md", *sorted((ROOT / "book" / "api").glob("*.md"))]
+DOCUMENTED = re.findall(r"^\.\. automodule:: (\S+)$", "\n".join(page.read_text() for page in PAGES), re.M)
 
 
 def offered(module: ModuleType) -> list[str]:
@@ -30,13 +28,12 @@ def offered(module: ModuleType) -> list[str]:
 
 
 def test_chapter_documents_every_public_module_once():
-    names = [package.__name__ for package in PACKAGES]
-    names += [module.name for one in PACKAGES for module in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
+    names = ["isa", "edition"]
+    names += [found.name for top in (isa, edition) for found in pkgutil.walk_packages(top.__path__, f"{top.__name__}.")]
     public = [name for name in names if "._" not in name and offered(importlib.import_module(name))]
-    overview = PAGES[0].read_text()
-    listed = re.findall(r"^   ((?:isa|edition)\S*)$", overview, re.M)
+    listed = re.findall(r"^   ((?:isa|edition)\S*)$", OVERVIEW.read_text(), re.M)
     assert sorted(DOCUMENTED) == sorted(public) == sorted(listed)
-    assert [page.stem for page in PAGES[1:] if f"](api/{page.stem})" not in overview] == []
+    assert [page.stem for page in PAGES if f"](api/{page.stem})" not in OVERVIEW.read_text()] == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
@@ -57,15 +54,11 @@ def test_name_that_a_package_offers_is_documented_there_alone():
 
 
 def test_examples_are_run_as_tests():
-    """``make test`` collects the doctests of both packages, which hold every line with a prompt and skip none."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
     assert "--doctest-modules" in options["addopts"].split() and {"isa", "book/edition"} <= set(options["testpaths"])
-    count = 0
-    for path in [file for package in PACKAGES for file in Path(package.__file__).parent.rglob("*.py")]:
-        text = path.read_text(encoding="utf-8")
-        docstrings = re.findall(r'"""(.*?)"""', text, re.DOTALL)
-        examples = [one for words in docstrings for one in doctest.DocTestParser().get_examples(words)]
-        assert len(examples) == len(re.findall(r"^\s*>>> ", text, re.M)), path.name
-        assert not [one.source for one in examples if doctest.SKIP in one.options]
-        count += len(examples)
-    assert count >= 20
+    paths = [*(ROOT / "isa").rglob("*.py"), *(ROOT / "book" / "edition").rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    docstrings = re.findall(r'"""(.*?)"""', text, re.DOTALL)
+    examples = [example for words in docstrings for example in doctest.DocTestParser().get_examples(words)]
+    assert len(examples) == len(re.findall(r"^\s*>>> ", text, re.M)) >= 20, "an example outside of a docstring"
+    assert not [example.source for example in examples if doctest.SKIP in example.options]

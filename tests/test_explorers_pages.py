@@ -139,7 +139,7 @@ def test_build_writes_what_a_page_loads(studies, chosen, portrait, tmp_path):
     tiles = Portrait.load(portrait).traversals[..., 0, :, :]  # rows of the picture by start, then by latent
     with Image.open(picture) as image:
         np.testing.assert_array_equal(image, np.block([list(row) for row in np.concatenate(tiles.swapaxes(0, 1))]))
-    with pytest.raises(pages.PageError, match=r"explorers/none\.js"):
+    with pytest.raises(pages.ExtensionError, match=r"explorers/none\.js"):
         build('<div data-explorer="none">')
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import pages
 import pytest
 import variants
 import yaml
@@ -30,6 +32,13 @@ def test_variant_has_its_own_parameters_and_cells(name, tmp_path):
     assert after.cells[0].source.partition("\n")[0] != before.cells[0].source.partition("\n")[0]
 
 
+def test_foot_of_a_variant_names_its_source(tmp_path):
+    source = [variants.variant('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', {"from": "book/a"})]
+    env = SimpleNamespace(doc2path=lambda name: f"{name}.ipynb", found_docs=())
+    pages.add_foot(SimpleNamespace(env=env), "book/b", source)
+    assert "`make book` writes from `book/a.ipynb`" in source[0] and "papermill book/b.ipynb b-out.ipynb" in source[0]
+
+
 def test_missing_word_is_named():
     with pytest.raises(ValueError, match="a does not contain y"):
         variants.variant('{"cells": ["x"]}', {"from": "a", "replace": {"y": "z"}})
@@ -38,7 +47,7 @@ def test_missing_word_is_named():
 def test_unchanged_page_is_not_written_again(tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "book/variants.yaml").write_text("book/b: {from: book/a}")
-    (tmp_path / "book/a.ipynb").write_text('{"cells": []}')
+    (tmp_path / "book/a.ipynb").write_text('{"cells": [], "metadata": {}}')
     page = tmp_path / "book/b.ipynb"
     times = [variants.write(tmp_path) or page.stat().st_mtime_ns for _ in range(2)]
     assert times[0] == times[1]

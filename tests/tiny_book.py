@@ -15,13 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def pages_of(entry: dict) -> list[str]:
-    """Return the names of all pages in a table of contents, in order."""
-    names = [entry[key] for key in ("root", "file") if key in entry]
-    below = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, [])]
-    return names + [name for child in below for name in pages_of(child)]
-
-
 def run(command: list[object], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command on one thread, since tests share the cores, with both of its streams in one text."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST"))}

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import nbformat
@@ -29,31 +30,21 @@ FOLDERS = ("book/", "isa/", "runs/")
 PACKAGES = {"isa": "", "edition": "book"}  # and the folders that hold them
 
 
-def imported_modules(source: str) -> set[str]:
-    """Return the dotted names of our modules that code may import; ruff forbids relative imports."""
+@cache
+def imported_files(root: Path, source: str) -> frozenset[Path]:
+    """Return the files of our modules that code imports itself, and of the packages around them."""
     names = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import | ast.ImportFrom):  # absolute, as ruff demands
             module = getattr(node, "module", None)
             names.update([f"{module}.{alias.name}" if module else alias.name for alias in node.names])
-    return {name for name in names if name.split(".")[0] in PACKAGES}
-
-
-@cache
-def module_files(root: Path, name: str) -> frozenset[Path]:
-    """Return the file of a module and those of the packages around it; of a function, those of its module."""
-    parts = name.split(".")
-    stems = [root.joinpath(PACKAGES[parts[0]], *parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return frozenset(
-        filter(Path.is_file, [file for stem in stems for file in (Path(f"{stem}.py"), stem / "__init__.py")])
-    )
-
-
-@cache
-def imported_files(root: Path, file: Path) -> frozenset[Path]:
-    """Return the files of the modules that one of our modules imports itself."""
-    names = imported_modules(file.read_text(encoding="utf-8"))
-    return frozenset().union(*(module_files(root, name) for name in names))
+    files = set()
+    for package, *parts in [name.split(".") for name in names]:
+        if package in PACKAGES:
+            stem = root / PACKAGES[package] / package
+            paths = accumulate(parts, Path.joinpath, initial=stem)
+            files |= {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
+    return frozenset(filter(Path.is_file, files))
 
 
 def named_files(root: Path, text: str) -> Iterable[Path]:
@@ -69,12 +60,10 @@ def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
     """Return all files on which the outputs of a notebook depend."""
     lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
     source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))  # without magics
-    files, new = {root / "constraints.txt"}, set()
-    for name in imported_modules(source):
-        new |= module_files(root, name)
+    files, new = {root / "constraints.txt"}, imported_files(root, source)
     while new:
         files |= new
-        new = set().union(*(imported_files(root, file) for file in new)) - files
+        new = frozenset().union(*(imported_files(root, file.read_text(encoding="utf-8")) for file in new)) - files
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             files.update(named_files(root, node.value))
@@ -156,8 +145,7 @@ def execute(stale: dict[str, tuple[Path, nbformat.NotebookNode]], config) -> Ite
 def setup(app):
     app.add_config_value("execute_first", [], "")  # the pages that take longest
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    app.add_config_value(
-        "extensions_hash", hashlib.sha256(sources).hexdigest(), "env"
-    )  # a change reads all pages again
+    # a change in an extension reads all pages again
+    app.add_config_value("extensions_hash", hashlib.sha256(sources).hexdigest(), "env")
     app.connect("env-get-outdated", prepare)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

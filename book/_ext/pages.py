@@ -15,15 +15,13 @@ from pathlib import Path
 
 import nbformat
 from PIL import Image
-from sphinx.errors import SphinxError
+from sphinx.errors import ExtensionError
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
-
-
 FOOT = """\
 ::::{{container}} reproduce
-**Reproduce this page.** It is the notebook {{download}}`{file} </{name}.ipynb>`. From the repository's root, this
-command makes its figures and numbers with the values of this page{time}:
+**Reproduce this page.** It is the notebook {{download}}`{file} </{name}.ipynb>`{origin}.
+From the repository's root, this command makes its figures and numbers with the values of this page{time}:
 
 ```shell
 papermill {name}.ipynb {stem}-out.ipynb
@@ -32,10 +30,6 @@ papermill {name}.ipynb {stem}-out.ipynb
 For other values add `-p NAME VALUE`, once for each name in its first code cell{listed}.
 ::::
 """
-
-
-class PageError(SphinxError):
-    category = "Incomplete page"
 
 
 def add_explorers(app, pagename, templatename, context, doctree):
@@ -48,13 +42,13 @@ def add_explorers(app, pagename, templatename, context, doctree):
     for name in ("base", *names):
         script = f"explorers/{name}.js"
         if not any(Path(app.confdir, folder, script).is_file() for folder in app.config.html_static_path):
-            raise PageError(f"{pagename} asks for {script}, which is in no folder of static files")
+            raise ExtensionError(f"{pagename} asks for {script}, which is in no folder of static files")
         app.add_js_file(script, loading_method="defer")
     for name in sorted(set(FILES.findall(body))):
         try:
             write(Path(app.srcdir, name), Path(app.outdir, "_static", "explorers", "files"))
         except (OSError, ValueError) as error:
-            raise PageError(f"{pagename} asks for {name}: {error}") from error
+            raise ExtensionError(f"{pagename} asks for {name}: {error}") from error
 
 
 def write(source: Path, folder: Path) -> None:
@@ -87,8 +81,10 @@ def add_foot(app, docname, source):
         listed = (
             "; [all names and values](/book/reproducing) are listed" if "book/reproducing" in app.env.found_docs else ""
         )
-        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, time=time, listed=listed)
         notebook = nbformat.reads(source[0], as_version=4)
+        other = notebook.metadata.get("variant_of")
+        origin = f", which `make book` writes from `{other}` by `book/variants.yaml`" if other else ""
+        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time, listed=listed)
         notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
         source[0] = nbformat.writes(notebook)
 

@@ -28,8 +28,9 @@ def variant(text: str, change: Mapping[str, Any]) -> str:
         if "parameters" in cell["metadata"].get("tags", ()):
             for name, value in change.get("parameters", {}).items():
                 line = re.compile(rf"^({name}: \w+ = ).*(?=  # )", re.MULTILINE)
-                source = line.sub(lambda found, value=value: found[1] + json.dumps(value), source)
+                source = line.sub(lambda match, value=value: match[1] + json.dumps(value), source)
         cell["source"] = source.splitlines(keepends=True)
+    notebook["metadata"]["variant_of"] = f"{change['from']}.ipynb"  # for the foot of the page
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
