@@ -1,4 +1,4 @@
-"""What determines a run: defaults of the paper, checks, and hashes that identify committed records."""
+"""Fields of a run: defaults of the paper, checks, and hashes that identify committed records."""
 
 from __future__ import annotations
 
