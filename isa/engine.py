@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import time
-from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
@@ -25,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import adam as optim
 from tqdm import tqdm
 
 from isa import data, kernels, models, objectives
@@ -94,9 +92,6 @@ def build_networks(runs: Sequence[Run], channels: int, precision: str | None = N
     return networks
 
 
-Objective = namedtuple("Objective", "base likelihood kl sampling images")
-"""What the runs of a pack minimise; ``images`` is the size of the data set."""
-
 TERMS = {
     "beta-vae": objectives.BetaVAETerms._fields,
     "beta-tcvae": objectives.BetaTCVAETerms._fields,
@@ -106,21 +101,24 @@ TERMS = {
 
 
 def losses(
-    networks: Networks, objective: Objective, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor | None
+    networks: Networks, run: Run, images: int, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, summed over runs, and all terms (P, T), for x (batches, P, B, C, H, W)."""
+    """Return the loss, summed over runs, and all terms (P, T), for x (batches, P, B, C, H, W).
+
+    ``run`` is any of the runs, ``images`` the size of the data set, ``order`` the permutations of FactorVAE.
+    """
     logits, z, mean, log_var = networks(x[0], noise[0])
-    fit = objectives.LIKELIHOODS[objective.likelihood](logits, x[0])
+    fit = objectives.LIKELIHOODS[run.likelihood](logits, x[0])
     arguments = (fit, z, mean, log_var, networks.prior(), beta)
-    if objective.base == "beta-vae":
-        terms = [*objectives.beta_vae(*arguments, kl=objective.kl)]
-    elif objective.base == "beta-tcvae":
-        terms = [*objectives.beta_tcvae(*arguments, dataset_size=objective.images, sampling=objective.sampling)]
+    if run.base == "beta-vae":
+        terms = [*objectives.beta_vae(*arguments, kl=run.kl)]
+    elif run.base == "beta-tcvae":
+        terms = [*objectives.beta_tcvae(*arguments, dataset_size=images, sampling=run.sampling)]
     else:
         discriminator = networks.discriminator
         constant = {name: value.detach() for name, value in discriminator.named_parameters()}
         judged = functional_call(discriminator, constant, z.to(networks.dtype))
-        terms = [*objectives.factor_vae(*arguments, discriminator_logits=judged, kl=objective.kl)]
+        terms = [*objectives.factor_vae(*arguments, discriminator_logits=judged, kl=run.kl)]
         with torch.no_grad():
             permuted = networks.sample(x[1], noise[1])[0].gather(-2, order)
         answers = [discriminator(codes.detach().to(networks.dtype)) for codes in (z, permuted)]
@@ -145,12 +143,11 @@ def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, be
 
 
 def fused_adam(tensors: list[tuple[Tensor, ...]], rate: float, taken: Tensor, betas: tuple[float, float]) -> None:
-    """Do the same as :func:`adam` with PyTorch's fused kernel, the faster one on a CPU without a compiler."""
+    """Take the same step with PyTorch's fused kernel, the faster one on a CPU without a compiler."""
     parameters, gradients, values, means, squares = map(list, zip(*tensors, strict=True))
-    gradients, steps = [gradient.float() for gradient in gradients], [(taken - 1).float() for _ in gradients]
-    rates = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
-    options = {"fused": True, "amsgrad": False, "maximize": False}
-    optim.adam(values, gradients, means, squares, [], steps, **options, **rates)
+    gradients, steps = [gradient.float() for gradient in gradients], [taken.float()] * len(gradients)
+    options = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
+    torch._fused_adam_(values, gradients, means, squares, [], steps, **options, amsgrad=False, maximize=False)
     torch._foreach_copy_(parameters, values)
 
 
@@ -159,9 +156,7 @@ def default_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-@cache
-def _compiled(function: Callable) -> Compiled:
-    return Compiled(function, "the step")
+_compiled = cache(lambda function: Compiled(function, "the step"))
 
 
 class Pack:
@@ -171,7 +166,6 @@ class Pack:
         run = self.run = runs[0]
         self.dataset, self.device = dataset, dataset.device
         self.losses, self.adam = map(_compiled, (losses, adam)) if compile else (losses, adam)
-        self.objective = Objective(run.base, run.likelihood, run.kl, run.sampling, len(dataset))
         self.networks = build_networks(runs, dataset.image_shape[0]).to(self.device)
         self.parameters = dict(self.networks.named_parameters())
         learned = len(run.tree.exponents) - 1 if run.learn_exponents else 0
@@ -216,7 +210,7 @@ class Pack:
     def update(self, index: Tensor, noise: Tensor, order: Tensor | None) -> Tensor:
         """Take one training step: images, losses, gradients, Adam. Return the terms (P, T) before the update."""
         x = self.images(index)
-        total, terms = self.losses(self.networks, self.objective, self.beta, x, noise, order)
+        total, terms = self.losses(self.networks, self.run, len(self.dataset), self.beta, x, noise, order)
         gradients = dict(zip(self.parameters, torch.autograd.grad(total, list(self.parameters.values())), strict=True))
         self.taken += 1
         for (rate, betas), names in self.groups.items():
@@ -305,13 +299,13 @@ class Pack:
         Gradients are compared network by network. Those of single parameters may be of the size of rounding errors.
         """
         index, *inputs = self.feed(self.step)
-        inputs, both = [self.beta, self.images(index), *inputs], []
+        inputs, both = [len(self.dataset), self.beta, self.images(index), *inputs], []
         for dtype, function in ((self.networks.dtype, self.losses), (torch.float64, losses)):
             networks = copy.deepcopy(self.networks)  # a copy, for the statistics of a normalisation
             if dtype == torch.float64:
                 networks, networks.dtype = networks.double(), dtype
-                inputs = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
-            total, terms = function(networks, self.objective, *inputs)
+                inputs = [x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs]
+            total, terms = function(networks, self.run, *inputs)
             groups = {"loss": [terms[:, 0].double()]}
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
                 groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
@@ -416,12 +410,11 @@ def fit(
     """
     compile = max(run.total_steps for run in runs) >= COMPILE_FROM if compile is None else compile
     folder = None if checkpoints is None else Path(checkpoints)
-    groups: dict[tuple[bool, int, str], list[Run]] = {}
+    groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:  # runs of one starting step train together; a run that its checkpoint has passed trains alone
         step = checkpoint_step(folder, run)
-        passed = step > run.total_steps
-        groups.setdefault((passed, 0, run.hash) if passed else (passed, step, ""), []).append(run)
-    for (passed, start, _), group in sorted(groups.items()):
+        groups.setdefault((run.hash, 0) if step > run.total_steps else ("", step), []).append(run)
+    for (passed, start), group in sorted(groups.items()):
         ends = sorted({run.total_steps for run in group})
         pack = _pack([run for run in group if run.total_steps == ends[-1]], dataset, compile)
         seconds = saved = pack.restore(folder, start) if start else 0.0

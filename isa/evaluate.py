@@ -123,7 +123,7 @@ def subspaces(run: Run) -> list[list[int]] | None:
 
 
 def measurements(evaluation: Evaluation, run: Run, dataset: FactorDataset) -> dict[str, Any]:
-    """Return what the record of a run contains of an evaluation."""
+    """Return the part of a run's record that comes from its evaluation."""
     gap, names, sizes = evaluation.mig, dataset.factor_names, dataset.factor_sizes
     fit, kl = evaluation.log_likelihood.double(), evaluation.kl.double()
     scored = [names[factor] for factor in gap.factors]

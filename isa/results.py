@@ -1,4 +1,4 @@
-"""Results of training: what was trained and measured, and the files it is kept in."""
+"""Results of training: models, curves, measurements and records, and their files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Result", "Trained", "commit", "device_name", "load_model", "measure"
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has been trained, and what was measured of it."""
+    """A trained run and its measurements."""
 
     run: Run
     model: models.VAE  #: The networks after the last step, in evaluation mode.

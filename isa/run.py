@@ -262,10 +262,5 @@ class Run(BaseModel):
         return Run(**(self.model_dump() | values))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON represents them."""
+        """Return all fields, the arguments of :class:`Run`, as JSON represents them."""
         return self.model_dump(mode="json")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Run:
-        """Make a run of what :meth:`to_dict` returns."""
-        return cls(**values)

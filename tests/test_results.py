@@ -42,12 +42,10 @@ def test_saved_result_is_read_back(learned, tmp_path):
 def test_record_has_every_column(learned):
     run, record = learned.run, learned.record
     assert set(record) == set(RECORD) - {"gaps"} | {"mig_size", "mig_x", "mig_y"}
-    assert record["hash"] == run.hash and record["key"] == run.key and record["images_checksum"] == DATASET.checksum
-    assert {name: record[name] for name in run.to_dict()} == run.to_dict()
-    assert record["exponents"] == list(learned.exponents) and record["pack_size"] == 1
-    assert set(record["versions"]) == {"python", "torch", "numpy", "isa"}
-    assert record["device"] == results.device_name(torch.device("cpu")) and "threads" in record["device"]
-    assert record["train_seconds"] > 0 and record["reduced"] and record["status"] == "trained"
+    expected = {**run.to_dict(), "hash": run.hash, "key": run.key, "exponents": list(learned.exponents), "pack_size": 1}
+    expected |= {"images_checksum": DATASET.checksum, "reduced": True, "status": "trained", "diverged_at": None}
+    assert expected.items() <= record.items() and record["train_seconds"] > 0
+    assert set(record["versions"]) == {"python", "torch", "numpy", "isa"} and "threads" in record["device"]
     unmeasured, diverged = train(run).record, train(run.replace(beta=1e30), evaluation=True).record
     assert set(unmeasured) == set(diverged) > set(run.to_dict())
     assert not {"mig", "elbo", "entropy", "active_units", "subspace_draws", "evaluation_seconds"} & set(unmeasured)
@@ -69,8 +67,6 @@ def test_file_that_is_not_a_model_is_refused(metadata, tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot be read|is not a model of this package") as caught:
         load_model(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a record: "):
-        read_record(path)
 
 
 def test_failed_write_leaves_the_last_file(tmp_path):
@@ -87,9 +83,9 @@ def test_failed_write_leaves_the_last_file(tmp_path):
 
 
 def test_commit_is_marked_if_code_differs(tmp_path, monkeypatch):
-    def git(*arguments):
-        named = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-        command = ["git", *named, "-C", str(tmp_path), *arguments]
+    def git(command):
+        named = "git -c user.name=a -c user.email=a@example.org -c commit.gpgsign=false"
+        command = [*named.split(), "-C", str(tmp_path), *command.split()]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     module, table = tmp_path / "isa" / "results.py", tmp_path / "runs" / "tiny.csv"
@@ -98,10 +94,9 @@ def test_commit_is_marked_if_code_differs(tmp_path, monkeypatch):
         path.parent.mkdir()
         path.write_text("a")
     assert results.commit() is None
-    git("init", "--quiet")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "a")
-    commit = git("rev-parse", "HEAD")
+    for command in ("init --quiet", "add .", "commit --quiet --message a"):
+        git(command)
+    commit = git("rev-parse HEAD")
     table.write_text("b")
     assert results.commit() == commit
     module.write_text("b")

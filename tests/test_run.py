@@ -1,4 +1,4 @@
-"""What determines a run: defaults of the paper, checks, and hashes that identify committed records."""
+"""Fields of a run: defaults of the paper, checks, and hashes that identify committed records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isa.run import DEFAULTS, OBJECTIVES, Run
 ISA = {"objective": "isa-vae"}
 
 
-def test_defaults_are_tables_1_and_2():
+def test_defaults_are_tables_1_and_2_and_match_the_data_sets():
     run = Run()
     assert (run.total_steps, run.batch_size, run.latent_dim, run.learning_rate) == (7200, 2048, 20, 1e-3)
     assert (run.model, run.likelihood, run.prior, run.beta) == ("mlp", "bernoulli", "normal", 1.0)
@@ -27,13 +27,9 @@ def test_defaults_are_tables_1_and_2():
     assert run.total_steps == 1500 * (50 * 21 * 11 * 11 // 2048)
     assert run.p0 == 2.1 and run.p1 == 2.0 and Run(dataset="faces3d", **ISA).p1 == 1.9
     assert Run(**ISA).tree == isa_prior((4,) * 5, 2.1, 2.2).tree
-
-
-def test_defaults_match_the_data_sets():
     grids = {"dsprites": dsprites.FACTOR_SIZES, "faces3d": faces3d.FACTOR_SIZES}
     grids["cars3d"] = [len(values) for values in (cars3d.CARS, cars3d.ELEVATIONS, cars3d.AZIMUTHS)]
-    assert {name: defaults.images for name, defaults in DEFAULTS.items()} == {n: math.prod(g) for n, g in grids.items()}
-    assert set(DEFAULTS) == set(data.NAMES)
+    assert {name: math.prod(grids[name]) for name in data.NAMES} == {n: d.images for n, d in DEFAULTS.items()}
 
 
 @pytest.mark.parametrize(
@@ -52,27 +48,19 @@ def test_equivalent_descriptions_have_one_hash(one, other):
     assert Run(**one).hash == Run(**other).hash
 
 
-def test_hash_does_not_change():
-    assert Run(**ISA).hash == "5b63d2f153b0c6e0"  # records are found by it
-
-
-CHANGES = {
-    **{"source": "x.npz", "objective": "factor-vae", "beta": 1.0001, "seed": 1, "p0": 2.11, "scale": 2.0},
-    **{"p1": (2.2, 2.2, 2.2, 2.2, 2.3), "subspaces": (5, 5, 5, 5), "learn_exponents": True, "model": "conv"},
-    **{"steps": 7201, "epochs": 19.0, "batch_size": 2047, "learning_rate": 9e-4, "likelihood": "gaussian"},
-    "precision": "fp32",
-}
-
-
 def test_choices_that_change_a_result_change_the_hash():
-    start = Run(objective="isa-vae", prior="isa")
-    changed = {name: start.replace(**{name: value}) for name, value in CHANGES.items()}
+    start = Run(**ISA)
+    assert start.hash == "5b63d2f153b0c6e0" and start.key == "dsprites-isa-vae-1-seed0-5b63d2f153b0c6e0"
+    changes = {"source": "x.npz", "objective": "factor-vae", "beta": 1.0001, "seed": 1, "p0": 2.11}
+    changes |= {"p1": (2.2, 2.2, 2.2, 2.2, 2.3), "subspaces": (5, 5, 5, 5), "scale": 2.0, "learn_exponents": True}
+    changes |= {"model": "conv", "batch_size": 2047, "learning_rate": 9e-4, "likelihood": "gaussian"}
+    changes |= {"steps": 7201, "epochs": 19.0, "precision": "fp32"}
+    explicit = start.replace(prior="isa")
+    changed = {name: explicit.replace(**{name: value}) for name, value in changes.items()}
     others = [Run(dataset="faces3d", **ISA), Run(objective="isa-tcvae"), Run(), Run(kl="closed_form")]
     others += [Run(objective="isa-tcvae", sampling="stratified")]
     others += [Run(learn_exponents=True, exponent_learning_rate=1e-4, **ISA)]
-    hashes = {run.hash for run in (start, *changed.values(), *others)}
-    assert len(hashes) == 1 + len(changed) + len(others)
-    assert start.key.endswith(start.hash) and len(start.hash) == 16
+    assert len({run.hash for run in (start, *changed.values(), *others)}) == 1 + len(changed) + len(others)
     assert [name for name, run in changed.items() if run.course == start.course] == ["steps", "epochs"]
 
 
@@ -87,7 +75,7 @@ def test_fields_survive_json(objective, beta, seed, subspaces):
     isa = {"subspaces": subspaces} if objective.startswith("isa") else {}
     run = Run(objective=objective, beta=beta, seed=seed, **isa)
     assert run.hash  # computed once, and no field
-    again = Run.from_dict(json.loads(json.dumps(run.to_dict())))
+    again = Run(**json.loads(json.dumps(run.to_dict())))
     assert again == run and hash(again) == hash(run) and again.hash == run.hash
     assert run.latent_dim == (sum(subspaces) if isa else 20)
     assert run.replace(seed=5, beta=1.0) == Run(objective=objective, seed=5, **isa)
@@ -96,10 +84,7 @@ def test_fields_survive_json(objective, beta, seed, subspaces):
 BAD = [
     ({"objective": "vae"}, "objective must be 'beta-vae', .* or 'factor-vae', got 'vae'"),
     ({"beta": math.nan}, "beta must be .*, got nan"),
-    ({"beta": "1"}, "beta must be a valid number, got '1'"),
-    ({"seed": 2**63}, f"seed must be less than {2**63}, got {2**63}"),
     ({"model": "resnet"}, "model must be one of mlp, conv.*, got 'resnet'"),
-    ({"epochs": 1e30}, r"epochs must be less than or equal to 100000, got 1e\+30"),
     ({"batch_size": 737_281}, "batch_size must be at most 737,280, got 737281"),
     ({"kl": "closed_form", **ISA}, "kl must be monte_carlo with an ISA prior"),
     ({"sampling": "stratified", "batch_size": 1}, "batch_size must be at least 2 for sampling 'stratified', got 1"),
@@ -107,7 +92,6 @@ BAD = [
     ({"prior": "normal", **ISA}, "prior must be 'isa' or the text of a tree .*, got 'normal'"),
     ({"prior": "2[20]", "p1": 2.0, **ISA}, r"p1 requires the prior 'isa', got 2\.0"),
     ({"scale": 2.0}, r"scale requires an ISA prior, got 2\.0"),
-    ({"learn_exponents": True}, "learn_exponents requires an ISA prior, got True"),
     ({"subspaces": (), **ISA}, r"subspaces must .*, got \(\)"),
     ({"p1": (2.0, 2.0), **ISA}, "p1 must be one number or 5, one for each subspace, got"),
     ({"scale": "unit", "learn_exponents": True, **ISA}, "scale must be a number .*, got 'unit'"),
