@@ -26,8 +26,8 @@ class LpNested(Distribution):
 
     .. math::
 
-        p(z) &= \frac{\psi_0(f(z))}{f(z)^{n-1}\, S_f(1)}, \qquad
-        \psi_0(v) = \frac{p_0\, v^{n-1}}{\Gamma(n/p_0)\, s^{n/p_0}} \exp\left(-\frac{v^{p_0}}{s}\right), \\
+        p(z) &= \frac{\psi_0(f(z))}{f(z)^{n-1}\, S_f(1)}, \\
+        \psi_0(v) &= \frac{p_0\, v^{n-1}}{\Gamma(n/p_0)\, s^{n/p_0}} \exp\left(-\frac{v^{p_0}}{s}\right), \\
         \log p(z) &= -\frac{f(z)^{p_0}}{s} - \log Z, \quad
         \log Z = \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 .
 
