@@ -99,7 +99,7 @@ def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, comple
         script = f'#!{programs["bash"]}\necho "{name} $* CI=$CI CARS=${{ISA_CARS3D:-}}" >> "{log}"\n'
         (commands / name).write_text(script + "exit 3\n" * (name == "make"))
         (commands / name).chmod(0o755)
-    assert run([clone / ".ci" / "run"], tmp_path, PATH=str(commands), CI="").returncode == 3
+    assert run([clone / ".ci" / "run"], tmp_path, PATH=str(commands), CI="", ISA_CARS3D="").returncode == 3
     *setup, last = log.read_text().splitlines()
     assert last == f"make test CI=true CARS={tmp_path / 'shared' / 'cars3d' if complete else ''}"
     assert [line.split()[1] for line in setup] == ([] if complete else ["update", "install"])

@@ -107,8 +107,9 @@ def show(figure: Figure, dpi: int = 200) -> None:
     embedded in the SVG as pixels. The table is that of :class:`edition.figures.style.BookFigure`.
     """
     svg, png = io.StringIO(), io.BytesIO()
+    nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with plt.rc_context({"svg.hashsalt": "isa"}):  # otherwise the names inside an SVG are random
-        figure.savefig(svg, format="svg", dpi=dpi, metadata={"Date": None})
+        figure.savefig(svg, format="svg", dpi=dpi, metadata=nameless)
     figure.savefig(png, format="png", dpi=dpi)
     bundle = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode()}
     width, height = figure.get_size_inches()

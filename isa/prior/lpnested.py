@@ -28,8 +28,8 @@ class LpNested(Distribution):
 
         p(z) &= \frac{\psi_0(f(z))}{f(z)^{n-1}\, S_f(1)}, \\
         \psi_0(v) &= \frac{p_0\, v^{n-1}}{\Gamma(n/p_0)\, s^{n/p_0}} \exp\left(-\frac{v^{p_0}}{s}\right), \\
-        \log p(z) &= -\frac{f(z)^{p_0}}{s} - \log Z, \quad
-        \log Z = \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 .
+        \log p(z) &= -\frac{f(z)^{p_0}}{s} - \log Z, \\
+        \log Z &= \log S_f(1) + \log\Gamma\left(\tfrac{n}{p_0}\right) + \tfrac{n}{p_0}\log s - \log p_0 .
 
     Parameters
     ----------

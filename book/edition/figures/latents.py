@@ -184,7 +184,7 @@ def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figur
         if reason:
             _text(axes, reason)
             continue
-        rows, columns = style.mosaic(axes, tiles)
+        rows, columns = style.mosaic(axes, tiles & 0xF8 | tiles >> 5)  # 32 grey levels take half of the bytes
         axes.set_anchor("W")
         axes.set_yticks(rows, [_row_label(model, latent) for latent in model.shown.tolist()])
         axes.set_xticks(columns[[0, -1]], ["least", "greatest"])
