@@ -155,6 +155,8 @@ def latents(heading: str, model: Portrait | str) -> Figure:
 def traversals(models: Sequence[tuple[str, Portrait | str]], base: str) -> Figure:
     """Draw traversals of every active latent of several models from one image, below its reconstruction by each.
 
+    Traversals have 32 grey levels, evenly spaced.
+
     ``models``: heading, see :func:`title`, and the model, or why there is none; ``base``: the image that is started
     from, one of the portraits' ``bases``.
     """
