@@ -124,8 +124,8 @@ def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any
         rows = _read(path, dict)
         for record in added:
             gaps = [record.get(f"mig_{name}") for name in record.get("factors") or ()]
-            cells = {column: _cell(column, {**record, "gaps": gaps or None}.get(column)) for column in RECORD}
-            rows.setdefault(record["hash"], cells)
+            values = {**record, "gaps": gaps or None}
+            rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})
         text = io.StringIO()
         writer = csv.DictWriter(text, RECORD, lineterminator="\n")
         writer.writeheader()

@@ -353,7 +353,7 @@ class Pack:
                 vae = models.MODELS[run.model](run.latent_dim, self.dataset.image_shape[0]).eval()
             unstack(stacked, row, nn.ModuleDict({"encoder": vae.encoder.net, "decoder": vae.decoder.net}))
             results.append(Result(run, vae, trained_prior(run, learned), terms, at))
-        return Trained(runs, results, len(self.runs), seconds, self.compiled)
+        return Trained(results, len(self.runs), seconds, self.compiled)
 
 
 def checkpoint_path(folder: str | os.PathLike[str], run: Run) -> Path:

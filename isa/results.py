@@ -69,9 +69,8 @@ class Result:
 
 
 class Trained(NamedTuple):
-    """Runs of a pack after their last step, and their results without records and measurements."""
+    """Results of a pack's runs after their last step, without records and measurements."""
 
-    runs: list[Run]
     results: list[Result]
     pack_size: int
     seconds: float  #: of the pack's training

@@ -346,12 +346,13 @@ class Bench:
             self.now += 50 * (self.fixed + self.pace.get(runs[0].objective, 1e-3) * len(ends))
             callback(step, {})
             if ended := [run for run in runs if run.total_steps == step]:
-                yield SimpleNamespace(runs=ended)
+                yield SimpleNamespace(results=[SimpleNamespace(run=run) for run in ended])
 
     def measure(self, trained, dataset, **options) -> list[SimpleNamespace]:
-        self.ended += _hashes(trained.runs)
+        runs = [result.run for result in trained.results]
+        self.ended += _hashes(runs)
         row, record = partial(SimpleNamespace, evaluation=None), partial(_made_up, device="a card")
-        return [row(run=run, record=record(run, total_steps=run.total_steps)) for run in trained.runs]
+        return [row(run=run, record=record(run, total_steps=run.total_steps)) for run in runs]
 
     @property
     def sizes(self) -> list[int]:
@@ -441,7 +442,7 @@ def test_measuring_in_a_second_thread_gives_the_same_records(spec, monkeypatch, 
 
     def measure(trained, *arguments, **options):
         threads.add(threading.current_thread())
-        claimed.extend(packs.is_claimed(packs.Job(spec, run)) for run in trained.runs)
+        claimed.extend(packs.is_claimed(packs.Job(spec, result.run)) for result in trained.results)
         return original(trained, *arguments, **options)
 
     monkeypatch.setattr(results, "measure", measure)
