@@ -1,0 +1,63 @@
+r"""Statements of results pages that follow from records by rule, with the comparisons on which the scorecard rests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import t
+
+from edition.stats import LEVEL, Comparison, Interval, compare
+
+__all__ = ["effect_of_beta", "further_run", "outcome", "reached"]
+
+_EFFECTS = (
+    ("KL divergence", "divergence", "+.2f"),
+    ("log-likelihood", "log_likelihood", "+.2f"),
+    ("MIG", "mig", "+.3f"),
+)
+
+
+def outcome(difference: Comparison | Interval, *words: str) -> str:
+    """Return the word for the side of zero on which the whole interval lies: above, below, or neither.
+
+    The words are *higher*, *lower* and *not significantly different* unless others are given. Without an interval it is
+    *undecided*.
+    """
+    above, below, neither = words or ("higher", "lower", "not significantly different")
+    if math.isnan(difference.low):
+        return "undecided"
+    return above if difference.low > 0 else below if difference.high < 0 else neither
+
+
+def reached(values: ArrayLike, printed: float) -> str:
+    """Return how many values, rounded to two digits as they are printed, are at least a printed one: ``2 of 3``."""
+    return f"{(np.round(values, 2) >= printed - 1e-9).sum()} of {np.size(values)}"
+
+
+def further_run(values: ArrayLike) -> tuple[float, float]:
+    r"""Return the range of one more value, with probability :data:`edition.stats.LEVEL`; NaN for fewer than three.
+
+    .. math:: \bar y \pm t_{n-1}\, \hat\sigma \sqrt{1 + 1/n}
+    """
+    if (n := np.size(values)) < 3:
+        return math.nan, math.nan
+    mean, reach = np.mean(values), t.isf((1 - LEVEL) / 2, n - 1) * np.std(values, ddof=1) * math.sqrt(1 + 1 / n)
+    return float(mean - reach), float(mean + reach)
+
+
+def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the changes from the smallest to the largest beta that has three records; empty if these are one."""
+    betas, n = np.unique([row["beta"] for row in rows], return_counts=True)
+    if (n >= 3).sum() < 2:
+        return ""
+    ends, parts = betas[n >= 3][[0, -1]], []
+    for name, column, digits in _EFFECTS:
+        change = compare(*([row[column] for row in rows if row["beta"] == beta] for beta in ends))
+        parts.append(
+            f"the {name} {outcome(change, 'rises', 'falls', 'does not change significantly')}, {change:{digits}}"
+        )
+    return f"from β = {ends[0]:g} to β = {ends[1]:g} {'; '.join(parts)}"

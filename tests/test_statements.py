@@ -1,0 +1,33 @@
+"""Statements of results pages: words by intervals, printed heights, ranges of a further run, effects of beta."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edition.statements import effect_of_beta, further_run, outcome, reached
+from edition.stats import Comparison
+
+
+def test_word_follows_the_whole_interval():
+    bounds = [(0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2), (math.nan, math.nan)]
+    words = ["higher", "lower", "not significantly different", "undecided"]
+    assert [outcome(Comparison(0.1, *pair)) for pair in bounds] == words
+    assert reached([0.115, 0.407, 0.419], 0.41) == "2 of 3"  # 0.407 is printed as 0.41
+
+
+def test_range_of_a_further_run_covers():
+    runs = np.random.default_rng(0).normal(-38, 3, (4000, 6))
+    covered = np.mean([low <= run[5] <= high for run in runs for low, high in [further_run(run[:5])]])
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / len(runs))
+
+
+def test_effect_of_beta_compares_the_ends_that_have_three_runs():
+    runs = [(beta, seed) for beta, n in ((0.5, 2), (1, 3), (2, 3), (4, 3)) for seed in range(n)]
+    rows = [{"beta": b, "divergence": 20 - 2 * b + 0.1 * s, "log_likelihood": -s, "mig": b + 0.1 * s} for b, s in runs]
+    text = effect_of_beta(rows)
+    assert text.startswith("from β = 1 to β = 4 the KL divergence falls, -6.00 (")
+    assert "log-likelihood does not change significantly, +0.00 (" in text
+    assert "MIG rises, +3.000 (" in text
+    assert effect_of_beta(rows[:5]) == ""
