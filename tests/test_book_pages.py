@@ -286,3 +286,44 @@ def test_browser_notices_a_request_an_error_and_a_violation(browser, tmp_path):
     assert browser.requests == ["https://example.org/x.png"] and browser.files == {page}
     assert any("missing is not defined" in text for text in browser.complaints)
     assert any("alternative text" in text and "example.org/x.png" in text for text in violations(browser))
+
+
+MENU = "document.querySelector('dialog[open] .bd-sidebar-primary, dialog[open].bd-sidebar-primary, dialog[open] nav a')"
+TOGGLE = "[...document.querySelectorAll('button.primary-toggle')].find(button => button.offsetParent)"
+FOLDED = "document.querySelector('#pst-primary-sidebar').classList.contains('pst-sidebar-hidden')"
+
+
+@pytest.mark.parametrize("width", [PHONE, 800, 1400])
+def test_menu_opens_at_every_width(html, browser, width):
+    look(browser, html / f"{TOC[0]}.html", "light", width)
+    box = browser.evaluate(
+        f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({TOGGLE}.getBoundingClientRect())"
+    )
+    browser.click(*box)
+    if width >= 992:
+        assert browser.evaluate(FOLDED)
+        browser.click(*box)
+        assert not browser.evaluate(FOLDED)
+        return
+    assert browser.evaluate(f"{MENU}?.getBoundingClientRect().left") >= 0
+    browser.press("Escape")
+    assert browser.evaluate(MENU) is None
+    browser.evaluate(f"{TOGGLE}.focus()")
+    browser.press("Enter")
+    assert browser.evaluate(f"!!{MENU}")
+
+
+def test_code_is_shown_by_a_switch_and_parameters_always(html, browser):
+    look(browser, html / f"{WITH_FIGURES}.html", "light")
+    shown = "[...document.querySelectorAll('article .cell_input')].filter(code => code.offsetParent).length"
+    parameters, every = (
+        browser.evaluate(f"document.querySelectorAll('{path}').length")
+        for path in (".reproduce .cell_input", "article .cell_input")
+    )
+    assert browser.evaluate(shown) == parameters == 1
+    browser.evaluate("document.querySelector('.code-switch').click()")
+    assert browser.evaluate(shown) == every > parameters
+    browser.open(html / f"{TOC[1]}.html")  # the switch holds for the pages that follow
+    assert browser.evaluate(shown) > 1
+    browser.evaluate("document.querySelector('.code-switch').click()")
+    assert browser.evaluate(shown) == 1

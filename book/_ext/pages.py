@@ -14,8 +14,10 @@ import re
 from pathlib import Path
 
 import nbformat
+from docutils import nodes
 from PIL import Image
 from sphinx.errors import ExtensionError
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
 FOOT = """\
@@ -27,7 +29,7 @@ From the repository's root, this command makes its figures and numbers with the 
 papermill {name}.ipynb {stem}-out.ipynb
 ```
 
-For other values add `-p NAME VALUE`, once for each name in its first code cell{listed}.
+For other values add `-p NAME VALUE`, once for each of these names{listed}.
 ::::
 """
 
@@ -89,10 +91,38 @@ def add_foot(app, docname, source):
         source[0] = nbformat.writes(notebook)
 
 
+class ParametersLast(SphinxPostTransform):
+    """Move the cell of parameters to the foot of the page, where the command is that takes them."""
+
+    default_priority = 400
+
+    def run(self, **kwargs):
+        containers = list(self.document.findall(nodes.container))
+        for foot in (node for node in containers if "reproduce" in node["classes"]):
+            for cell in (node for node in containers if "tag_parameters" in node["classes"]):
+                cell.parent.remove(cell)
+                foot += cell
+
+
 def mend_bibliography(app, pagename, templatename, context, doctree):
     """Drop the role of a list from bibliographies, whose entries are not list items: a screen reader finds it empty."""
     if "body" in context:
         context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
+
+
+def add_thumbnails(app, error):
+    """Write a small picture of each figure that the front page shows."""
+    front = Path(app.outdir, f"{app.config.root_doc}.html")
+    if error or app.builder.format != "html" or not front.is_file():
+        return
+    for name in set(re.findall(r'_static/thumbnails/([\w-]+)\.png"', front.read_text(encoding="utf-8"))):
+        target = Path(app.outdir, "_static", "thumbnails", f"{name}.png")
+        source = Path(app.doctreedir).parent / "jupyter_execute" / "figures" / target.name
+        target.parent.mkdir(exist_ok=True)
+        with Image.open(source) as picture:
+            picture = picture.convert("RGB")
+            picture.thumbnail((320, 960))
+            picture.save(target, optimize=True)
 
 
 def keep_local(app, config):
@@ -112,4 +142,6 @@ def setup(app):
     app.connect("source-read", add_foot)
     app.connect("html-page-context", add_explorers)
     app.connect("html-page-context", mend_bibliography)
+    app.connect("build-finished", add_thumbnails)
+    app.add_post_transform(ParametersLast)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -66,3 +66,33 @@
   });
   document.querySelectorAll(".bd-article div.math").forEach((formula) => watch.observe(formula));
 })();
+
+/* The theme binds its two menus to the first button of each kind, which may be hidden: other buttons pass clicks on. */
+["primary-toggle", "secondary-toggle"].forEach((name) => {
+  const [first, ...others] = document.querySelectorAll(`button.${name}`);
+  others.forEach((button) => button.addEventListener("click", () => first.click()));
+});
+
+/* One switch a page shows its code or hides it, on this page and the next ones. */
+(() => {
+  const place = document.querySelector(".article-header-buttons");
+  if (!place || !document.querySelector(".bd-article .cell:not(.tag_parameters) .cell_input")) return;
+  const root = document.documentElement;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "btn btn-sm code-switch";
+  const update = () => {
+    const hidden = root.classList.contains("hide-code");
+    button.textContent = hidden ? "Show code" : "Hide code";
+    document.querySelectorAll(".bd-article details.hide").forEach((details) => (details.open = !hidden));
+  };
+  button.addEventListener("click", () => {
+    root.classList.toggle("hide-code");
+    try {
+      localStorage.setItem("code", root.classList.contains("hide-code") ? "hidden" : "shown");
+    } catch {} // a page that was opened from disk may have no storage
+    update();
+  });
+  place.prepend(button);
+  update();
+})();

@@ -14,6 +14,7 @@ from edition.figures.style import BLACK, BLUE, CYCLE, GREY, SKY, VERMILION
 from isa.prior import Node
 
 __all__ = [
+    "draw_surface",
     "iso_surfaces",
     "marginals",
     "prior_stills",
@@ -32,6 +33,25 @@ LIGHT = np.array([0.72, 0.05, 0.69])
 SURFACE = {"rstride": 1, "cstride": 1, "linewidth": 0, "antialiased": False, "shade": False, "rasterized": True}
 
 
+def draw_surface(axes: Axes, points: np.ndarray, normals: np.ndarray) -> None:
+    """Draw a surface with unit normals, each ``(rows, columns, 3)``, and the coordinate axes through it, on 3D axes."""
+    axes.set_axis_off()
+    facing = normals[:-1, :-1] + normals[1:, :-1] + normals[:-1, 1:] + normals[1:, 1:]
+    facing /= np.linalg.norm(facing, axis=-1, keepdims=True)
+    colours = colormaps["Blues_r"](0.5 + 0.4 * np.clip(facing @ LIGHT, -1, 1))
+    axes.plot_surface(*np.moveaxis(points, -1, 0), facecolors=colours, zorder=1, **SURFACE)
+    for k, end in enumerate(REACH * np.eye(3)):
+        # a line behind the surface, which hides the part within, and in front the end that points towards the eye
+        axes.plot(*zip(-end, end, strict=True), color=GREY, linewidth=0.8, zorder=0)
+        axes.text(*(1.13 * end), f"$z_{k + 1}$", fontsize=9, ha="left" if k == 2 else "center", va="center")
+        tip = points.reshape(-1, 3)[(points.reshape(-1, 3) @ end).argmax()][k]
+        if end @ EYE > 0:
+            axes.plot(*zip(end / REACH * tip, end, strict=True), color=GREY, linewidth=0.8, zorder=2)
+    axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
+    axes.set_box_aspect((1, 1, 1), zoom=1.02)
+    axes.view_init(elev=ELEVATION, azim=AZIMUTH)
+
+
 @style.styled
 def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Draw the surface f(z) = 1 in three dimensions for each (p0, p1), p0 down and p1 across (Fig. 2).
@@ -45,21 +65,7 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
     figure.get_layout_engine().set(w_pad=0, h_pad=0, wspace=0, hspace=0)
     for (p0, p1), (points, normals) in meshes.items():
         axes = grid[rows.index(p0), columns.index(p1)]
-        axes.set_axis_off()
-        facing = normals[:-1, :-1] + normals[1:, :-1] + normals[:-1, 1:] + normals[1:, 1:]
-        facing /= np.linalg.norm(facing, axis=-1, keepdims=True)
-        colours = colormaps["Blues_r"](0.5 + 0.4 * np.clip(facing @ LIGHT, -1, 1))
-        axes.plot_surface(*np.moveaxis(points, -1, 0), facecolors=colours, zorder=1, **SURFACE)
-        for k, end in enumerate(REACH * np.eye(3)):
-            # a line behind the surface, which hides the part within, and in front the end that points towards the eye
-            axes.plot(*zip(-end, end, strict=True), color=GREY, linewidth=0.8, zorder=0)
-            axes.text(*(1.13 * end), f"$z_{k + 1}$", fontsize=9, ha="left" if k == 2 else "center", va="center")
-            tip = points.reshape(-1, 3)[(points.reshape(-1, 3) @ end).argmax()][k]
-            if end @ EYE > 0:
-                axes.plot(*zip(end / REACH * tip, end, strict=True), color=GREY, linewidth=0.8, zorder=2)
-        axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
-        axes.set_box_aspect((1, 1, 1), zoom=1.02)
-        axes.view_init(elev=ELEVATION, azim=AZIMUTH)
+        draw_surface(axes, points, normals)
         axes.text2D(0.5, 0.02, rf"$p_0={p0:g},\ p_1={p1:g}$", transform=axes.transAxes, ha="center", fontsize=11)
         figure.record({"p0": p0, "p1": p1} | {f"z_{k + 1}": points[::4, ::4, k] for k in range(3)})
     return figure
