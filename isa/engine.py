@@ -85,7 +85,7 @@ def build_networks(runs: Sequence[Run], channels: int) -> Networks:
     vaes = [models.build(run.model, run.latent_dim, channels, seed=run.seed) for run in runs]
     networks = stack_networks(runs, vaes, [run.tree for run in runs])
     if runs[0].base == "factor-vae":
-        discriminators = [models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs]
+        discriminators = [models.build_discriminator(run.latent_dim, seed=run.seed) for run in runs]
         networks.discriminator = stack(discriminators).to(networks.dtype)
     return networks
 

@@ -93,24 +93,19 @@ class VAE(nn.Module):
         return self.decode(z), z, posterior
 
 
-class Discriminator(nn.Module):
-    """FactorVAE's discriminator, third listing of A.4: five hidden layers of 1,000 with LeakyReLU(0.2), two logits.
-
-    Logit 0 stands for samples of q(z), logit 1 for samples of the product of its marginals.
-    """
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.net = _perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return logits (B, 2) for latents (B, latent_dim)."""
-        return self.net(z)
-
-
 def _perceptron(*widths: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Return linear layers of these widths with activations between them."""
     return nn.Sequential(*(layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())))[:-1]
+
+
+class Discriminator(nn.Sequential):
+    """FactorVAE's discriminator, third listing of A.4: five hidden layers of 1,000 with LeakyReLU(0.2), two logits.
+
+    It maps latents (B, latent_dim) to logits (B, 2): 0 for samples of q(z), 1 for the product of its marginals.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(*_perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2)))
 
 
 def mlp(latent_dim: int, channels: int) -> VAE:
