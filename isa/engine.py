@@ -424,7 +424,7 @@ def fit(
                     stops = [pack.step - pack.step % every + every for every in (_CHECK_EVERY, checkpoint_every)]
                     seconds += pack.advance_to(min(*stops, end))
                     due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
-                    if due and not passed and checkpoints and pack.step < ends[-1]:  # then the result follows
+                    if due and not passed and checkpoints is not None and pack.step < ends[-1]:  # the result follows
                         pack.save(checkpoints, saved := seconds)
                     if pack.step % _CHECK_EVERY == 0 or pack.step == end:
                         diverged = pack.diverged()

@@ -135,8 +135,7 @@ def conv(latent_dim: int, channels: int) -> VAE:
     return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
 
-MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}
-"""Model constructors ``(latent_dim, channels) -> VAE`` by name."""
+MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}  #: Constructors of models by name.
 
 
 def _seeded(seed: int, construct: Callable[..., nn.Module], *sizes: int) -> nn.Module:
@@ -192,8 +191,6 @@ class _Layer(nn.Module):
         if self.kind is nn.BatchNorm2d:  # in at least float32, with PyTorch's default momentum and epsilon
             tensors = (one.view(-1) for one in (self.running_mean, self.running_var, self.weight, self.bias))
             y = F.batch_norm(grouped.to(self.weight.dtype), *tensors, self.training).to(x.dtype)
-            if self.training:
-                self.num_batches_tracked.add_(1)
         else:
             function = F.conv2d if self.kind is nn.Conv2d else F.conv_transpose2d
             y = function(grouped, self.weight.flatten(0, 1), self.bias.flatten(), **self.options)
