@@ -425,7 +425,8 @@ def fit(
                     seconds += pack.advance_to(min(*stops, end))
                     due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
                     if due and not passed and checkpoints is not None and pack.step < ends[-1]:  # the result follows
-                        pack.save(checkpoints, saved := seconds)
+                        saved = seconds
+                        pack.save(checkpoints, seconds)
                     if pack.step % _CHECK_EVERY == 0 or pack.step == end:
                         diverged = pack.diverged()
                         latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))

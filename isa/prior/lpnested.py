@@ -122,7 +122,10 @@ class LpNested(Distribution):
         return self.tree.subspaces
 
     def _parameters(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the exponents ``(nodes, ...)``, log s, and log Z (log S_f(1) for a radial density)."""
+        """Return the exponents ``(nodes, ...)``, log s, and log Z (log S_f(1) for a radial density).
+
+        Those of a distribution of numbers have the dtype, others float64.
+        """
         if self._constants is not None:
             p = self.tree.stacked(dtype, device)
             return p, *(p.new_full((), value) for value in self._constants)
