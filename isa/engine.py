@@ -369,8 +369,7 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
     return metadata["step"]
 
 
-_reusable: dict[tuple, Pack] = {}
-"""The previous pack on a GPU, with its graph."""
+_reusable: dict[tuple, Pack] = {}  # the previous pack on a GPU, with its graph
 
 
 def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:

@@ -163,11 +163,11 @@ class Node:
         if p is None:
             p = self.stacked(torch.float64, next((q.device for q in self.exponents if isinstance(q, Tensor)), "cpu"))
         total = (1 - len(self.branches)) * p[0].log() - torch.lgamma(self.n_leaves / p[0])
-        for (child, *others), q in zip(self._groups, p[1:].split(self._nodes), strict=True):
+        for group, q in zip(self._groups, p[1:].split(self._nodes), strict=True):
+            child = group[0]
             if isinstance(child, Node):
-                count = 1 + len(others)
-                below = child.log_surface(q.unflatten(0, (count, -1)).transpose(0, 1)).sum(0)
-                total = total + count * torch.lgamma(child.n_leaves / p[0]) + below
+                below = child.log_surface(q.unflatten(0, (len(group), -1)).transpose(0, 1)).sum(0)
+                total = total + len(group) * torch.lgamma(child.n_leaves / p[0]) + below
             else:
                 total = total + child * (torch.lgamma(1 / p[0]) + math.log(2))
         return total
