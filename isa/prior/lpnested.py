@@ -278,15 +278,15 @@ class LpNested(Distribution):
             value = fitted(with_best_scale(x)).entropy()
             return value.item(), torch.autograd.grad(value, x)[0].numpy()
 
-        bounds = np.log(np.outer([0.05, 500], 1 / start[:-1]))
+        free = np.array([i == 0 or len(node.sizes) > 1 for i, node in enumerate(tree.nodes())])
+        bounds = free * np.log(np.outer([0.05, 500], 1 / start[:-1]))
         options = {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500}
         search = {"jac": True, "method": "L-BFGS-B", "bounds": bounds.T, "options": options}
         optimum = scipy.optimize.minimize(objective, np.zeros(bounds.shape[1]), **search)
         x = with_best_scale(torch.tensor(optimum.x), log_unit)
         *p, scale = (start * x.exp()).tolist()
-        free = torch.tensor([i == 0 or len(node.sizes) > 1 for i, node in enumerate(tree.nodes())] + [True])
-        inner = free & torch.tensor([*(bounds[0] < optimum.x) & (optimum.x < bounds[1]), True])
-        errors = torch.where(free, math.nan, torch.zeros_like(x))
+        inner = torch.tensor([*(bounds[0] < optimum.x) & (optimum.x < bounds[1]), True])
+        errors = torch.tensor([*np.where(free, math.nan, 0.0), math.nan])
         information = torch.autograd.functional.hessian(lambda x: -fitted(x).log_prob(z).sum(), x)[inner][:, inner]
         errors[inner] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt()
         *exponent_errors, scale_error = (errors * start * x.exp()).tolist()
