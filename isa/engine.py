@@ -63,18 +63,16 @@ class Feed:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return indices (batches, P, B), noise (batches, P, B, D) and, for FactorVAE, permutations (P, B, D)."""
-        chunk, offset = divmod(step, _CHUNK)
-        noise = self._draw(torch.randn, _NOISE, self.batches, chunk)[offset]
-        order = self._draw(torch.rand, _PERMUTATION, 1, chunk)[offset, 0].argsort(1) if self.batches == 2 else None
-        return self._index(step), noise, order
-
-    def _index(self, step: int) -> Tensor:
-        """Return the images of a step. Another thread draws the order of the next epoch meanwhile."""
         epoch, first = divmod(step, self.per_epoch)
         numbers = (first, (first + (self.per_epoch + 1) // 2) % self.per_epoch)[: self.batches]
         batches = [slice(number * self.run.batch_size, (number + 1) * self.run.batch_size) for number in numbers]
+        # another thread draws the order of the next epoch meanwhile
         now, _ = ([self._order(number, run.seed) for run in self.runs] for number in (epoch, epoch + 1))
-        return torch.stack([torch.stack([order.result()[batch] for order in now]) for batch in batches])
+        index = torch.stack([torch.stack([order.result()[batch] for order in now]) for batch in batches])
+        chunk, offset = divmod(step, _CHUNK)
+        noise = self._draw(torch.randn, _NOISE, self.batches, chunk)[offset]
+        order = self._draw(torch.rand, _PERMUTATION, 1, chunk)[offset, 0].argsort(1) if self.batches == 2 else None
+        return index, noise, order
 
     def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
         shape, device = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim), self.dataset.device
@@ -82,12 +80,12 @@ class Feed:
         return torch.stack([function(shape, generator=source, device=device) for source in sources], 2)
 
 
-def build_networks(runs: Sequence[Run], channels: int, precision: str | None = None) -> Networks:
+def build_networks(runs: Sequence[Run], channels: int) -> Networks:
     """Return the networks of the runs with their initial parameters, on the CPU."""
     vaes = [models.build(run.model, run.latent_dim, channels, seed=run.seed) for run in runs]
-    networks = stack_networks(runs, vaes, [run.tree for run in runs], precision)
+    networks = stack_networks(runs, vaes, [run.tree for run in runs])
     if runs[0].base == "factor-vae":
-        discriminators = [models.build_discriminator(run.latent_dim, seed=run.seed).net for run in runs]
+        discriminators = [models.build_discriminator(run.latent_dim, seed=run.seed) for run in runs]
         networks.discriminator = stack(discriminators).to(networks.dtype)
     return networks
 
@@ -194,7 +192,7 @@ class Pack:
         self.beta.copy_(torch.tensor([run.beta for run in runs]))
         for value in self.state.values():
             value.zero_()
-        initial = build_networks(runs, self.dataset.image_shape[0], "fp32")
+        initial = build_networks([run.replace(precision="fp32") for run in runs], self.dataset.image_shape[0])
         for name, value in initial.named_parameters():
             self.moments[name][0].copy_(value)
         for buffer, value in zip(self.networks.buffers(), initial.buffers(), strict=True):
@@ -314,7 +312,7 @@ class Pack:
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
 
     @torch.no_grad()
-    def save(self, folder: Path, seconds: float) -> None:
+    def save(self, folder: str | os.PathLike[str], seconds: float) -> None:
         """Write a checkpoint of each run."""
         for number, run in enumerate(self.runs):
             tensors = {name: value[number].cpu() for name, value in self.state.items()}
@@ -323,7 +321,7 @@ class Pack:
             save_tensors(checkpoint_path(folder, run), tensors, metadata)
 
     @torch.no_grad()
-    def restore(self, folder: Path, step: int) -> float:
+    def restore(self, folder: str | os.PathLike[str], step: int) -> float:
         """Continue from checkpoints of all runs after the same step; return the seconds of training before it."""
         for number, run in enumerate(self.runs):
             path, rows = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
@@ -371,8 +369,7 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
     return metadata["step"]
 
 
-_reusable: dict[tuple, Pack] = {}
-"""The previous pack on a GPU, with its graph."""
+_reusable: dict[tuple, Pack] = {}  # the previous pack on a GPU, with its graph
 
 
 def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
@@ -409,15 +406,14 @@ def fit(
     Parameters are those of :func:`train_pack`.
     """
     compile = max(run.total_steps for run in runs) >= COMPILE_FROM if compile is None else compile
-    folder = None if checkpoints is None else Path(checkpoints)
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:  # runs of one starting step train together; a run that its checkpoint has passed trains alone
-        step = checkpoint_step(folder, run)
+        step = checkpoint_step(checkpoints, run)
         groups.setdefault((run.hash, 0) if step > run.total_steps else ("", step), []).append(run)
     for (passed, start), group in sorted(groups.items()):
         ends = sorted({run.total_steps for run in group})
         pack = _pack([run for run in group if run.total_steps == ends[-1]], dataset, compile)
-        seconds = saved = pack.restore(folder, start) if start else 0.0
+        seconds = saved = pack.restore(checkpoints, start) if start else 0.0
         diverged: list[int | None] = [None]
         title = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
         disable = None if progress is None else not progress  # None: where stderr is not a terminal
@@ -427,9 +423,9 @@ def fit(
                     stops = [pack.step - pack.step % every + every for every in (_CHECK_EVERY, checkpoint_every)]
                     seconds += pack.advance_to(min(*stops, end))
                     due = pack.step % checkpoint_every == 0 and seconds - saved >= checkpoint_seconds
-                    if due and not passed and folder is not None and pack.step < ends[-1]:  # then the result follows
+                    if due and not passed and checkpoints is not None and pack.step < ends[-1]:  # the result follows
                         saved = seconds
-                        pack.save(folder, seconds)
+                        pack.save(checkpoints, seconds)
                     if pack.step % _CHECK_EVERY == 0 or pack.step == end:
                         diverged = pack.diverged()
                         latest = dict(zip(pack.names, pack.curve[:, pack.step - 1].T.cpu().numpy(), strict=True))

@@ -47,15 +47,12 @@ class Evaluation:
         return mig.active_units(self.mean)
 
 
-def stack_networks(
-    runs: Sequence[Run], vaes: Sequence[models.VAE], trees: Sequence[Node | None], precision: str | None = None
-) -> Networks:
-    """Return P models of one shape as one, in the precision of their runs or another, with priors on these trees."""
+def stack_networks(runs: Sequence[Run], vaes: Sequence[models.VAE], trees: Sequence[Node | None]) -> Networks:
+    """Return P models of one shape as one, in the precision of their runs, with priors on these trees."""
     run = runs[0]
     encoder, decoder = (stack([getattr(vae, part).net for vae in vaes]) for part in ("encoder", "decoder"))
     prior = StackedPrior(trees, [run.scale for run in runs], run.latent_dim, run.learn_exponents)
-    dtype = torch.bfloat16 if (precision or run.precision) == "bf16" else torch.float32
-    return Networks(encoder, decoder, prior, dtype)
+    return Networks(encoder, decoder, prior, torch.bfloat16 if run.precision == "bf16" else torch.float32)
 
 
 @torch.no_grad()
@@ -85,10 +82,8 @@ def evaluate(
         draws = [torch.randn(len(index), latent_dim, generator=source, device=device) for source in sources]
         logits, z, mean[:, index], log_var[:, index] = networks(x, torch.stack(draws))
         fit[:, index] = likelihood(logits, x)
-        kl[:, index] = objectives.gaussian_log_density(z, mean[:, index], log_var[:, index]) - prior.log_prob(z)
-    usable = log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT
-    for values in (fit, kl, mean, log_var):
-        usable &= values.isfinite().flatten(1).all(1)
+        kl[:, index] = objectives.kl_monte_carlo(z, mean[:, index], log_var[:, index], prior)
+    usable = (log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT) & (fit + kl).isfinite().all(1)
     evaluations = []
     for run, *tensors, finite in zip(runs, fit, kl, mean, log_var, usable.tolist(), strict=True):
         gap = _gap(run, dataset, *tensors[2:]) if finite else None

@@ -93,24 +93,19 @@ class VAE(nn.Module):
         return self.decode(z), z, posterior
 
 
-class Discriminator(nn.Module):
-    """FactorVAE's discriminator, third listing of A.4: five hidden layers of 1,000 with LeakyReLU(0.2), two logits.
-
-    Logit 0 stands for samples of q(z), logit 1 for samples of the product of its marginals.
-    """
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.net = _perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return logits (B, 2) for latents (B, latent_dim)."""
-        return self.net(z)
-
-
 def _perceptron(*widths: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Return linear layers of these widths with activations between them."""
     return nn.Sequential(*(layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())))[:-1]
+
+
+class Discriminator(nn.Sequential):
+    """FactorVAE's discriminator, third listing of A.4: five hidden layers of 1,000 with LeakyReLU(0.2), two logits.
+
+    It maps latents (B, latent_dim) to logits (B, 2): 0 for samples of q(z), 1 for the product of its marginals.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(*_perceptron(latent_dim, *[1000] * 5, 2, activation=partial(nn.LeakyReLU, 0.2)))
 
 
 def mlp(latent_dim: int, channels: int) -> VAE:
@@ -140,8 +135,7 @@ def conv(latent_dim: int, channels: int) -> VAE:
     return VAE(Encoder(encoder, latent_dim), Decoder(decoder, channels))
 
 
-MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}
-"""Model constructors ``(latent_dim, channels) -> VAE`` by name."""
+MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}  #: Constructors of models by name.
 
 
 def _seeded(seed: int, construct: Callable[..., nn.Module], *sizes: int) -> nn.Module:
@@ -197,8 +191,6 @@ class _Layer(nn.Module):
         if self.kind is nn.BatchNorm2d:  # in at least float32, with PyTorch's default momentum and epsilon
             tensors = (one.view(-1) for one in (self.running_mean, self.running_var, self.weight, self.bias))
             y = F.batch_norm(grouped.to(self.weight.dtype), *tensors, self.training).to(x.dtype)
-            if self.training:
-                self.num_batches_tracked.add_(1)
         else:
             function = F.conv2d if self.kind is nn.Conv2d else F.conv_transpose2d
             y = function(grouped, self.weight.flatten(0, 1), self.bias.flatten(), **self.options)

@@ -128,9 +128,8 @@ class BetaTCVAETerms(NamedTuple):
     kl: Tensor  #: KL divergence of the posterior from the prior, by one sample each (Eq. 12).
     index_code_mi: Tensor  #: Mutual information of image and code, log q(z|x) - log q(z); without gradient.
     total_correlation: Tensor  #: Total correlation over all dimensions, log q(z) - sum_j log q(z_j).
-    dimension_wise_kl: (
-        Tensor  #: sum_j log q(z_j) - log p(z), the dimensions' KL divergences for a factorised prior; without gradient.
-    )
+    #: sum_j log q(z_j) - log p(z), for a factorised prior the sum of the dimensions' KL divergences; without gradient.
+    dimension_wise_kl: Tensor
 
 
 class FactorVAETerms(NamedTuple):

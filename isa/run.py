@@ -7,7 +7,7 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -40,15 +40,11 @@ DEFAULTS: dict[str, Defaults] = {
 any hyperparameters of cars3d (three subspaces of six here, and about as many steps as on dSprites). The MIG leaves out
 the shape in dSprites, as in the paper, and the identity of a face."""
 
-OBJECTIVES: dict[str, str] = {
-    "beta-vae": "beta-vae",
-    "isa-vae": "beta-vae",
-    "beta-tcvae": "beta-tcvae",
-    "isa-tcvae": "beta-tcvae",
-    "factor-vae": "factor-vae",
-}
+Objective = Literal["beta-vae", "isa-vae", "beta-tcvae", "isa-tcvae", "factor-vae"]
+OBJECTIVES: dict[str, str] = {name: name.replace("isa-", "beta-") for name in get_args(Objective)}
 """Key in ``isa.objectives.OBJECTIVES`` of each objective. The prefix isa- stands for an ISA prior."""
 
+_SHAPE = {"dataset", "model", "latent_dim", "batch_size", "learning_rate", "likelihood", "precision"}
 _FORMAT = 1  # part of every hash, to be raised if a change of this package changes the result of a run
 
 Text = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)]
@@ -66,11 +62,6 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{name!r} is not a field of Run: the fields are {', '.join(Run.model_fields)}"
     return f"{re.sub('^[A-Z][a-z]+ should', f'{name} must', first['msg'])}, got {first['input']!r}"
-
-
-def _refuse(wrong: bool, allowed: str, value: object) -> None:
-    if wrong:
-        raise ValueError(f"{allowed}, got {value!r}")
 
 
 class Run(BaseModel):
@@ -115,7 +106,7 @@ class Run(BaseModel):
 
     dataset: Literal["dsprites", "faces3d", "cars3d"] = "dsprites"
     source: Text | None = None
-    objective: Literal["beta-vae", "isa-vae", "beta-tcvae", "isa-tcvae", "factor-vae"] = "beta-vae"
+    objective: Objective = "beta-vae"
     beta: Weight = 1.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     prior: str | None = None
@@ -148,18 +139,17 @@ class Run(BaseModel):
         defaults, isa = DEFAULTS[self.dataset], self.objective.startswith("isa-")
         self._fill(model=defaults.model, epochs=float(defaults.epochs), prior="isa" if isa else "normal")
         normal, size = self.prior == "normal", self.batch_size
-        _refuse(self.model not in models.MODELS, f"model must be one of {', '.join(models.MODELS)}", self.model)
-        _refuse(size > defaults.images, f"batch_size must be at most {defaults.images:,}", size)
+        self._refuse("model", self.model not in models.MODELS, f"must be one of {', '.join(models.MODELS)}")
+        self._refuse("batch_size", size > defaults.images, f"must be at most {defaults.images:,}")
         for name in ("subspaces", "p0", "p1"):
-            value = getattr(self, name)
-            _refuse(self.prior != "isa" and value is not None, f"{name} requires the prior 'isa'", value)
-        _refuse(normal and isa, "prior must be 'isa' or the text of a tree with this objective", self.prior)
-        _refuse(normal and self.scale is not None, "scale requires an ISA prior", self.scale)
-        _refuse(normal and self.learn_exponents, "learn_exponents requires an ISA prior", True)
+            self._refuse(name, self.prior != "isa" and getattr(self, name) is not None, "requires the prior 'isa'")
+        self._refuse("prior", normal and isa, "must be 'isa' or the text of a tree with this objective")
+        self._refuse("scale", normal and self.scale is not None, "requires an ISA prior")
+        self._refuse("learn_exponents", normal and self.learn_exponents, "requires an ISA prior")
         wrong = self.kl == "closed_form" and (self.base == "beta-tcvae" or not normal)
-        _refuse(wrong, "kl must be monte_carlo with an ISA prior and with TCVAE objectives", self.kl)
+        self._refuse("kl", wrong, "must be monte_carlo with an ISA prior and with TCVAE objectives")
         wrong = self.sampling == "stratified" and size < 2
-        _refuse(wrong, "batch_size must be at least 2 for sampling 'stratified'", size)
+        self._refuse("batch_size", wrong, "must be at least 2 for sampling 'stratified'")
         if normal:
             self._fill(latent_dim=defaults.latent_dim)
             return self
@@ -167,10 +157,10 @@ class Run(BaseModel):
             self._fill(subspaces=defaults.subspaces, p0=2.1, p1=2.0 if self.learn_exponents else defaults.p1)
             number = len(self.subspaces)
             wrong = isinstance(self.p1, tuple) and len(self.p1) != number
-            _refuse(wrong, f"p1 must be one number or {number}, one for each subspace", self.p1)
+            self._refuse("p1", wrong, f"must be one number or {number}, one for each subspace")
         self._fill(scale=1.0)
         wrong = self.scale == "unit" and self.learn_exponents
-        _refuse(wrong, "scale must be a number if exponents are learned", self.scale)
+        self._refuse("scale", wrong, "must be a number if exponents are learned")
         try:
             tree = self.tree
         except ValueError as error:
@@ -179,7 +169,7 @@ class Run(BaseModel):
             LpNested(tree, "unit")  # raises if no single scale gives every latent variance 1
         self._fill(latent_dim=tree.n_leaves)
         wrong = self.latent_dim != tree.n_leaves
-        _refuse(wrong, f"latent_dim must be {tree.n_leaves}, the number of leaves of {tree}", self.latent_dim)
+        self._refuse("latent_dim", wrong, f"must be {tree.n_leaves}, the number of leaves of {tree}")
         return self
 
     def _fill(self, **values: Any) -> None:
@@ -187,12 +177,16 @@ class Run(BaseModel):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
+    def _refuse(self, name: str, wrong: bool, allowed: str) -> None:
+        if wrong:
+            raise ValueError(f"{name} {allowed}, got {getattr(self, name)!r}")
+
     @property
     def base(self) -> str:
         """Objective without its prior: ``"beta-vae"``, ``"beta-tcvae"`` or ``"factor-vae"``."""
         return OBJECTIVES[self.objective]
 
-    @property
+    @cached_property
     def tree(self) -> Node | None:
         """The prior's tree, with the initial values of learned exponents; None for the normal prior."""
         if self.prior == "normal":
@@ -224,18 +218,15 @@ class Run(BaseModel):
         return self._digest()
 
     def _digest(self, **values: int) -> str:
-        tree = self.tree
-        names = {"dataset", "beta", "seed", "model", "latent_dim", "batch_size", "learning_rate", "likelihood"}
-        values |= self.model_dump(include=names | {"precision"}) | {
+        values |= self.model_dump(include=_SHAPE | {"beta", "seed"}) | {
             "objective": self.base,
             "source": "drawn" if self.source is None else "published",
-            "prior": "normal" if tree is None else str(tree),
+            "prior": "normal" if self.tree is None else str(self.tree),
             "format": _FORMAT,
             "estimate": self.sampling if self.base == "beta-tcvae" else self.kl,
         }
-        if tree is not None:
-            values["scale"] = self.scale
-            values["learned"] = self.exponent_learning_rate if self.learn_exponents else None
+        if self.tree is not None:
+            values |= {"scale": self.scale, "learned": self.exponent_learning_rate if self.learn_exponents else None}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -247,11 +238,9 @@ class Run(BaseModel):
     @property
     def pack_key(self) -> tuple:
         """Equal for runs that can be trained together: everything except seed, beta, exponents and scale."""
-        tree = self.tree
-        shape = None if tree is None else (tree.structure, self.learn_exponents, self.exponent_learning_rate)
-        names = {"dataset", "source", "model", "latent_dim", "batch_size", "learning_rate", "likelihood"}
-        fields = self.model_dump(include=names | {"kl", "sampling", "precision"})
-        return (*fields.values(), self.base, self.total_steps, shape)
+        prior = self.tree and (self.tree.structure, self.learn_exponents, self.exponent_learning_rate)
+        fields = self.model_dump(include=_SHAPE | {"source", "kl", "sampling"})
+        return (*fields.values(), self.base, self.total_steps, prior)
 
     def generator(self, device: torch.device | str, *stream: int) -> torch.Generator:
         """Return a generator of the run's random numbers, whose state is a function of the seed and of ``stream``."""

@@ -116,7 +116,7 @@ def test_step_matches_plain_autograd_in_float64(kind, model):
         parts = {"encoder": vae.encoder.net, "decoder": vae.decoder.net}
         if len(losses) == 2:
             losses[1].backward()
-            parts["discriminator"] = critic.net
+            parts["discriminator"] = critic
         expected = {name: value.grad for name, value in nn.ModuleDict(parts).named_parameters()}
         expected |= {} if learned is None else {"prior.raw": learned.grad}
         found = {name: networks.get_parameter(name).grad[number] for name in expected}

@@ -44,10 +44,9 @@ class SmallDiscriminator(models.Discriminator):
     """A discriminator of one hidden layer."""
 
     def __init__(self, latent_dim: int, seed: int = 0) -> None:
-        nn.Module.__init__(self)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = nn.Sequential(nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
+            nn.Sequential.__init__(self, nn.Linear(latent_dim, 20), nn.LeakyReLU(0.2), nn.Linear(20, 2))
 
 
 def tiny(**changes) -> Run:

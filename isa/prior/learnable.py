@@ -19,7 +19,6 @@ def isa_prior(
     p0: float | Tensor = 2.1,
     p1: float | Tensor | Sequence[float | Tensor] = 2.2,
     scale: float | Tensor | str = 1.0,
-    validate_args: bool | None = None,
 ) -> LpNested:
     """Return the prior of ISA-VAE: independent subspaces, each of them Lp-nested (Eq. 7 with Eq. 9 and 11).
 
@@ -41,7 +40,7 @@ def isa_prior(
     """
     several = isinstance(p1, Sequence) or getattr(p1, "ndim", 0) == 1
     children = [Node(p, k) for p, k in zip(p1 if several else [p1] * len(subspaces), subspaces, strict=True)]
-    return LpNested(Node(p0, children), scale, validate_args=validate_args)
+    return LpNested(Node(p0, children), scale)
 
 
 class StackedPrior(nn.Module):
@@ -94,11 +93,7 @@ class LearnableISAPrior(StackedPrior):
     """
 
     def __init__(
-        self,
-        subspaces: Sequence[int] = (4, 4, 4, 4, 4),
-        p0: float = 2.1,
-        p1: float | Sequence[float] = 2.0,
-        scale: float = 1.0,
+        self, subspaces: Sequence[int] = (4,) * 5, p0: float = 2.1, p1: float | Sequence[float] = 2.0, scale: float = 1
     ) -> None:
         tree = isa_prior(subspaces, p0, p1).tree
         super().__init__([tree], [scale], tree.n_leaves, learned=True)

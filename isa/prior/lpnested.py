@@ -39,8 +39,6 @@ class LpNested(Distribution):
         s of Eq. 11. ``"unit"`` is the s for which every coordinate has variance 1, where there is one.
     radial : Distribution, optional
         Density on the positive reals in place of Eq. 11.
-    validate_args : bool, optional
-        As in :mod:`torch.distributions`.
 
     Notes
     -----
@@ -68,6 +66,7 @@ class LpNested(Distribution):
     support = constraints.real_vector
     has_rsample = True
     _BLOCK = 2**19  # coordinates that are sampled at once, which stay in a CPU's cache
+    _constants: list[float] | None = None  # log s and log Z of a distribution of numbers
 
     def __init__(
         self,
@@ -90,9 +89,8 @@ class LpNested(Distribution):
                 raise ValueError(f"scale = 'unit'; coordinates of {tree} differ in variance: {variances}")
             unit = (-0.5 * tree.p * log_variance[..., 0]).exp()
             self._scale = unit if tensors else unit.item()
-        self._constants: list[float] | None = None  # log s and log Z of a distribution of numbers
         if not tensors and not torch.compiler.is_compiling():
-            self._constants = [x.item() for x in self._wide(torch.device("cpu"))[1:]]
+            self._constants = [x.item() for x in self._parameters(torch.float64, torch.device("cpu"))[1:]]
         batch = torch.broadcast_shapes(*(x.shape for x in tensors), () if radial is None else radial.batch_shape)
         super().__init__(batch, torch.Size([tree.n_leaves]), validate_args=validate_args)
 
@@ -116,15 +114,21 @@ class LpNested(Distribution):
     @property
     def scale(self) -> Tensor:
         """s of Eq. 11, ``batch_shape``; 1 and without effect where there is another radial density."""
-        return self._narrow(self._wide(self._device)[1].exp())
+        return self._narrow(self._parameters(torch.float64, self._device)[1].exp())
 
     @property
     def subspaces(self) -> tuple[tuple[int, ...], ...]:
         """Coordinates of each subspace (Eq. 10), one for each child of the root; independent under Eq. 11."""
         return self.tree.subspaces
 
-    def _wide(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the exponents ``(nodes, ...)``, log s, and log Z (log S_f(1) for a radial density), in float64."""
+    def _parameters(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the exponents ``(nodes, ...)``, log s, and log Z (log S_f(1) for a radial density).
+
+        Those of a distribution of numbers have the dtype, others float64.
+        """
+        if self._constants is not None:
+            p = self.tree.stacked(dtype, device)
+            return p, *(p.new_full((), value) for value in self._constants)
         p, n = self.tree.stacked(torch.float64, device), self.tree.n_leaves
         log_scale = (self._scale.to(p) if isinstance(self._scale, Tensor) else p.new_full((), self._scale)).log()
         log_z = self.tree.log_surface(p)
@@ -146,11 +150,7 @@ class LpNested(Distribution):
             self._validate_sample(value)
         z = value.to(torch.promote_types(value.dtype, torch.float32))
         z = z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), self.tree.n_leaves)
-        if self._constants is None:
-            p, log_scale, log_z = (x.to(z) for x in self._wide(z.device))
-        else:
-            p = self.tree.stacked(z.dtype, z.device)
-            log_scale, log_z = (p.new_full((), x) for x in self._constants)
+        p, log_scale, log_z = (x.to(z) for x in self._parameters(z.dtype, z.device))
         if self.radial is None:
             values = self.tree.log_values(log_magnitude(z), p)
             return -(p[0] * values - log_scale).exp().sum(0) - log_z
@@ -203,11 +203,11 @@ class LpNested(Distribution):
             draw = self.radial.rsample if self.radial.has_rsample else self.radial.sample
             log_r = draw(torch.Size(sample_shape)).log().to(p)
         sign = torch.randint(0, 2, shape, device=p.device, dtype=torch.int8) * 2 - 1
-        return _descend(self.tree, log_r, iter([steps[i] for i in range(len(nodes))])).exp() * sign
+        return _descend(self.tree, log_r[..., None], iter([steps[i] for i in range(len(nodes))])).exp() * sign
 
     def _log_moment(self, k: float) -> Tensor:
         """Return log E|z_j|^k ``(..., n)`` in float64."""
-        p, log_scale, _ = self._wide(self._device)
+        p, log_scale, _ = self._parameters(torch.float64, self._device)
         if self.radial is None:
             log_moment = _log_gamma_moment(self.tree.n_leaves, k, p[0]) + k / p[0] * log_scale
         else:
@@ -217,7 +217,7 @@ class LpNested(Distribution):
         for node, q in zip(self.tree.nodes(), p[..., None], strict=True):
             sizes = torch.tensor(node.sizes, dtype=p.dtype, device=p.device)
             steps.append(_log_gamma_moment(sizes, k, q) - _log_gamma_moment(node.n_leaves, k, q))
-        return _descend(self.tree, log_moment, iter(steps))
+        return _descend(self.tree, log_moment[..., None], iter(steps))
 
     def absolute_moment(self, order: float) -> Tensor:
         """Return E|z_j|^k of every coordinate, ``(*batch_shape, n)``, for k > -1; with another radial density k = 2."""
@@ -238,7 +238,7 @@ class LpNested(Distribution):
         """Return the differential entropy in nats, ``n / p0 + log Z``, for Eq. 11."""
         if self.radial is not None:
             raise NotImplementedError("the entropy is closed for Eq. 11 only; estimate it as -log_prob(sample).mean()")
-        p, _, log_z = self._wide(self._device)
+        p, _, log_z = self._parameters(torch.float64, self._device)
         return self._narrow(self.tree.n_leaves / p[0] + log_z)
 
     def marginal(self, subspace: int) -> LpNested:
@@ -258,86 +258,65 @@ class LpNested(Distribution):
         """
         z = (z.detach() if isinstance(z, Tensor) else torch.tensor(z)).double().cpu()
         count, n = z.shape
-        free = torch.tensor([i for i, node in enumerate(tree.nodes()) if i == 0 or len(node.sizes) > 1])
         log_unit = z.abs().max().log()  # exponents are fitted to coordinates of at most 1, whose powers do not overflow
         log_z = log_magnitude(z / log_unit.exp())
-        start = torch.tensor(tree.exponents, dtype=torch.float64)
+        start = torch.tensor([*tree.exponents, 1.0], dtype=torch.float64)  # exponents and scale
 
-        def exponents(log_free: Tensor) -> Tensor:
-            return start.index_copy(0, free, log_free.exp())
+        def fitted(x: Tensor) -> LpNested:
+            """Return the distribution whose parameters are ``exp(x)`` times the start."""
+            *p, scale = (start * x.exp()).unbind()
+            return LpNested(tree.with_exponents(p), scale, validate_args=False)
 
-        def best_log_scale(p: Tensor) -> Tensor:
-            return torch.logsumexp(p[0] * tree.log_norm(log_z, p), 0) - (n * count / p[0]).log()
+        def with_best_scale(x: Tensor, log_unit: Tensor | float = 0.0) -> Tensor:
+            p = start[:-1] * x.exp()
+            log_scale = torch.logsumexp(p[0] * tree.log_norm(log_z, p), 0) - (n * count / p[0]).log()
+            return torch.cat([x, (log_scale + p[0] * log_unit)[None]])
 
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             """Return the mean of -log p at the best scale, where it is the entropy, and its gradient."""
             x = torch.tensor(values, requires_grad=True)
-            p = exponents(x)
-            scale = best_log_scale(p).exp()
-            value = LpNested(tree.with_exponents(p.unbind()), scale, validate_args=False).entropy()
+            value = fitted(with_best_scale(x)).entropy()
             return value.item(), torch.autograd.grad(value, x)[0].numpy()
 
-        def loss(x: Tensor) -> Tensor:
-            """Return the total of -log p for logarithms of the free exponents and of the scale, in the unit of z."""
-            p = exponents(x[:-1])
-            return -LpNested(tree.with_exponents(p.unbind()), x[-1].exp(), validate_args=False).log_prob(z).sum()
-
-        low, high = math.log(0.05), math.log(500)
-        optimum = scipy.optimize.minimize(
-            objective,
-            start[free].log().clamp(low, high).numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(low, high)] * len(free),
-            options={"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500},
-        )
-        p = exponents(torch.tensor(optimum.x))
-        log_scale = best_log_scale(p) + p[0] * log_unit
-        x = torch.tensor([*optimum.x, log_scale])
-        inner = torch.tensor([*(low < optimum.x) & (optimum.x < high), True])
-        errors = torch.full_like(x, math.nan)
-        information = torch.autograd.functional.hessian(loss, x)[inner][:, inner]
-        errors[inner] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt() * x[inner].exp()
-        return Fit(
-            distribution=LpNested(tree.with_exponents(p.tolist()), float(log_scale.exp())),
-            log_likelihood=-float(loss(x)),
-            exponent_errors=tuple(torch.zeros_like(p).index_copy(0, free, errors[:-1]).tolist()),
-            scale_error=float(errors[-1]),
-            converged=bool(np.abs(optimum.jac[inner[:-1].numpy()]).max(initial=0) < 1e-5),
-        )
+        free = np.array([i == 0 or len(node.sizes) > 1 for i, node in enumerate(tree.nodes())])
+        bounds = free * np.log(np.outer([0.05, 500], 1 / start[:-1]))
+        options = {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500}
+        search = {"jac": True, "method": "L-BFGS-B", "bounds": bounds.T, "options": options}
+        optimum = scipy.optimize.minimize(objective, np.zeros(bounds.shape[1]), **search)
+        x = with_best_scale(torch.tensor(optimum.x), log_unit)
+        *p, scale = (start * x.exp()).tolist()
+        inner = torch.tensor([*(bounds[0] < optimum.x) & (optimum.x < bounds[1]), True])
+        errors = torch.tensor([*np.where(free, math.nan, 0.0), math.nan])
+        information = torch.autograd.functional.hessian(lambda x: -fitted(x).log_prob(z).sum(), x)[inner][:, inner]
+        errors[inner] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt()
+        *exponent_errors, scale_error = (errors * start * x.exp()).tolist()
+        converged = bool(np.abs(optimum.jac[inner[:-1].numpy()]).max(initial=0) < 1e-5)
+        result = LpNested(tree.with_exponents(p), scale)
+        return Fit(result, result.log_prob(z).sum().item(), tuple(exponent_errors), scale_error, converged)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A maximum-likelihood fit: the distribution, and the uncertainty of its parameters."""
-
-    distribution: LpNested
-    log_likelihood: float
-    """Total over the samples, in nats."""
-    exponent_errors: tuple[float, ...]
-    """Standard errors from the observed information, in the order of :meth:`isa.Node.nodes`.
+    """A maximum-likelihood fit: the distribution, and standard errors from the observed information.
 
     An error is 0 for an exponent without influence, and NaN for one on a bound, beyond which the likelihood increases.
     """
+
+    distribution: LpNested
+    log_likelihood: float  #: Total over the samples, in nats.
+    exponent_errors: tuple[float, ...]  #: In the order of :meth:`isa.Node.nodes`.
     scale_error: float
-    converged: bool
-    """False if the optimiser stopped before the gradient vanished."""
+    converged: bool  #: False if the optimiser stopped before the gradient vanished.
 
 
 def _descend(node: Node, value: Tensor, steps: Iterator[Tensor]) -> Tensor:
-    """Return log values of the leaves ``(..., n)`` below a node of log value ``(...)``.
+    """Return log values of the leaves ``(..., n)`` below a node of log value ``(..., 1)``.
 
     ``steps`` are the differences ``(..., children)`` of all nodes in their order.
     """
-    values, parts, at = value[..., None] + next(steps), [], 0
-    for child in node.children:
-        if isinstance(child, Node):
-            parts.append(_descend(child, values[..., at], steps))
-            at += 1
-        else:
-            parts.append(values[..., at : at + child])
-            at += child
-    return torch.cat(parts, -1)
+    parts = (value + next(steps)).split([1 if isinstance(child, Node) else child for child in node.children], -1)
+    below = zip(node.children, parts, strict=True)
+    return torch.cat([_descend(child, x, steps) if isinstance(child, Node) else x for child, x in below], -1)
 
 
 def _log_gamma_moment(size: int | Tensor, k: float, p: Tensor) -> Tensor:
@@ -346,15 +325,14 @@ def _log_gamma_moment(size: int | Tensor, k: float, p: Tensor) -> Tensor:
 
 
 @register_kl(Distribution, LpNested)
-def kl_monte_carlo(p: Distribution, q: Distribution, n_samples: int | None = None) -> Tensor:
-    """Return KL(p || q) in nats as the mean of log p - log q over samples of p, differentiable where p has ``rsample``.
+def kl_monte_carlo(p: Distribution, q: Distribution) -> Tensor:
+    """Return KL(p || q) in nats as the mean of log p - log q over samples of p, 10,000 in total over the batch shape.
 
-    ``n_samples`` are drawn for each entry of the batch shape; by default, as in ``torch.distributions.kl_divergence``,
-    10,000 in total. For the loss of a VAE one sample of each posterior is enough (Eq. 12,
+    It is differentiable where p has ``rsample``. For the loss of a VAE one sample of each posterior is enough (Eq. 12,
     :func:`isa.objectives.kl_monte_carlo`).
     """
     p = p.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
-    count = n_samples or max(1, 10_000 // max(1, p.batch_shape.numel()))
+    count = max(1, 10_000 // max(1, p.batch_shape.numel()))
     z = (p.rsample if p.has_rsample else p.sample)(torch.Size([count]))
     return (p.log_prob(z) - q.log_prob(z)).mean(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from numbers import Integral
@@ -50,24 +50,20 @@ class Node:
         children = [children] if isinstance(children, (Integral, Node)) else list(children)
         if not children or not all(isinstance(c, Node) or (isinstance(c, Integral) and c > 0) for c in children):
             raise ValueError("children must be Nodes and numbers of leaves, and there must be at least one")
-        merged: list[Node | int] = []
-        groups: list[tuple[Node | None, int]] = []  # neighbours of one structure: the first, and their number
-        for structure, group in groupby(children, key=lambda child: getattr(child, "structure", None)):
-            alike = list(group)
-            alike = alike if structure else [int(sum(alike))]  # [1, 1] and [2] are the same two leaves
-            merged += alike
-            groups.append((alike[0], len(alike)) if structure else (None, alike[0]))
-        nodes = [child for child in merged if isinstance(child, Node)]
+        alike = [list(group) for _, group in groupby(children, key=lambda child: getattr(child, "structure", None))]
+        alike = [group if isinstance(group[0], Node) else [int(sum(group))] for group in alike]  # [1, 1] is [2]
+        merged = tuple(child for group in alike for child in group)
+        leaves = [sum(getattr(child, "n_leaves", child) for child in group) for group in alike]
         values = {
             "p": p,
-            "children": tuple(merged),
-            "n_leaves": sum(child.n_leaves if isinstance(child, Node) else child for child in merged),
-            "height": 1 + max([0, *(child.height for child in nodes)]),
-            "exponents": (p, *(q for child in nodes for q in child.exponents)),
-            "structure": tuple(child.structure if isinstance(child, Node) else child for child in merged),
-            "_groups": tuple(groups),
-            "_leaves": [count * (child.n_leaves if child else 1) for child, count in groups],
-            "_nodes": [count * (len(child.exponents) if child else 0) for child, count in groups],
+            "children": merged,
+            "n_leaves": sum(leaves),
+            "height": 1 + max(getattr(child, "height", 0) for child in merged),
+            "exponents": (p, *(q for child in merged for q in getattr(child, "exponents", ()))),
+            "structure": tuple(getattr(child, "structure", child) for child in merged),
+            "_groups": alike,  # neighbours of one structure, which are evaluated together
+            "_leaves": leaves,
+            "_nodes": [sum(len(getattr(child, "exponents", ())) for child in group) for group in alike],
         }
         if values["n_leaves"] > _MAX_LEAVES:
             raise ValueError(f"a tree has at most {_MAX_LEAVES:,} leaves")
@@ -83,13 +79,7 @@ class Node:
 
     @classmethod
     def parse(cls, text: str) -> Node:
-        """Read ``tree = number "[" item {"," item} "]"`` with ``item = [int "*"] (int | tree)``.
-
-        Examples
-        --------
-        >>> Node.parse("2[1, 1.5[2]]")
-        Node(p=2.0, children=(1, Node(p=1.5, children=(2,))))
-        """
+        """Read ``tree = number "[" item {"," item} "]"`` with ``item = [int "*"] (int | tree)``."""
         try:  # the form is a part of Python's syntax
             trees = _parse(ast.parse(f"({text})", mode="eval").body)
         except (SyntaxError, MemoryError, RecursionError):
@@ -105,14 +95,10 @@ class Node:
             if isinstance(child, Node):
                 yield from child.nodes()
 
-    def with_exponents(self, exponents: Sequence[float | Tensor]) -> Node:
+    def with_exponents(self, exponents: Iterable[float | Tensor]) -> Node:
         """Return the same tree with other exponents, in the order of :meth:`nodes`."""
         values = iter(exponents)
-
-        def rebuild(node: Node) -> Node:
-            return Node(next(values), [rebuild(c) if isinstance(c, Node) else c for c in node.children])
-
-        return rebuild(self)
+        return Node(next(values), [c.with_exponents(values) if isinstance(c, Node) else c for c in self.children])
 
     @property
     def branches(self) -> list[Node | int]:
@@ -147,10 +133,9 @@ class Node:
         """
         p = p.reshape(len(p), *[1] * (log_z.ndim - p.ndim), *p.shape[1:])
         values = []
-        parts = zip(self._groups, log_z.split(self._leaves), p[1:].split(self._nodes), strict=True)
-        for (child, count), *part in parts:
-            alike = (x.unflatten(0, (count, -1)).transpose(0, 1) for x in part)
-            values.append(child.log_norm(*alike) if child else part[0])
+        for group, *parts in zip(self._groups, log_z.split(self._leaves), p[1:].split(self._nodes), strict=True):
+            alike = (x.unflatten(0, (len(group), -1)).transpose(0, 1) for x in parts)
+            values.append(group[0].log_norm(*alike) if isinstance(group[0], Node) else parts[0])
         return torch.cat(values)
 
     def log_norm(self, log_z: Tensor, p: Tensor) -> Tensor:
@@ -178,12 +163,13 @@ class Node:
         if p is None:
             p = self.stacked(torch.float64, next((q.device for q in self.exponents if isinstance(q, Tensor)), "cpu"))
         total = (1 - len(self.branches)) * p[0].log() - torch.lgamma(self.n_leaves / p[0])
-        for (child, count), q in zip(self._groups, p[1:].split(self._nodes), strict=True):
-            if child:
-                below = child.log_surface(q.unflatten(0, (count, -1)).transpose(0, 1)).sum(0)
-                total = total + count * torch.lgamma(child.n_leaves / p[0]) + below
+        for group, q in zip(self._groups, p[1:].split(self._nodes), strict=True):
+            child = group[0]
+            if isinstance(child, Node):
+                below = child.log_surface(q.unflatten(0, (len(group), -1)).transpose(0, 1)).sum(0)
+                total = total + len(group) * torch.lgamma(child.n_leaves / p[0]) + below
             else:
-                total = total + count * (torch.lgamma(1 / p[0]) + math.log(2))
+                total = total + child * (torch.lgamma(1 / p[0]) + math.log(2))
         return total
 
 
