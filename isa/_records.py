@@ -6,8 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from isa._files import write_atomically
 from isa.run import Run
 
-__all__ = ["RECORD", "Records", "RecordsWarning", "merge_records", "read_records", "recorded"]
+__all__ = ["RECORD", "Records", "merge_records", "read_records", "recorded"]
 
 RECORD: dict[str, type | UnionType] = (
     {"hash": str, "key": str, "status": str, "diverged_at": int, "dataset": str, "source": str, "objective": str}
@@ -43,27 +42,16 @@ RECORD: dict[str, type | UnionType] = (
 Text stands as it is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record, in the order of its factors.
 """
 
-_DIGITS = 9
-"""Significant digits of a measured number in a table. Fields of the run keep all, since they are part of its hash."""
-
-
-class RecordsWarning(UserWarning):
-    """A sweep continues with fewer runs at once than it was asked for."""
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
-
 
 def _cell(column: str, value: Any) -> str:
+    """Return the text of a cell; measured numbers have nine digits, and the run's fields all, as its hash does."""
     if value is None:
         return ""
     if RECORD[column] is str:
         return " ".join(str(value).split())
-    exact = value if column in Run.model_fields else _rounded(value)
-    return json.dumps(exact, separators=(",", ":"), allow_nan=False)
+    if column not in Run.model_fields:
+        value = json.loads(json.dumps(value, allow_nan=False), parse_float=lambda text: float(f"{float(text):.9g}"))
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _value(column: str, cell: str) -> Any:
@@ -83,7 +71,7 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
 
 
-def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
     """Return the rows of a table by hash, each converted. A ``ValueError`` names the line that is not a record."""
     table: dict[str, Any] = {}
     if not Path(path).exists():
@@ -91,11 +79,9 @@ def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, strict=True)
         try:
-            if not {"hash", "factors", "gaps"} <= set(rows.fieldnames or ()):
-                raise ValueError("its columns, separated by commas, must be those of records")
             for row in rows:
-                if None in row or None in row.values():
-                    raise ValueError("its number of cells is not the number of columns")
+                if not {"hash", "factors", "gaps"} <= row.keys() or None in row or None in row.values():
+                    raise ValueError("it must have the columns of records, separated by commas, and a cell for each")
                 if row["hash"] not in table:
                     table[row["hash"]] = convert(row)
         except (TypeError, ValueError, csv.Error) as error:
@@ -113,7 +99,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def recorded(path: Path) -> set[str]:
     """Return the hashes of the runs in a table, which is faster than reading the records."""
-    return set(_read(path, dict))
+    return set(_read(path))
 
 
 def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any]]) -> None:
@@ -121,43 +107,32 @@ def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        rows = _read(path, dict)
+        rows = _read(path)
         for record in added:
-            gaps = [record.get(f"mig_{name}") for name in record.get("factors") or ()]
-            values = {**record, "gaps": gaps or None}
+            values = {**record, "gaps": [record.get(f"mig_{name}") for name in record.get("factors") or ()] or None}
             rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})
         text = io.StringIO()
         writer = csv.DictWriter(text, RECORD, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.values())
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8", newline=""))
+        write_atomically(path, text.getvalue().encode())
 
 
 def _plain(value: object) -> object:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Records(Sequence[dict]):
-    """Recorded runs of a specification, in its order, and those that are missing."""
+class Records(list):
+    """List of recorded runs of a specification, in its order; ``missing`` runs, which the shell ``command`` trains."""
 
-    rows: list[dict[str, Any]]
-    """The records."""
-    missing: Sequence[Run]
-    """Runs that are named and not recorded."""
-    command: str
-    """The command that trains them."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
+    def __init__(self, rows: Iterable[dict[str, Any]], missing: Iterable[Run], command: str) -> None:
+        super().__init__(rows)
+        self.missing, self.command = tuple(missing), command
 
     @property
     def wanted(self) -> int:
         """Number of runs, recorded or not."""
-        return len(self.rows) + len(self.missing)
+        return len(self) + len(self.missing)
 
     def select(self, **values: object) -> Records:
         """Return those whose fields equal the values, a list of values meaning any of them; also of the missing runs.
@@ -167,16 +142,18 @@ class Records(Sequence[dict]):
         if unknown := set(values) - set(RECORD):
             raise KeyError(f"{', '.join(sorted(unknown))}: not a column of records, which are {', '.join(RECORD)}")
         allowed = {name: _plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
-        rows = [row for row in self.rows if all(_plain(row.get(name)) in some for name, some in allowed.items())]
-        runs = [run for run in self.missing if all(hasattr(run, name) for name in values)]
-        runs = [run for run in runs if all(_plain(getattr(run, name)) in some for name, some in allowed.items())]
-        return Records(rows, tuple(runs), self.command)
+
+        def selected(fields: Mapping[str, Any]) -> bool:
+            return all(_plain(fields.get(name)) in some for name, some in allowed.items())
+
+        runs = [run for run in self.missing if selected({name: getattr(run, name, ...) for name in values})]
+        return Records(filter(selected, self), runs, self.command)
 
     def column(self, name: str) -> np.ndarray:
         """Return one field of every record. Measured numbers are NaN if a run diverged."""
-        if self.rows and not any(name in row for row in self.rows):
+        if self and not any(name in row for row in self):
             raise KeyError(f"no record has {name!r}")
-        values = [row.get(name) for row in self.rows]
+        values = [row.get(name) for row in self]
         if all(value is None or type(value) in (int, float) for value in values):
             return np.array(values, float)
         return np.array(values, dtype=object if any(isinstance(value, list | dict) for value in values) else None)

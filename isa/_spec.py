@@ -25,9 +25,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name!r} is given twice")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is given twice")
         return super().construct_mapping(node, deep)
 
 
@@ -68,42 +67,35 @@ def _grid(every: Mapping[str, Any], grid: object) -> list[Run]:
     seeds = _seeds(named["seeds"]) if "seeds" in named else choices.pop("seed", [0])
     if len(seeds) * math.prod(map(len, choices.values())) > _MOST_RUNS:
         raise ValueError(f"a grid must have at most {_MOST_RUNS:,} runs")
-    combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    return [Run(**values, seed=seed) for seed in seeds for values in combinations]
+    combinations = list(itertools.product(*choices.values()))
+    return [Run(**dict(zip(choices, values, strict=True)), seed=seed) for seed in seeds for values in combinations]
 
 
 def _tiers(tiers: object, every: Mapping[str, Any]) -> dict[int, tuple[Run, ...]]:
     """Return the runs of each tier, each run in the first tier that names it."""
     if not isinstance(tiers, dict) or not tiers or not all(type(tier) is int and tier > 0 for tier in tiers):
         raise ValueError(f"tiers must have numbers, from 1 on, got {tiers!r:.60}")
-    expanded: dict[int, tuple[Run, ...]] = {}
-    seen: set[str] = set()
+    named: dict[str, tuple[int, Run]] = {}
     for tier, grids in sorted(tiers.items()):
         if not isinstance(grids, list):
             raise ValueError(f"tier {tier} must be a list of grids, got {grids!r:.60}")
-        runs: dict[str, Run] = {}
         for number, grid in enumerate(grids, 1):
             try:
-                runs |= {run.hash: run for run in _grid(every, grid)}
+                for run in _grid(every, grid):
+                    named.setdefault(run.hash, (tier, run))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"tier {tier}, grid {number}: {error}") from None
-        expanded[tier] = tuple(run for digest, run in runs.items() if digest not in seen)
-        seen.update(runs)
-    return expanded
+    return {tier: tuple(run for first, run in named.values() if first == tier) for tier in sorted(tiers)}
 
 
 @dataclass(frozen=True)
 class Spec:
     """Runs that a sweep trains, and the place of their records."""
 
-    path: Path
-    """The file that it was read from."""
-    title: str
-    """Description of the runs."""
-    every: dict[str, Any] = field(repr=False)
-    """Fields that all runs share."""
-    tiers: dict[int, tuple[Run, ...]] = field(repr=False)
-    """The runs by tier, each run in the first tier that names it."""
+    path: Path  #: file that it was read from
+    title: str  #: description of the runs
+    every: dict[str, Any] = field(repr=False)  #: fields that all runs share
+    tiers: dict[int, tuple[Run, ...]] = field(repr=False)  #: runs by tier, each in the first tier that names it
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Spec:
@@ -133,7 +125,7 @@ class Spec:
         return self.path.parent / "work" / self.name
 
     def runs(self, tier: int | None = None) -> tuple[Run, ...]:
-        """Return all runs up to a tier, all if it is None, in the order in which they are trained."""
+        """Return the runs up to a tier, all if it is None, in the order in which they are trained."""
         return tuple(run for number, runs in self.tiers.items() if tier is None or number <= tier for run in runs)
 
     def grid(self, *, named: bool = False, **values: Any) -> Spec:

@@ -105,7 +105,7 @@ class Portrait:
         arrays |= {f"curve {name}": curve for name, curve in self.curves.items()}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
-        write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(content.getbuffer()))
+        write_atomically(Path(path), content.getbuffer())
         return Path(path)
 
     @classmethod

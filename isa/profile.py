@@ -29,13 +29,12 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
     cuda = dataset.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     profiler = torch.profiler.profile(activities=activities, acc_events=True)
-    looks, clocks = {0: time.perf_counter()}, ""
+    looks, clocks = {0: time.perf_counter()}, []
 
     def look(step: int, terms: object) -> None:
-        nonlocal clocks
         looks[step] = time.perf_counter()
         if step == _TIMED:
-            clocks = subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout if cuda else ""
+            clocks.extend([subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout] if cuda else [])
             profiler.start()
         elif step == _END:
             profiler.stop()
@@ -44,15 +43,15 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
     compile = run.total_steps >= engine.COMPILE_FROM
     (trained,) = engine.fit(short, dataset, compile=compile, progress=False, callback=look)
     ms = 1e3 * (looks[_TIMED] - looks[_WARM]) / (_TIMED - _WARM)
+    memory = torch.cuda.max_memory_allocated(dataset.device) / 2**30 if cuda else 0
     lines = [
         f"{run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step",
         f"{len(runs)} runs at once, {'compiled' if trained.compiled else 'not compiled'}: {ms:.2f} ms a step, "
         f"{ms / len(runs):.3f} ms per run and step; first {_WARM} steps {looks[_WARM] - looks[0]:.1f} s",
+        *(f"memory: {memory:.1f} GiB at most\n{text}" for text in clocks),
+        profiler.key_averages().table(sort_by=f"self_{'device' if cuda else 'cpu'}_time_total", row_limit=40),
     ]
-    if cuda:
-        lines.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n{clocks}")
-    order = "self_device_time_total" if cuda else "self_cpu_time_total"
-    return "\n".join([*lines, profiler.key_averages().table(sort_by=order, row_limit=40)])
+    return "\n".join(lines)
 
 
 def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torch.device, cache: str | None) -> None:
@@ -60,6 +59,6 @@ def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torc
     sections: dict[tuple, str] = {}
     for pack in packs.divide(jobs, size):
         if pack[0].kind not in sections:
-            runs = [end.run for end in packs.longest(pack).values()]
+            runs = [end.run for end in packs.longest(pack)]
             sections[pack[0].kind] = profile_steps(runs, local.images(runs[0], cache, device))
-    write_atomically(path, lambda temporary: Path(temporary).write_text("\n".join(sections.values()), "utf-8"))
+    write_atomically(path, "\n".join(sections.values()).encode())
