@@ -43,7 +43,7 @@ def dataset(request) -> tuple[FactorDataset, torch.Tensor]:
 
 def test_attributes():
     assert grey.factor_names == ("a", "b", "c") and grey.factor_sizes == SIZES and len(grey) == 60
-    assert grey.image_shape == (1, 6, 8) and grey.nbytes == 60 * 48
+    assert grey.image_shape == (1, 6, 8) and grey.storage.nbytes == 60 * 48
     assert grey.units == {"a": "m", "b": "m", "c": "m"} and np.array_equal(grey.values["b"], np.linspace(0, 1, 4))
     assert grey.procedural and "3 a x 4 b x 5 c = 60" in repr(grey)
     with pytest.raises(ValueError, match="read-only"):

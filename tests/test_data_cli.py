@@ -15,7 +15,7 @@ from isa.run import Run
 @pytest.fixture(autouse=True)
 def draw_once(monkeypatch):
     packed = drawn().storage.numpy()
-    monkeypatch.setattr(dsprites, "draw_packed", lambda progress=False: packed)
+    monkeypatch.setattr(dsprites, "draw_packed", lambda: packed)
 
 
 def test_description_and_verification(capsys, monkeypatch):

@@ -17,17 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DataError",
-    "Factor",
-    "FactorDataset",
-    "Provenance",
-    "SourceError",
-    "SourceMissingError",
-    "expand",
-    "reading",
-    "seeded_generator",
-]
+__all__ = ["DataError", "Factor", "FactorDataset", "Provenance", "SourceError", "SourceMissingError"]
+__all__ += ["expand", "reading", "seeded_generator"]
 
 StrPath = str | os.PathLike[str]
 Indices = int | Sequence[int] | np.ndarray | Tensor
@@ -207,11 +198,6 @@ class FactorDataset:
         return self.storage.device
 
     @property
-    def nbytes(self) -> int:
-        """Size of the images in memory, in bytes."""
-        return self.storage.numel()
-
-    @property
     def procedural(self) -> bool:
         """True if the images are a stand-in drawn by this package."""
         return self.provenance.procedural
@@ -244,10 +230,9 @@ class FactorDataset:
         return FactorDataset(self.name, self.title, factors, rows, self.provenance, **shape)
 
     def traversal(self, name: str, steps: int | None = None, **fixed: int) -> Tensor:
-        """Return the flat indices along the factor ``name``.
+        """Return the flat indices along the factor ``name``, the others fixed, by default in the middle.
 
-        They are those of ``steps`` values, evenly spaced from the first to the last (by default, or if there are fewer,
-        of all). ``fixed`` has the indices of other factors by name, by default the middle of their values.
+        There are ``steps`` of them, evenly spaced from the first to the last, by default or if there are fewer all.
         """
         middle = {factor.name: factor.size // 2 for factor in self.factors_info}
         size = len(self.values[name])

@@ -38,21 +38,8 @@ from isa.data._render import Array
 from isa.data.base import Factor, FactorDataset, Provenance, SourceError, StrPath, expand, reading
 from isa.data.cache import cached_array
 
-__all__ = [
-    "AZIMUTHS",
-    "ELEVATIONS",
-    "FACTORS",
-    "FACTOR_SIZES",
-    "LIGHTINGS",
-    "PROVENANCE",
-    "SHAPE",
-    "SIDE",
-    "TITLE",
-    "draw_faces",
-    "identities",
-    "load",
-    "read_faces",
-]
+__all__ = ["AZIMUTHS", "ELEVATIONS", "FACTORS", "FACTOR_SIZES", "LIGHTINGS", "PROVENANCE", "SHAPE", "SIDE", "TITLE"]
+__all__ += ["draw_faces", "identities", "load", "read_faces"]
 
 SIDE = 64
 FACTOR_SIZES = (50, 21, 11, 11)
