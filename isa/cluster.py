@@ -33,7 +33,7 @@ class ClusterError(OSError):
     """A cluster could not train everything. What is recorded stays."""
 
 
-def _work(runs: Sequence[Run], folder: Path, device: str | None, cache_dir: str | None, models: bool) -> list:
+def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models: bool) -> list[local.Measured]:
     """Train and measure runs on a worker, with checkpoints if it sees the sweep's folder."""
     from distributed import get_worker
 
@@ -50,7 +50,7 @@ def _work(runs: Sequence[Run], folder: Path, device: str | None, cache_dir: str 
         dataset = local.images(runs[0], cache_dir, default_device(device))
         fits = local.fit(runs, dataset, checkpoints, callback=stop_if_cancelled, progress=False)
         saved = folder / "models" if models else None
-        return [row for trained in fits for row in local.measure(trained, dataset, saved, progress=False)]
+        return [row for trained in fits for row in local.measure(trained, dataset, saved)]
 
 
 class _Workers:

@@ -43,14 +43,12 @@ def source_path(run: Run) -> str | None:
     return path
 
 
-@lru_cache(maxsize=1)
-def _load(name: str, source: str | None, cache_dir: str | None, device: torch.device) -> data.FactorDataset:
-    return data.load(name, source, cache_dir=cache_dir, device=device)
+_load = lru_cache(maxsize=1)(data.load)
 
 
-def images(run: Run, cache_dir: str | None, device: torch.device) -> data.FactorDataset:
+def images(run: Run, cache_dir: str | os.PathLike[str] | None, device: torch.device) -> data.FactorDataset:
     """Return the images of a run on a device, where the latest data set stays."""
-    return _load(run.dataset, source_path(run), cache_dir, device)
+    return _load(run.dataset, source_path(run), cache_dir=cache_dir, device=device)
 
 
 def fit(runs: Iterable[Run], dataset: data.FactorDataset, folder: Path | None, **options: Any) -> Iterator:
@@ -59,14 +57,17 @@ def fit(runs: Iterable[Run], dataset: data.FactorDataset, folder: Path | None, *
     return engine.fit(different, dataset, checkpoints=folder, checkpoint_seconds=_CHECKPOINT_SECONDS, **options)
 
 
-def measure(trained: results.Trained, dataset: data.FactorDataset, models: Path | None, **options: Any) -> list:
+def measure(trained: results.Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
     """Measure runs, save their models in a folder if there is one, and return record and portrait of each."""
-    measured: list[Measured] = []
-    for result in results.measure(trained, dataset, **options):
-        if models is not None:
+    stream = None
+    if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
+        stream = torch.cuda.Stream(dataset.device)
+        stream.wait_stream(torch.cuda.default_stream(dataset.device))
+    with torch.cuda.stream(stream):
+        measured = results.measure(trained, dataset, progress=False)
+        for result in measured if models is not None else ():
             result.save(models / result.run.key)
-        measured.append((result.record, result.evaluation and latents.portrait(result, dataset)))
-    return measured
+        return [(one.record, one.evaluation and latents.portrait(one, dataset)) for one in measured]
 
 
 def summary(record: Mapping[str, Any]) -> str:
@@ -160,11 +161,11 @@ class Local(ThreadPoolExecutor):
     wait = staticmethod(wait)
 
     def __init__(
-        self, record: Recorder, device: torch.device, size: int, deadline: float, cache_dir: str | None, models: bool
+        self, record: Recorder, size: int, deadline: float, device: torch.device, cache_dir: Any, keep_models: bool
     ) -> None:
         super().__init__(1)
-        self.record, self.device, self.size, self.deadline = record, device, size, deadline
-        self.cache_dir, self.models = cache_dir, models
+        self.record, self.size, self.deadline, self.device = record, size, deadline, device
+        self.cache_dir, self.models = cache_dir, keep_models
         self.slots = 2 if device.type == "cuda" else 1
         self.speeds: dict[tuple, float] = {}  # seconds of a step of one run, by kind
         self.passed: set[Job] = set()
@@ -190,7 +191,7 @@ class Local(ThreadPoolExecutor):
         dataset, folder = images(ends[0].run, self.cache_dir, self.device), ends[0].spec.work
         try:
             for trained in fit((job.run for job in jobs), dataset, folder / "checkpoints", callback=watch):
-                done = self.submit(self._measure, trained, dataset, folder / "models" if self.models else None, done)
+                done = self.submit(self._measure, done, trained, dataset, folder / "models" if self.models else None)
                 if self.slots == 1:
                     done.result()
         except _OutOfTime:
@@ -203,14 +204,7 @@ class Local(ThreadPoolExecutor):
         future.result()
         return self.passed
 
-    def _measure(
-        self, trained: results.Trained, dataset: data.FactorDataset, models: Path | None, before: Future
-    ) -> None:
+    def _measure(self, before: Future, *trained: Any) -> None:
         """Measure and record trained runs, if that succeeded for those before."""
         before.result()
-        stream = None
-        if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
-            stream = torch.cuda.Stream(dataset.device)
-            stream.wait_stream(torch.cuda.default_stream(dataset.device))
-        with torch.cuda.stream(stream):
-            self.record(measure(trained, dataset, models, progress=None if stream is None else False))
+        self.record(measure(*trained))

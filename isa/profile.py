@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -33,8 +34,10 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
 
     def look(step: int, terms: object) -> None:
         looks[step] = time.perf_counter()
+        if step == _TIMED and cuda:
+            clocks.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most")
+            clocks.append(subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout)
         if step == _TIMED:
-            clocks.extend([subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout] if cuda else [])
             profiler.start()
         elif step == _END:
             profiler.stop()
@@ -43,18 +46,17 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
     compile = run.total_steps >= engine.COMPILE_FROM
     (trained,) = engine.fit(short, dataset, compile=compile, progress=False, callback=look)
     ms = 1e3 * (looks[_TIMED] - looks[_WARM]) / (_TIMED - _WARM)
-    memory = torch.cuda.max_memory_allocated(dataset.device) / 2**30 if cuda else 0
     lines = [
         f"{run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step",
         f"{len(runs)} runs at once, {'compiled' if trained.compiled else 'not compiled'}: {ms:.2f} ms a step, "
         f"{ms / len(runs):.3f} ms per run and step; first {_WARM} steps {looks[_WARM] - looks[0]:.1f} s",
-        *(f"memory: {memory:.1f} GiB at most\n{text}" for text in clocks),
+        *clocks,
         profiler.key_averages().table(sort_by=f"self_{'device' if cuda else 'cpu'}_time_total", row_limit=40),
     ]
     return "\n".join(lines)
 
 
-def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torch.device, cache: str | None) -> None:
+def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torch.device, cache: Any) -> None:
     """Write a report on each kind of run, in packs as they would be trained."""
     sections: dict[tuple, str] = {}
     for pack in packs.divide(jobs, size):

@@ -143,17 +143,16 @@ def sweep(
         if run in left
     ]
     if jobs and (budget != 0 or profile is not None):
-        for job in {(job.run.dataset, job.run.source): job for job in jobs}.values():
-            local.source_path(job.run)
-        record = local.Recorder(jobs, None if out is None else Path(out), report)
-        here, cache = engine.default_device(device), None if cache_dir is None else os.fspath(cache_dir)
+        for job in jobs:
+            local.source_path(job.run)  # which may not exist
+        record = local.Recorder(jobs, out and Path(out), report)
         if scheduler is not None:
-            options = (device and str(device), cache, keep_models)
-            trainer = cluster.connect(scheduler, record, pack, deadline, *options)
+            trainer = cluster.connect(scheduler, record, pack, deadline, device, cache_dir, keep_models)
         else:
-            trainer = local.Local(record, here, pack or local.pack_size(device), deadline, cache, keep_models)
+            here, size = engine.default_device(device), pack or local.pack_size(device)
+            trainer = local.Local(record, size, deadline, here, cache_dir, keep_models)
             if profile is not None:
-                write_profile(Path(profile), jobs, trainer.size, here, cache)
+                write_profile(Path(profile), jobs, size, here, cache_dir)
         if budget != 0:
             local.train(jobs, deadline, trainer)
         records = [_read(spec, tier) for spec in named]
