@@ -30,10 +30,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 010 as eight and 1:30 as ninety; here both are errors
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value, 0))
-
-
 def _seeds(value: object) -> list[int]:
     """Return the seeds that 10 (the first ten), "10-14" or a list of seeds and ranges stand for."""
     seeds: list[int] = []

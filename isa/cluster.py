@@ -60,7 +60,7 @@ class _Workers:
         from distributed import wait
 
         self.client, self.record, self.size, self.options, self.wait = client, record, size, options, wait
-        self.failed: list[Job] = []
+        self.passed: list[Job] = []  # that failed
 
     @property
     def slots(self) -> int:
@@ -72,11 +72,10 @@ class _Workers:
         runs, folder = [job.run for job in pack], pack[0].spec.work.resolve()
         return self.client.submit(_work, runs, folder, *self.options, retries=2, pure=False)
 
-    def receive(self, future: Any, pack: Sequence[Job]) -> list[Job]:
-        """Record what a worker has measured; return all jobs that have failed."""
+    def receive(self, future: Any, pack: Sequence[Job]) -> None:
+        """Record what a worker has measured, or report that it failed or is not in time."""
         if not future.done():
-            self.record.late(pack)
-            return self.failed
+            return self.record.late(pack)
         try:
             measured = future.result()
             if {row["hash"] for row, _ in measured} != {job.hash for job in pack}:
@@ -84,10 +83,9 @@ class _Workers:
         except Exception as error:  # of the worker
             reason = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())}"
             self.record.report(f"{', '.join(job.run.key for job in pack)}  {reason}")
-            self.failed += pack
+            self.passed += pack
         else:
             self.record(measured)
-        return self.failed
 
 
 @contextmanager
@@ -106,5 +104,5 @@ def connect(
         client.wait_for_workers(1, None if deadline == inf else max(deadline - time.monotonic(), 0.0))
         size = size or client.submit(local.pack_size, options[0], pure=False).result()
         yield (workers := _Workers(client, record, size, options))
-    if workers.failed:
-        raise ClusterError(f"{len(workers.failed)} of {len(record.jobs)} runs failed: the lines above say why")
+    if workers.passed:
+        raise ClusterError(f"{len(workers.passed)} of {len(record.jobs)} runs failed: the lines above say why")

@@ -112,10 +112,10 @@ class Recorder:
         self.report(f"not in time, to continue another time: {', '.join(job.run.key for job in pack)}")
 
 
-def _missing(jobs: Sequence[Job], without: Container[Job] = ()) -> list[Job]:
-    """Return the jobs that no sweep has recorded yet, without some."""
+def _missing(jobs: Sequence[Job], passed: Container[Job] = ()) -> list[Job]:
+    """Return the jobs that no sweep has recorded yet, without those that are passed over."""
     known = {path: recorded(path) for path in {job.spec.record for job in jobs}}
-    return [job for job in jobs if job.hash not in known[job.spec.record] and job not in without]
+    return [job for job in jobs if job.hash not in known[job.spec.record] and job not in passed]
 
 
 def train(jobs: Sequence[Job], deadline: float, trainer: AbstractContextManager) -> None:
@@ -125,9 +125,8 @@ def train(jobs: Sequence[Job], deadline: float, trainer: AbstractContextManager)
     :class:`Local`, or the workers of :mod:`isa.cluster`.
     """
     pending: dict[Any, tuple[list[Job], ExitStack]] = {}
-    passed: set[Job] = set()
     with ExitStack() as all_claims, trainer as workers:  # which end before the claims do
-        while (left := _missing(jobs, passed)) and time.monotonic() <= deadline:
+        while (left := _missing(jobs, workers.passed)) and time.monotonic() <= deadline:
             for pack in packs.divide(left, workers.size):
                 if len(pending) >= workers.slots:
                     break
@@ -142,7 +141,7 @@ def train(jobs: Sequence[Job], deadline: float, trainer: AbstractContextManager)
             for future in [future for future in pending if future.done()]:
                 pack, claims = pending.pop(future)
                 with claims:
-                    passed.update(workers.receive(future, pack))
+                    workers.receive(future, pack)
         for future, (pack, _) in pending.items():
             workers.receive(future, pack)
 
@@ -199,10 +198,9 @@ class Local(ThreadPoolExecutor):
             self.passed.update(ends)
         return done
 
-    def receive(self, future: Future, pack: list[Job]) -> set[Job]:
-        """Wait for the records of a pack; return all jobs that are to be passed over."""
+    def receive(self, future: Future, pack: list[Job]) -> None:
+        """Wait for the records of a pack."""
         future.result()
-        return self.passed
 
     def _measure(self, before: Future, *trained: Any) -> None:
         """Measure and record trained runs, if that succeeded for those before."""

@@ -100,26 +100,22 @@ def sweep(
 
     Parameters
     ----------
-    specs
-        A specification or its path, or several; these are trained tier by tier, and a list of records is returned.
-    tier
-        The last tier that is trained and returned; all by default.
+    specs, tier
+        A specification or its path, or several, for which a list of records is returned; the last tier, by default all.
     budget
         Seconds. A pack is started only if it would be done by then at the speed measured so far. Runs of a kind of
         unknown speed are started, and stopped once their speed shows that they would not be done. A cluster trains
         until then. 0 trains nothing.
-    device
-        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU if there is one, on each worker of a cluster.
-    pack
-        Maximum number of runs that train at once; by default 18 on a GPU, 1 on a CPU.
+    device, pack
+        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``, by default a GPU if there is one, on each worker of a cluster; maximum
+        number of runs that train at once, by default 18 on a GPU, 1 on a CPU.
     scheduler
         Address of a Dask scheduler, on whose workers the runs are trained (:mod:`isa.cluster`).
     keep_models, cache_dir
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4; folder of drawn images.
-    out
-        Folder that receives copies of new records (``NAME.csv``) and portraits after every pack.
-    profile
-        File for a report on 30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
+    out, profile
+        Folder that receives copies of new records (``NAME.csv``) and portraits after every pack; file for a report on
+        30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
     report
         Called with a line on each run that is recorded.
     """
