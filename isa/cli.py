@@ -185,7 +185,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     specs = [sweep.Spec.read(path) for path in arguments.specs]
     tables = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
     for spec, records in zip(specs, tables, strict=True):
-        diverged = sum(record["status"] == "diverged" for record in records)
+        diverged = len(records.select(status="diverged"))
         note = f", {diverged:,} of them diverged" if diverged else ""
         print(f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded{note}")
     return 0
@@ -202,9 +202,9 @@ def _status(arguments: argparse.Namespace) -> int:
     for spec in [sweep.Spec.read(path) for path in arguments.specs]:
         print(f"{spec.title} ({spec.path})\n  tier     runs  recorded  diverged  training   time for the rest, here")
         for tier in sweep.status(spec, arguments.device):
-            rest = "done" if tier.recorded == tier.runs else "unknown: it has not recorded this kind of run"
-            if rest != "done" and tier.seconds is not None:
-                rest = str(timedelta(seconds=round(tier.seconds)))
+            rest = "unknown: it has not recorded this kind of run"
+            if tier.seconds is not None:
+                rest = "done" if tier.recorded == tier.runs else str(timedelta(seconds=round(tier.seconds)))
             counts = f"{tier.tier:6} {tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
             print(f"{counts}   {rest}")
     return 0

@@ -157,14 +157,12 @@ class Local(ThreadPoolExecutor):
     own speed shows that; shorter runs of its courses may be in time.
     """
 
-    wait = staticmethod(wait)
-
     def __init__(
         self, record: Recorder, size: int, deadline: float, device: torch.device, cache_dir: Any, keep_models: bool
     ) -> None:
         super().__init__(1)
         self.record, self.size, self.deadline, self.device = record, size, deadline, device
-        self.cache_dir, self.models = cache_dir, keep_models
+        self.cache_dir, self.models, self.wait = cache_dir, keep_models, wait
         self.slots = 2 if device.type == "cuda" else 1
         self.speeds: dict[tuple, float] = {}  # seconds of a step of one run, by kind
         self.passed: set[Job] = set()

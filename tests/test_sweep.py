@@ -397,13 +397,6 @@ def test_several_specifications_are_trained_tier_by_tier(bench, card, tmp_path):
     assert [len(records) for records in _sweep([other, card], tier=2, device="cuda")] == [4, 24]
 
 
-def test_budget_starts_only_packs_that_fit(bench, card):
-    # A pack of four takes 4 s: two of them are trained, a third of known speed is not started, others are soon stopped.
-    records = _sweep(card, device="cuda", pack=4, budget=9.5)
-    assert bench.sizes == [4] * 4 and bench.now <= 8 + 2 * 0.4
-    assert [record["objective"] for record in records] == ["beta-vae"] * 8
-
-
 def test_slow_kind_is_passed_over(bench, card):
     bench.pace = {"beta-tcvae": 0.05, "isa-vae": 1e-4}
     reported = []

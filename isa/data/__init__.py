@@ -16,10 +16,10 @@ from importlib import import_module
 
 import torch
 
-from isa.data.base import DataError, Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
 from isa.data.cache import CacheWarning
 
-__all__ = ["NAMES", "CacheWarning", "DataError", "Factor", "FactorDataset", "Provenance"]
+__all__ = ["NAMES", "CacheWarning", "Factor", "FactorDataset", "Provenance"]
 __all__ += ["SourceError", "SourceMissingError", "expand", "load"]
 
 NAMES = ("dsprites", "faces3d", "cars3d")

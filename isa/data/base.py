@@ -17,18 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DataError", "Factor", "FactorDataset", "Provenance", "SourceError", "SourceMissingError"]
+__all__ = ["Factor", "FactorDataset", "Provenance", "SourceError", "SourceMissingError"]
 __all__ += ["expand", "reading", "seeded_generator"]
 
 StrPath = str | os.PathLike[str]
 Indices = int | Sequence[int] | np.ndarray | Tensor
 
 
-class DataError(ValueError):
-    """A data set does not have what was asked for."""
-
-
-class SourceError(DataError):
+class SourceError(ValueError):
     """A file or folder is damaged or is not the published data."""
 
 
@@ -99,7 +95,7 @@ def choose(name: str, factors: Sequence[Factor], fixed: Mapping[str, int | Seque
     sizes = {factor.name: factor.size for factor in factors}
     for factor, index in fixed.items():
         if factor not in sizes:
-            raise DataError(f"{name} has no factor {factor!r}: its factors are {', '.join(sizes)}")
+            raise ValueError(f"{name} has no factor {factor!r}: its factors are {', '.join(sizes)}")
         for value in np.ravel(index):
             if not 0 <= value < sizes[factor]:
                 raise IndexError(f"{factor} must be between 0 and {sizes[factor] - 1}, got {value}")
