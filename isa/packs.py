@@ -9,7 +9,7 @@ from typing import Any
 
 import filelock
 
-from isa._spec import Spec
+from isa._records import Spec
 from isa.run import OBJECTIVES, Run
 
 __all__ = ["Job", "claim", "divide", "duration", "is_claimed", "longest", "speeds"]

@@ -47,8 +47,7 @@ from typing import NamedTuple
 import torch
 
 from isa import cluster, engine, local, results
-from isa._records import RECORD, Records, merge_records, read_records
-from isa._spec import Spec
+from isa._records import RECORD, Records, Spec, merge_records, read_records
 from isa.packs import Job, duration, is_claimed, longest, speeds
 from isa.profile import write_profile
 
