@@ -1,4 +1,4 @@
-"""Specifications, the short YAML files that name the runs of a sweep, and records, a table beside each.
+"""Specifications, the short YAML files that name the runs of a sweep, and records, a table next to each.
 
 A table has a row for each recorded run. It is replaced as a whole, under a lock.
 """
@@ -122,7 +122,7 @@ class Spec:
 
     @property
     def record(self) -> Path:
-        """The table of records, the ``.csv`` beside the specification."""
+        """The table of records, the ``.csv`` next to the specification."""
         return self.path.with_suffix(".csv")
 
     @property

@@ -174,7 +174,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     """Train all runs of specifications that are not recorded yet.
 
-    Train and measure every run that the specifications name and that their tables of records, the .csv beside each, do
+    Train and measure every run that the specifications name and that their tables of records, the .csv next to each, do
     not have: tier 1 of each specification in turn, then tier 2. The same command continues an interrupted sweep.
     Several sweeps over one specification share its runs.
 

@@ -16,7 +16,7 @@ __all__ = ["Job", "claim", "divide", "duration", "is_claimed", "longest", "speed
 
 
 class Job:
-    """A run to train, the specification beside which it is recorded, and its tier there."""
+    """A run to train, the specification next to which it is recorded, and its tier there."""
 
     def __init__(self, spec: Spec, run: Run, tier: int = 1) -> None:
         self.spec, self.run, self.tier = spec, run, tier

@@ -23,7 +23,7 @@ of ``p1`` is several values, each for all subspaces, and a list in it is one val
 a list of lists several. ``seeds: 10`` stands for the seeds 0 to 9, ``seeds: 15-19`` for a range, and a list for several
 seeds and ranges. Fields that are left out take the data set's defaults (Tables 1 and 2).
 
-**Records** are one table a specification, the ``.csv`` beside it: a row a run, identified by the run's hash. A recorded
+**Records** are one table a specification, the ``.csv`` next to it: a row a run, identified by its hash. A recorded
 run is not trained again, so a sweep that was interrupted at any moment continues where it stopped. The table is
 replaced as a whole by one that has the new row, under a lock; two sweeps over one specification share its runs.
 
