@@ -115,17 +115,13 @@ class FactorDataset:
 
     Parameters
     ----------
-    name, title : str
+    name, title
         Name, as in :func:`isa.load`, and name for readers, which says if the set is a stand-in.
-    factors : sequence of Factor
-        The factors, slowest first.
-    storage : Tensor
-        ``uint8``: grey levels ``(N, C, H, W)``, or with ``packed=True`` bits ``(N, C * H * W / 8)`` in the order of
-        :func:`numpy.packbits`. ``N`` is the product of the factors' sizes.
-    provenance : Provenance
-        Source, licence and citation.
-    image_shape : tuple of int
-        ``(C, H, W)``.
+    factors, provenance
+        The factors, slowest first; source, licence and citation.
+    storage, image_shape, packed
+        ``uint8``: grey levels ``(N, C, H, W)``, or if ``packed`` bits ``(N, C * H * W / 8)`` in the order of
+        :func:`numpy.packbits`. ``N`` is the product of the factors' sizes, and ``image_shape`` is ``(C, H, W)``.
     """
 
     def __init__(
