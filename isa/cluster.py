@@ -49,8 +49,7 @@ def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models
         torch.set_num_threads(worker.state.nthreads)  # Dask starts workers with one
         dataset = local.images(runs[0], cache_dir, default_device(device))
         fits = local.fit(runs, dataset, checkpoints, callback=stop_if_cancelled, progress=False)
-        saved = folder / "models" if models else None
-        return [row for trained in fits for row in local.measure(trained, dataset, saved)]
+        return [row for part in fits for row in local.measure(part, dataset, folder / "models" if models else None)]
 
 
 class _Workers:

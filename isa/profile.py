@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity
 
 from isa import engine, local, packs
 from isa._files import write_atomically
@@ -28,8 +27,7 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
     Nothing is recorded. The images are on the device of the training.
     """
     cuda = dataset.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    profiler = torch.profiler.profile(activities=activities, acc_events=True)
+    profiler = torch.profiler.profile(acc_events=True)
     looks, clocks = {0: time.perf_counter()}, []
 
     def look(step: int, terms: object) -> None:
