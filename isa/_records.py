@@ -1,24 +1,152 @@
-"""Records of runs: one table a specification, a row a run, replaced as a whole under a lock."""
+"""Specifications, the short YAML files that name the runs of a sweep, and records, a table next to each.
+
+A table has a row for each recorded run. It is replaced as a whole, under a lock.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
 import filelock
 import numpy as np
+import yaml
 
 from isa._files import write_atomically
 from isa.run import Run
 
-__all__ = ["RECORD", "Records", "RecordsWarning", "merge_records", "read_records", "recorded"]
+__all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "recorded"]
+
+_MOST_RUNS = 10_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key of a mapping is repeated."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _seeds(value: object) -> list[int]:
+    """Return the seeds that 10 (the first ten), "10-14" or a list of seeds and ranges stand for."""
+    seeds: list[int] = []
+    for part in value if isinstance(value, list) else [f"0-{value - 1}" if type(value) is int else value]:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(part))
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + _MOST_RUNS:
+            allowed = f"a number from 1 to {_MOST_RUNS:,}, a range such as 10-14, or a list of seeds and ranges"
+            raise ValueError(f"seeds must be {allowed}, got {value}")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _choices(name: str, value: Any) -> list:
+    """Return the values of a field in a grid."""
+    if not isinstance(value, list) or (name == "subspaces" and not any(isinstance(size, list) for size in value)):
+        value = [value]
+    if not value:
+        raise ValueError(f"{name} must have a value, got an empty list")
+    return [tuple(choice) if isinstance(choice, list) else choice for choice in value]
+
+
+def _grid(every: Mapping[str, Any], grid: object) -> list[Run]:
+    """Return every run of a grid, the last field named varying fastest, and seeds slowest: so comparisons stay even."""
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"a grid must be a mapping of fields to values, got {grid!r}")
+    named = {**every, **grid}
+    if {"seed", "seeds"} <= set(named):
+        raise ValueError("seed and seeds exclude each other, got both")
+    choices = {name: _choices(name, value) for name, value in named.items() if name != "seeds"}
+    seeds = _seeds(named["seeds"]) if "seeds" in named else choices.pop("seed", [0])
+    if len(seeds) * math.prod(map(len, choices.values())) > _MOST_RUNS:
+        raise ValueError(f"a grid must have at most {_MOST_RUNS:,} runs")
+    combinations = list(itertools.product(*choices.values()))
+    return [Run(**dict(zip(choices, values, strict=True)), seed=seed) for seed in seeds for values in combinations]
+
+
+def _tiers(tiers: object, every: Mapping[str, Any]) -> dict[int, tuple[Run, ...]]:
+    """Return the runs of each tier, each run in the first tier that names it."""
+    if not isinstance(tiers, dict) or not tiers or not all(type(tier) is int and tier > 0 for tier in tiers):
+        raise ValueError(f"tiers must have numbers, from 1 on, got {tiers!r:.60}")
+    named: dict[str, tuple[int, Run]] = {}
+    for tier, grids in sorted(tiers.items()):
+        if not isinstance(grids, list):
+            raise ValueError(f"tier {tier} must be a list of grids, got {grids!r:.60}")
+        for number, grid in enumerate(grids, 1):
+            try:
+                for run in _grid(every, grid):
+                    named.setdefault(run.hash, (tier, run))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"tier {tier}, grid {number}: {error}") from None
+    return {tier: tuple(run for first, run in named.values() if first == tier) for tier in sorted(tiers)}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Runs that a sweep trains, and the place of their records."""
+
+    path: Path  #: file that it was read from
+    title: str  #: description of the runs
+    every: dict[str, Any] = field(repr=False)  #: fields that all runs share
+    tiers: dict[int, tuple[Run, ...]] = field(repr=False)  #: runs by tier, each in the first tier that names it
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Spec:
+        """Read a ``.yaml`` file; a ``ValueError`` names the file, the place in it, the value, and what is allowed."""
+        try:
+            document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+            if not isinstance(document, dict) or set(document) | {"every"} != {"title", "every", "tiers"}:
+                raise ValueError(f"it must have title, every and tiers, got {document!r:.60}")
+            every = document.get("every") or {}
+            return cls(Path(path), str(document["title"]), every, _tiers(document["tiers"], every))
+        except (yaml.YAMLError, TypeError, ValueError, IndexError, AttributeError) as error:  # of YAML's own tags
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @property
+    def record(self) -> Path:
+        """The table of records, the ``.csv`` next to the specification."""
+        return self.path.with_suffix(".csv")
+
+    @property
+    def work(self) -> Path:
+        """Folder of what a sweep in progress keeps: checkpoints and models."""
+        return self.path.parent / "work" / self.name
+
+    def runs(self, tier: int | None = None) -> tuple[Run, ...]:
+        """Return the runs up to a tier, all if it is None, in the order in which they are trained."""
+        return tuple(run for number, runs in self.tiers.items() if tier is None or number <= tier for run in runs)
+
+    def grid(self, *, named: bool = False, **values: Any) -> Spec:
+        """Return the same shared fields and records with the runs of another grid, as its only tier.
+
+        ``values`` are as in a grid of the file. With ``named``, the runs of this specification that differ from those
+        of the grid only in the seed are added.
+        """
+        every = {name: value for name, value in self.every.items() if name not in values}
+        runs = _grid(every, values)
+        if named:
+            wanted = {run.replace(seed=0) for run in runs}
+            runs += [run for run in self.runs() if run.replace(seed=0) in wanted]
+        return replace(self, tiers={1: tuple({run.hash: run for run in runs}.values())})
+
 
 RECORD: dict[str, type | UnionType] = (
     {"hash": str, "key": str, "status": str, "diverged_at": int, "dataset": str, "source": str, "objective": str}
@@ -43,27 +171,16 @@ RECORD: dict[str, type | UnionType] = (
 Text stands as it is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record, in the order of its factors.
 """
 
-_DIGITS = 9
-"""Significant digits of a measured number in a table. Fields of the run keep all, since they are part of its hash."""
-
-
-class RecordsWarning(UserWarning):
-    """A sweep continues with fewer runs at once than it was asked for."""
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
-    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
-
 
 def _cell(column: str, value: Any) -> str:
+    """Return the text of a cell; measured numbers have nine digits, and the run's fields all, as its hash does."""
     if value is None:
         return ""
     if RECORD[column] is str:
         return " ".join(str(value).split())
-    exact = value if column in Run.model_fields else _rounded(value)
-    return json.dumps(exact, separators=(",", ":"), allow_nan=False)
+    if column not in Run.model_fields:
+        value = json.loads(json.dumps(value, allow_nan=False), parse_float=lambda text: float(f"{float(text):.9g}"))
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _value(column: str, cell: str) -> Any:
@@ -83,7 +200,7 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
 
 
-def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
     """Return the rows of a table by hash, each converted. A ``ValueError`` names the line that is not a record."""
     table: dict[str, Any] = {}
     if not Path(path).exists():
@@ -91,11 +208,9 @@ def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, strict=True)
         try:
-            if not {"hash", "factors", "gaps"} <= set(rows.fieldnames or ()):
-                raise ValueError("its columns, separated by commas, must be those of records")
             for row in rows:
-                if None in row or None in row.values():
-                    raise ValueError("its number of cells is not the number of columns")
+                if not {"hash", "factors", "gaps"} <= row.keys() or None in row or None in row.values():
+                    raise ValueError("it must have the columns of records, separated by commas, and a cell for each")
                 if row["hash"] not in table:
                     table[row["hash"]] = convert(row)
         except (TypeError, ValueError, csv.Error) as error:
@@ -113,7 +228,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def recorded(path: Path) -> set[str]:
     """Return the hashes of the runs in a table, which is faster than reading the records."""
-    return set(_read(path, dict))
+    return set(_read(path))
 
 
 def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any]]) -> None:
@@ -121,43 +236,32 @@ def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        rows = _read(path, dict)
+        rows = _read(path)
         for record in added:
-            gaps = [record.get(f"mig_{name}") for name in record.get("factors") or ()]
-            values = {**record, "gaps": gaps or None}
+            values = {**record, "gaps": [record.get(f"mig_{name}") for name in record.get("factors") or ()] or None}
             rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})
         text = io.StringIO()
         writer = csv.DictWriter(text, RECORD, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.values())
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8", newline=""))
+        write_atomically(path, text.getvalue().encode())
 
 
 def _plain(value: object) -> object:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Records(Sequence[dict]):
-    """Recorded runs of a specification, in its order, and those that are missing."""
+class Records(list):
+    """List of recorded runs of a specification, in its order; ``missing`` runs, which the shell ``command`` trains."""
 
-    rows: list[dict[str, Any]]
-    """The records."""
-    missing: Sequence[Run]
-    """Runs that are named and not recorded."""
-    command: str
-    """The command that trains them."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[index]
+    def __init__(self, rows: Iterable[dict[str, Any]], missing: Iterable[Run], command: str) -> None:
+        super().__init__(rows)
+        self.missing, self.command = tuple(missing), command
 
     @property
     def wanted(self) -> int:
         """Number of runs, recorded or not."""
-        return len(self.rows) + len(self.missing)
+        return len(self) + len(self.missing)
 
     def select(self, **values: object) -> Records:
         """Return those whose fields equal the values, a list of values meaning any of them; also of the missing runs.
@@ -167,16 +271,18 @@ class Records(Sequence[dict]):
         if unknown := set(values) - set(RECORD):
             raise KeyError(f"{', '.join(sorted(unknown))}: not a column of records, which are {', '.join(RECORD)}")
         allowed = {name: _plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
-        rows = [row for row in self.rows if all(_plain(row.get(name)) in some for name, some in allowed.items())]
-        runs = [run for run in self.missing if all(hasattr(run, name) for name in values)]
-        runs = [run for run in runs if all(_plain(getattr(run, name)) in some for name, some in allowed.items())]
-        return Records(rows, tuple(runs), self.command)
+
+        def selected(fields: Mapping[str, Any]) -> bool:
+            return all(_plain(fields.get(name)) in some for name, some in allowed.items())
+
+        runs = [run for run in self.missing if selected({name: getattr(run, name, ...) for name in values})]
+        return Records(filter(selected, self), runs, self.command)
 
     def column(self, name: str) -> np.ndarray:
         """Return one field of every record. Measured numbers are NaN if a run diverged."""
-        if self.rows and not any(name in row for row in self.rows):
+        if self and not any(name in row for row in self):
             raise KeyError(f"no record has {name!r}")
-        values = [row.get(name) for row in self.rows]
+        values = [row.get(name) for row in self]
         if all(value is None or type(value) in (int, float) for value in values):
             return np.array(values, float)
         return np.array(values, dtype=object if any(isinstance(value, list | dict) for value in values) else None)

@@ -22,16 +22,22 @@ from typing import Any, NoReturn
 import torch
 
 from isa import data, engine, local, results, sweep
-from isa._files import write_atomically
 from isa.run import Run
 
 __all__ = ["main"]
+
+
+def _device(name: str) -> str:
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if name not in ("cpu", *gpus, *["cuda"] * bool(gpus)):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, one of this machine's, got {name!r}")
+    return name
+
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "specs": {"metavar": "SPEC", "nargs": "+", "help": "a specification, such as runs/dsprites.yaml"},
     "name": {"metavar": "NAME", "choices": data.NAMES, "help": f"one of {', '.join(data.NAMES)}"},
     "--source": {"metavar": "PATH", "help": "published data: .npz of dsprites, folder of cars3d, tensor of faces3d"},
-    "--contact-sheet": {"metavar": "FILE", "type": Path, "help": "draw images along every factor: .png, .svg or .pdf"},
     "--verify": {"action": "store_true", "help": "draw or read again; compare checksums and published numbers"},
     "--output": {"metavar": "DIR", "type": Path, "help": "where results go; by default trained/ and the run's key"},
     "--tier": {"type": int, "metavar": "N", "help": "up to this tier of the specifications; all by default"},
@@ -41,7 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
     "--profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run, kernel by kernel"},
     "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ next to the specification"},
-    "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
+    "--device": {"metavar": "NAME", "type": _device, "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
     "--cache-dir": {"metavar": "DIR", "help": "where drawn and reduced images are kept; by default $ISA_CACHE_DIR"},
 }
 
@@ -55,23 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, by default with the arguments of the process, and return its exit status."""
     parser = _Parser(prog="isa", description="Independent subspace analysis with Lp-nested priors.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(commands, _data, "name", "--source", "--contact-sheet", "--verify", "--cache-dir")
+    _add(commands, _data, "name", "--source", "--verify", "--cache-dir")
     _add_fields(_add(commands, _train, "--output", "--device", "--cache-dir", usage="isa train [options]"))
     options = ("--tier", "--budget", "--scheduler", "--profile", "--out", "--pack", "--keep-models")
     _add(commands, _sweep, "specs", *options, "--device", "--cache-dir")
     _add(commands, _status, "specs", "--device")
     arguments = parser.parse_args(argv)
     with warnings.catch_warnings():
-        for category in (data.CacheWarning, sweep.RecordsWarning):
-            warnings.simplefilter("always", category)
+        warnings.simplefilter("always", data.CacheWarning)
         warnings.showwarning = lambda message, *_: print(f"isa: warning: {_one_line(message)}", file=sys.stderr)
         try:
-            if device := getattr(arguments, "device", None):
-                _check_device(device, remote=bool(getattr(arguments, "scheduler", None)))
             return arguments.run(arguments)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, torch.OutOfMemoryError) as error:
             print(f"isa: error: {_one_line(error)}", file=sys.stderr)
-            return 1 if isinstance(error, OSError) else 2
+            return 1 if isinstance(error, OSError | RuntimeError) else 2
         except KeyboardInterrupt:
             print("isa: interrupted", file=sys.stderr)
             return 1
@@ -105,57 +108,31 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_device(name: str, remote: bool) -> None:
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if not match:
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if not remote and name != "cpu" and int(match[1] or 0) >= (gpus := torch.cuda.device_count()):
-        raise ValueError(f"--device must be one of this machine's, got {name!r} with {gpus} GPUs")
-
-
 def _data(arguments: argparse.Namespace) -> int:
-    """Describe, draw and check a data set.
+    """Describe and check a data set.
 
     Print factors, source, licence and checksum of a data set. Without --source, dsprites is drawn pixel by pixel, and
     faces3d is a procedural stand-in, which is drawn once and kept in the cache; cars3d needs its published files.
 
-    examples: isa data dsprites --contact-sheet dsprites.png; isa data cars3d --source cars/ --verify
+    examples: isa data dsprites; isa data cars3d --source cars/ --verify
     """
     load = partial(data.load, arguments.name, arguments.source, progress=sys.stderr.isatty())
     dataset = load(cache_dir=arguments.cache_dir)
-    about = dataset.provenance
-    print(f"{dataset.title}\nimages         {len(dataset):,} of {' x '.join(map(str, dataset.image_shape))}")
+    print(f"{dataset.title}\n{'images':16}{len(dataset):,} of {' x '.join(map(str, dataset.image_shape))}")
     for factor in dataset.factors_info:
         first, last = (f"{x:.4g}" if factor.values.dtype.kind == "f" else str(x) for x in factor.values[[0, -1]])
-        print(f"factor         {factor.name:12} {factor.size:3d} values, {first} to {last} {factor.unit}".rstrip())
-    print(f"source         {about.source} {about.source_checksum}".rstrip())
-    print(f"rendering      {about.rendering}\nlicence        {about.licence}\ncite           {about.citation}")
-    print(f"in memory      sha256:{dataset.checksum}")
-    if arguments.contact_sheet:
-        _draw(dataset, arguments.contact_sheet)
-        print(f"contact sheet  {arguments.contact_sheet}")
-    if not arguments.verify:
-        return 0
-    with tempfile.TemporaryDirectory() as empty:
-        again = load(cache_dir=empty).checksum
-    checks = [("the images made again without the cache have the same SHA-256", again == dataset.checksum)]
-    checks += getattr(import_module(f"isa.data.{dataset.name}"), "verify", lambda dataset: [])(dataset)
+        print(f"{'factor':16}{factor.name:12} {factor.size:3d} values, {first} to {last} {factor.unit}".rstrip())
+    for name, text in (vars(dataset.provenance) | {"in_memory": f"sha256:{dataset.checksum}"}).items():
+        print(f"{name.replace('_', ' '):16}{text}")
+    checks = []
+    if arguments.verify:
+        with tempfile.TemporaryDirectory() as empty:
+            again = load(cache_dir=empty).checksum
+        checks = [("the images made again without the cache have the same SHA-256", again == dataset.checksum)]
+        checks += getattr(import_module(f"isa.data.{dataset.name}"), "verify", lambda dataset: [])(dataset)
     for sentence, passed in checks:
-        print(f"{'holds' if passed else 'FAILS':14} {sentence}")
+        print(f"{'holds' if passed else 'FAILS':16}{sentence}")
     return 0 if all(passed for _, passed in checks) else 1
-
-
-def _draw(dataset: data.FactorDataset, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    names = dataset.factor_names
-    figure = Figure(figsize=(8, 1.3 * len(names)), layout="constrained", dpi=150)
-    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
-        axes.set_title(name, loc="left")
-        axes.set_axis_off()
-        row = torch.cat(list(dataset.images(dataset.traversal(name, 8))), dim=2)
-        axes.imshow(row.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
-    write_atomically(path, figure.savefig)
 
 
 def _value(text: str) -> Any:
@@ -184,44 +161,20 @@ def _train(arguments: argparse.Namespace) -> int:
     run = Run(**fields)
     local.source_path(run)
     folder = arguments.output or Path("trained") / run.key
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "record.json").exists():
-        record = results.read_record(folder / "record.json")
-        if record["hash"] != run.hash:
-            raise ValueError(f"--output must be another folder: {folder} contains the run {record['key']}")
-    else:
-        if run.reduced:
-            print(f"REDUCED SCALE: {run.total_steps:,} steps of {run.batch_size:,} images, fewer than the paper's")
-        result = engine.train(run, device=arguments.device, cache_dir=arguments.cache_dir, checkpoints=folder)
-        result.save(folder)
+    if not (folder / "record.json").exists():
+        engine.train(run, device=arguments.device, cache_dir=arguments.cache_dir, checkpoints=folder).save(folder)
         engine.checkpoint_path(folder, run).unlink(missing_ok=True)
-        record = result.record
-    _print(record)
-    print(f"saved in        {folder}")
+    record = results.read_record(folder / "record.json")
+    if record["hash"] != run.hash:
+        raise ValueError(f"--output must be another folder: {folder} contains the run {record['key']}")
+    print(f"{local.summary(record)}\nsaved in {folder}: record.json has all measurements")
     return 0 if record["status"] == "trained" else 1
-
-
-def _print(record: dict[str, Any]) -> None:
-    reduced = ", REDUCED: the paper takes more" if record["reduced"] else ""
-    print(f"run             {record['key']}\nimages          {record['images_title']}")
-    print(f"scale           {record['total_steps']:,} steps of {record['batch_size']:,} images{reduced}")
-    if record["status"] == "diverged":
-        print(f"DIVERGED        at step {record['diverged_at']:,}; nothing is measured")
-    else:
-        each = ", ".join(f"{name} {record[f'mig_{name}']:.3f}" for name in record["factors"])
-        print(f"MIG             {record['mig']:.4f} ({each})")
-        print(f"log-likelihood  {record['log_likelihood']:.2f} nats an image")
-        print(f"ELBO            {record['elbo']:.2f} nats an image; divergence {record['divergence']:.2f}")
-        print(f"active latents  {record['active_units']} of {record['latent_dim']}")
-    if record["learn_exponents"]:
-        print(f"exponents       {', '.join(f'{p:.3f}' for p in record['exponents'])}")
-    print(f"time            {record['train_seconds']:.0f} s of training on {record['device']}")
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
     """Train all runs of specifications that are not recorded yet.
 
-    Train and measure every run that the specifications name and that their tables of records, the .csv beside each, do
+    Train and measure every run that the specifications name and that their tables of records, the .csv next to each, do
     not have: tier 1 of each specification in turn, then tier 2. The same command continues an interrupted sweep.
     Several sweeps over one specification share its runs.
 
@@ -232,7 +185,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     specs = [sweep.Spec.read(path) for path in arguments.specs]
     tables = sweep.sweep(specs, **options, report=lambda line: print(line, flush=True))
     for spec, records in zip(specs, tables, strict=True):
-        diverged = sum(record["status"] == "diverged" for record in records)
+        diverged = len(records.select(status="diverged"))
         note = f", {diverged:,} of them diverged" if diverged else ""
         print(f"{spec.record}: {len(records):,} of {records.wanted:,} runs recorded{note}")
     return 0
@@ -249,9 +202,9 @@ def _status(arguments: argparse.Namespace) -> int:
     for spec in [sweep.Spec.read(path) for path in arguments.specs]:
         print(f"{spec.title} ({spec.path})\n  tier     runs  recorded  diverged  training   time for the rest, here")
         for tier in sweep.status(spec, arguments.device):
-            rest = "done" if tier.recorded == tier.runs else "unknown: it has not recorded this kind of run"
-            if rest != "done" and tier.seconds is not None:
-                rest = str(timedelta(seconds=round(tier.seconds)))
+            rest = "unknown: it has not recorded this kind of run"
+            if tier.seconds is not None:
+                rest = "done" if tier.recorded == tier.runs else str(timedelta(seconds=round(tier.seconds)))
             counts = f"{tier.tier:6} {tier.runs:8,} {tier.recorded:9,} {tier.diverged:9,} {tier.in_progress:9,}"
             print(f"{counts}   {rest}")
     return 0

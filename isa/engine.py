@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from isa import data, kernels, models, objectives
 from isa._compiled import Compiled
-from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors
+from isa._files import CheckpointError, read_tensors, save_tensors
 from isa.data import FactorDataset
 from isa.evaluate import stack_networks
 from isa.models import Networks, stack, unstack
@@ -326,10 +326,11 @@ class Pack:
         for number, run in enumerate(self.runs):
             path, rows = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
             rows["curve"] = self.curve[number, :step]
-            for name, value in read_tensors(path, rows).items():
+            tensors, metadata = read_tensors(path, rows)
+            for name, value in tensors.items():
                 rows[name].copy_(value)
         self._start(step)
-        return read_metadata(path)["seconds"]
+        return metadata["seconds"]
 
     @torch.no_grad()
     def finish(self, runs: list[Run], seconds: float) -> Trained:
@@ -363,7 +364,7 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
     """Return the step of a run's checkpoint, 0 if there is none. Raise a CheckpointError if it is not the run's."""
     if folder is None or not (path := checkpoint_path(folder, run)).exists():
         return 0
-    metadata = read_metadata(path)
+    _, metadata = read_tensors(path)
     if metadata.get("course") != run.course:
         raise CheckpointError(f"{path} is not a checkpoint of {run.key}: move it away to start again")
     return metadata["step"]

@@ -19,7 +19,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from isa._files import write_atomically
 from isa.data import Factor, FactorDataset
 from isa.data.base import reading
 
-__all__ = ["VIEWS", "Portrait", "Representative", "View", "find_representative", "portrait"]
+__all__ = ["VIEWS", "Portrait", "View", "portrait"]
 
 _ARRAYS = ("noise", "mutual_information", "plane", "shown", "values", "originals", "reconstructions", "traversals")
 _KEPT = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "scale", "learn_exponents", "likelihood")
@@ -89,23 +88,18 @@ class Portrait:
 
     def factor(self, name: str) -> Factor:
         """Return the factor of this name."""
-        return {factor.name: factor for factor in self.factors}[name]
+        return next(factor for factor in self.factors if factor.name == name)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the portrait as ``.npz``, atomically, and return the path; equal portraits give equal bytes."""
-        header = {
-            "about": self.about,
-            "factors": [{"name": one.name, "values": one.values.tolist(), "unit": one.unit} for one in self.factors],
-            "split": self.view.split,
-            "plane": self.view.plane,
-            "scored": self.scored,
-        }
+        factors = [{"name": one.name, "values": one.values.tolist(), "unit": one.unit} for one in self.factors]
+        header = {"about": self.about, "factors": factors, **vars(self.view), "scored": self.scored}
         text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         arrays |= {f"curve {name}": curve for name, curve in self.curves.items()}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
-        write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(content.getbuffer()))
+        write_atomically(Path(path), content.getbuffer())
         return Path(path)
 
     @classmethod
@@ -180,41 +174,7 @@ def _grey_levels(images: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def _decode(model: Any, likelihood: str, z: Tensor) -> np.ndarray:
-    """Return the mean images of latents (B, K), uint8 (B, C, H, W), with the model in evaluation mode."""
-    training, weight = model.training, next(model.parameters())
-    outputs = [model.eval().decode(part).float() for part in z.to(weight.device, weight.dtype).split(256)]
-    model.train(training)
+    """Return the mean images of latents (B, K), uint8 (B, C, H, W)."""
+    weight = next(model.parameters())
+    outputs = [model.decode(part).float() for part in z.to(weight.device, weight.dtype).split(256)]
     return np.concatenate([_grey_levels(x.sigmoid() if likelihood == "bernoulli" else x) for x in outputs])
-
-
-@dataclass(frozen=True)
-class Representative:
-    """The run that represents all runs of one kind (A.5), if there is one."""
-
-    study: int  #: index of the study that it is from
-    recorded: int  #: number of runs of this kind in that study that are recorded and did not diverge
-    wanted: int  #: number of runs of this kind that the study specifies
-    record: Mapping[str, Any] | None  #: record of the chosen run; None if none is recorded
-    portrait: Portrait | None  #: its portrait; None if there is none
-
-
-def find_representative(
-    studies: Sequence[Any], choose: Callable[[np.ndarray, np.ndarray], int], portraits: Iterable[Path]
-) -> Representative:
-    """Choose the run that represents its kind, and load its portrait.
-
-    ``studies`` are, in order of preference, :class:`isa.sweep.Records` of runs of one kind: the first whose
-    representative has a portrait is taken; if none has, the first with a run; otherwise the first. ``choose`` maps MIG
-    and log-likelihood of all runs to the index of one of them. ``portraits`` are files whose names end with the hash of
-    their run.
-    """
-    paths = {path.stem.rpartition("-")[2]: path for path in portraits}
-    candidates = []
-    for number, records in enumerate(studies):
-        rows = [row for row in records if row["status"] == "trained"]
-        record = path = None
-        if rows:
-            record = rows[choose(*(np.array([row[name] for row in rows]) for name in ("mig", "log_likelihood")))]
-            path = paths.get(record["hash"])
-        candidates.append(Representative(number, len(rows), records.wanted, record, path and Portrait.load(path)))
-    return max(candidates, key=lambda run: (run.portrait is not None, run.record is not None, -run.study))

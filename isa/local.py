@@ -1,34 +1,32 @@
-"""Training of packs in this process, and the parts of it that the worker of a cluster needs.
-
-On a GPU, the models of one pack are measured in a second thread while the next pack trains.
-"""
+"""The loop of a sweep over its packs, and the training of packs in this process."""
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from isa import data, engine, latents, packs, results
-from isa._records import RecordsWarning, merge_records, recorded
+from isa._records import merge_records, recorded
 from isa.packs import Job
 from isa.run import Run
 
-__all__ = ["Local", "Recorder", "fit", "images", "measure", "missing", "pack_size", "source_path"]
+__all__ = ["Local", "Recorder", "fit", "images", "measure", "pack_size", "source_path", "summary", "train"]
 
 _CHECKPOINT_SECONDS = 120.0
 _POLL_SECONDS = 2.0
 _MARGIN = 1.1  # of the time that a pack is expected to take, for its measurement
+
+Measured = tuple[dict[str, Any], latents.Portrait | None]
+"""The record of a run, and its portrait unless it diverged."""
 
 
 def pack_size(device: str | torch.device | None) -> int:
@@ -45,14 +43,12 @@ def source_path(run: Run) -> str | None:
     return path
 
 
-@lru_cache(maxsize=1)
-def _load(name: str, source: str | None, cache_dir: str | None, device: torch.device) -> data.FactorDataset:
-    return data.load(name, source, cache_dir=cache_dir).to(device)
+_load = lru_cache(maxsize=1)(data.load)
 
 
-def images(run: Run, cache_dir: str | None, device: torch.device) -> data.FactorDataset:
+def images(run: Run, cache_dir: str | os.PathLike[str] | None, device: torch.device) -> data.FactorDataset:
     """Return the images of a run on a device, where the latest data set stays."""
-    return _load(run.dataset, source_path(run), cache_dir, device)
+    return _load(run.dataset, source_path(run), cache_dir=cache_dir, device=device)
 
 
 def fit(runs: Iterable[Run], dataset: data.FactorDataset, folder: Path | None, **options: Any) -> Iterator:
@@ -61,24 +57,27 @@ def fit(runs: Iterable[Run], dataset: data.FactorDataset, folder: Path | None, *
     return engine.fit(different, dataset, checkpoints=folder, checkpoint_seconds=_CHECKPOINT_SECONDS, **options)
 
 
-Measured = tuple[dict[str, Any], latents.Portrait | None]
-"""The record of a run, and its portrait unless it diverged."""
+def measure(trained: results.Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
+    """Measure runs, save their models in a folder if there is one, and return record and portrait of each."""
+    stream = None
+    if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
+        stream = torch.cuda.Stream(dataset.device)
+        stream.wait_stream(torch.cuda.default_stream(dataset.device))
+    with torch.cuda.stream(stream):
+        measured = results.measure(trained, dataset, progress=False)
+        for result in measured if models is not None else ():
+            result.save(models / result.run.key)
+        return [(one.record, one.evaluation and latents.portrait(one, dataset)) for one in measured]
 
 
-def measure(trained: engine.Trained, dataset: data.FactorDataset, models: Mapping[str, Path], **options: Any) -> list:
-    """Measure runs, save their models in the folders given by hash, and return a record and a portrait for each."""
-    measured: list[Measured] = []
-    for result in results.measure(trained, dataset, **options):
-        if result.run.hash in models:
-            result.save(models[result.run.hash] / result.run.key)
-        measured.append((result.record, result.evaluation and latents.portrait(result, dataset)))
-    return measured
-
-
-def missing(jobs: Sequence[Job], without: Container[Job] = ()) -> list[Job]:
-    """Return the jobs that no sweep has recorded yet, without some."""
-    known = {path: recorded(path) for path in {job.spec.record for job in jobs}}
-    return [job for job in jobs if job.hash not in known[job.spec.record] and job not in without]
+def summary(record: Mapping[str, Any]) -> str:
+    """Return a line on a recorded run."""
+    if record["status"] == "diverged":
+        numbers = f"diverged at step {record['diverged_at']:,}"
+    else:
+        numbers = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
+    reduced = "  REDUCED SCALE" if record["reduced"] else ""
+    return f"{record['key']}  {numbers}  {record['train_seconds']:.0f} s{reduced}"
 
 
 @dataclass
@@ -106,121 +105,102 @@ class Recorder:
             if not longer and engine.checkpoint_step(folder, job.run) <= job.steps:
                 engine.checkpoint_path(folder, job.run).unlink(missing_ok=True)
         for record, _ in measured:
-            if record["status"] == "diverged":
-                numbers = f"diverged at step {record['diverged_at']:,}"
-            else:
-                numbers = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
-            self.report(f"{record['key']}  {numbers}  {record['train_seconds']:.0f} s")
+            self.report(summary(record))
+
+    def late(self, pack: Sequence[Job]) -> None:
+        """Report that a pack is not trained within the budget."""
+        self.report(f"not in time, to continue another time: {', '.join(job.run.key for job in pack)}")
+
+
+def _missing(jobs: Sequence[Job], passed: Container[Job] = ()) -> list[Job]:
+    """Return the jobs that no sweep has recorded yet, without those that are passed over."""
+    known = {path: recorded(path) for path in {job.spec.record for job in jobs}}
+    return [job for job in jobs if job.hash not in known[job.spec.record] and job not in passed]
+
+
+def train(jobs: Sequence[Job], deadline: float, trainer: AbstractContextManager) -> None:
+    """Have jobs trained and recorded pack by pack, in the order of their plan, until they are done or time is up.
+
+    Packs that other sweeps have claimed are trained only if these end without a record. The trainer is a
+    :class:`Local`, or the workers of :mod:`isa.cluster`.
+    """
+    pending: dict[Any, tuple[list[Job], ExitStack]] = {}
+    with ExitStack() as all_claims, trainer as workers:  # which end before the claims do
+        while (left := _missing(jobs, workers.passed)) and time.monotonic() <= deadline:
+            for pack in packs.divide(left, workers.size):
+                if len(pending) >= workers.slots:
+                    break
+                with ExitStack() as claims:
+                    if mine := _missing(packs.claim(pack, claims)):  # others may have recorded some before
+                        pending[workers.start(mine)] = mine, all_claims.enter_context(claims.pop_all())
+            if pending:
+                with suppress(TimeoutError):
+                    workers.wait(list(pending), _POLL_SECONDS, "FIRST_COMPLETED")
+            else:  # other sweeps have all that is left
+                time.sleep(_POLL_SECONDS)
+            for future in [future for future in pending if future.done()]:
+                pack, claims = pending.pop(future)
+                with claims:
+                    workers.receive(future, pack)
+        for future, (pack, _) in pending.items():
+            workers.receive(future, pack)
 
 
 class _OutOfTime(Exception):
     """The pack in training would not be done within the budget."""
 
 
-class _Watch:
-    """Callback that measures the pace of a pack, and stops it if its last step would not be done by the deadline."""
+class Local(ThreadPoolExecutor):
+    """Trains packs in this process, and measures them in a second thread: on a GPU, while the next pack trains.
 
-    def __init__(self, steps: int, deadline: float) -> None:
-        self.steps, self.deadline = steps, deadline
-        self.latest, self.pace = inf, None  # step; seconds of a step since the first look, after which it is compiled
+    A pack is passed over if it would not be done by the deadline at the speed of its kind so far, and stopped once its
+    own speed shows that; shorter runs of its courses may be in time.
+    """
 
-    def __call__(self, step: int, terms: object) -> None:
-        now = time.monotonic()
-        if step <= self.latest:  # the first look, also at further runs of the pack that start from another checkpoint
-            self.first = now, step
-        else:
-            self.pace = (now - self.first[0]) / (step - self.first[1])
-        self.latest = step
-        if now + (self.pace or 0.0) * (self.steps - step) > self.deadline:
-            raise _OutOfTime
+    def __init__(
+        self, record: Recorder, size: int, deadline: float, device: torch.device, cache_dir: Any, keep_models: bool
+    ) -> None:
+        super().__init__(1)
+        self.record, self.size, self.deadline, self.device = record, size, deadline, device
+        self.cache_dir, self.models, self.wait = cache_dir, keep_models, wait
+        self.slots = 2 if device.type == "cuda" else 1
+        self.speeds: dict[tuple, float] = {}  # seconds of a step of one run, by kind
+        self.passed: set[Job] = set()
 
+    def start(self, jobs: list[Job]) -> Future:
+        """Train a pack; return the future of its records."""
+        ends, looks, done = packs.longest(jobs), [], self.submit(int)
+        if time.monotonic() + _MARGIN * (packs.duration(jobs, self.speeds) or 0.0) > self.deadline:
+            self.passed.update(ends)
+            return done
 
-@dataclass
-class Local:
-    """Trains jobs in this process, pack by pack, in the order of their plan; fields as for :func:`isa.sweep.sweep`."""
+        def watch(step: int, terms: object) -> None:
+            if looks and step <= looks[-1][1]:  # further runs of the pack start from another checkpoint
+                looks.clear()
+            looks.append((time.monotonic(), step))
+            (began, first), (now, _) = looks[0], looks[-1]  # the step is compiled before the first look
+            pace = (now - began) / max(step - first, 1)
+            if step > first:
+                self.speeds[ends[0].kind] = pace / len(ends)
+            if now + pace * (ends[0].steps - step) > self.deadline:
+                raise _OutOfTime
 
-    jobs: Sequence[Job]
-    record: Recorder
-    device: torch.device
-    size: int
-    deadline: float
-    cache_dir: str | None
-    keep_models: bool
-    progress: bool | None
-    speeds: dict[tuple, float] = field(default_factory=dict)  # seconds of a step of one run, by kind
-    late: set[Job] = field(default_factory=set)  # would not be done in time
-    pending: list[Future] = field(default_factory=list)  # in the second thread
-
-    def train(self) -> None:
-        """Train what is missing; what other sweeps have claimed is trained only if they end without a record."""
-        with ThreadPoolExecutor(1) if self.device.type == "cuda" else nullcontext() as self.pool:
-            try:
-                while (left := missing(self.jobs, self.late)) and time.monotonic() <= self.deadline:
-                    if not any(self._train_or_pass(pack) for pack in packs.divide(left, self.size)):
-                        time.sleep(_POLL_SECONDS)
-            finally:
-                self._wait()
-
-    def _train_or_pass(self, pack: list[Job]) -> bool:
-        """Train the jobs of a pack that would be done in time; return False if other sweeps are training them all."""
-        if not (fitting := self._in_time(pack)):
-            self.late.update(packs.longest(pack).values())  # shorter runs of the courses may be in time
-            return True
-        with ExitStack() as claims:
-            if mine := missing(packs.claim(fitting, claims)):  # others may have recorded some before the claim
-                self._train(mine)
-                self._later(claims.pop_all().close)
-            return bool(mine)
-
-    def _in_time(self, pack: list[Job]) -> list[Job]:
-        """Return the jobs of as many courses of a pack as would be done in time. Runs of unknown speed are tried."""
-        courses = list(packs.longest(pack))
-        for number in range(len(courses), 0, -1):
-            fewer = [job for job in pack if job.course in courses[:number]]
-            if time.monotonic() + _MARGIN * (packs.duration(fewer, self.speeds) or 0.0) <= self.deadline:
-                return fewer
-        return []
-
-    def _train(self, jobs: list[Job]) -> None:
-        """Train a pack, and have its models measured."""
-        ends = list(packs.longest(jobs).values())
-        kind, folder = ends[0].kind, ends[0].spec.work / "checkpoints"
-        dataset = images(ends[0].run, self.cache_dir, self.device)
-        watch = _Watch(ends[0].steps, self.deadline)
+        dataset, folder = images(ends[0].run, self.cache_dir, self.device), ends[0].spec.work
         try:
-            for trained in fit((job.run for job in jobs), dataset, folder, callback=watch, progress=self.progress):
-                self._wait()  # for the pack before, so that memory suffices
-                self._later(self._measure, trained, dataset, jobs)
+            for trained in fit((job.run for job in jobs), dataset, folder / "checkpoints", callback=watch):
+                done = self.submit(self._measure, done, trained, dataset, folder / "models" if self.models else None)
+                if self.slots == 1:
+                    done.result()
         except _OutOfTime:
-            self.record.report(f"not in time, to continue another time: {', '.join(end.run.key for end in ends)}")
-            self.late.update(ends if kind in self.speeds else ())  # otherwise fewer at once may be in time
-        except torch.OutOfMemoryError:
-            self.size = len(ends) // 2
-            if self.size == 0:
-                raise
-            warnings.warn(f"{len(ends)} runs at once do not fit; {self.size} are tried", RecordsWarning, stacklevel=2)
-            torch.cuda.empty_cache()
-        if watch.pace is not None:
-            self.speeds[kind] = watch.pace / len(ends)
+            self.record.late(ends)
+            self.passed.update(ends)
+        return done
 
-    def _measure(self, trained: engine.Trained, dataset: data.FactorDataset, jobs: list[Job]) -> None:
-        """Measure and record trained runs."""
-        models = {job.hash: job.spec.work / "models" for job in jobs if self.keep_models}
-        stream = None
-        if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
-            stream = torch.cuda.Stream(dataset.device)
-            stream.wait_stream(torch.cuda.default_stream(dataset.device))
-        with torch.cuda.stream(stream):
-            self.record(measure(trained, dataset, models, progress=False if self.pool else self.progress))
+    def receive(self, future: Future, pack: list[Job]) -> None:
+        """Wait for the records of a pack."""
+        future.result()
 
-    def _later(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call a function: on a GPU in the second thread, after earlier ones."""
-        if self.pool is None:
-            function(*arguments)
-        else:
-            self.pending.append(self.pool.submit(function, *arguments))
-
-    def _wait(self) -> None:
-        """Wait for the second thread, and raise what it raised."""
-        while self.pending:
-            self.pending.pop(0).result()
+    def _measure(self, before: Future, *trained: Any) -> None:
+        """Measure and record trained runs, if that succeeded for those before."""
+        before.result()
+        self.record(measure(*trained))

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import filelock
 
-from isa._spec import Spec
+from isa._records import Spec
 from isa.run import OBJECTIVES, Run
 
 __all__ = ["Job", "claim", "divide", "duration", "is_claimed", "longest", "speeds"]
 
 
 class Job:
-    """A run to train, the specification beside which it is recorded, and its tier there."""
+    """A run to train, the specification next to which it is recorded, and its tier there."""
 
     def __init__(self, spec: Spec, run: Run, tier: int = 1) -> None:
         self.spec, self.run, self.tier = spec, run, tier
         self.hash, self.course, self.steps = run.hash, run.course, run.total_steps
         self.group = run.pack_key, spec.work  # equal for jobs that can train together
         self.kind = _kind(run.to_dict())
+        # locked by the process that trains the course, all of whose runs share a checkpoint
+        self.lock = spec.path.parent / "work" / "claims" / f"{self.course}.lock"
 
 
 def _kind(run: Mapping[str, Any]) -> tuple:
@@ -32,13 +33,12 @@ def _kind(run: Mapping[str, Any]) -> tuple:
     return OBJECTIVES[run["objective"]], run["prior"] == "normal", *(run[name] for name in names)
 
 
-def longest(jobs: Iterable[Job]) -> dict[str, Job]:
+def longest(jobs: Iterable[Job]) -> list[Job]:
     """Return the longest job of each course, in the order of the courses."""
     ends: dict[str, Job] = {}
     for job in jobs:
-        if job.course not in ends or job.steps > ends[job.course].steps:
-            ends[job.course] = job
-    return ends
+        ends[job.course] = max(ends.get(job.course, job), job, key=lambda one: one.steps)
+    return list(ends.values())
 
 
 def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
@@ -50,11 +50,10 @@ def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     left = list(jobs)
     while left:
         ends = longest(job for job in left if job.tier <= left[0].tier)
-        alike = [end for end in ends.values() if end.group == ends[left[0].course].group]
+        alike = [end for end in ends if end.group == ends[0].group]
         chosen = {end.course: end.steps for end in alike[: ceil(len(alike) / ceil(len(alike) / size))]}
-        pack = [job for job in left if job.steps <= chosen.get(job.course, 0)]
-        left = [job for job in left if job not in pack]
-        yield pack
+        yield [job for job in left if job.steps <= chosen.get(job.course, 0)]
+        left = [job for job in left if job.steps > chosen.get(job.course, 0)]
 
 
 def speeds(records: Iterable[Mapping[str, Any]], device: str) -> dict[tuple, float]:
@@ -68,22 +67,16 @@ def speeds(records: Iterable[Mapping[str, Any]], device: str) -> dict[tuple, flo
 
 def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | None:
     """Return the seconds that jobs take, each course once; None if those of a step are not known for all kinds."""
-    ends = longest(jobs).values()
-    known = all(end.kind in seconds for end in ends)
-    return sum(seconds[end.kind] * end.steps for end in ends) if known else None
-
-
-def _lock(job: Job) -> Path:
-    """Return the file that a process locks while it trains a course, all of whose runs share a checkpoint."""
-    return job.spec.path.parent / "work" / "claims" / f"{job.course}.lock"
+    known = [seconds[end.kind] * end.steps if end.kind in seconds else None for end in longest(jobs)]
+    return None if None in known else sum(known)
 
 
 def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
     """Claim the courses of a pack that no sweep trains, until ``claims`` is closed; return their jobs."""
     mine = set()
-    for job in longest(pack).values():
+    for job in longest(pack):
         with suppress(filelock.Timeout):
-            claims.enter_context(filelock.FileLock(_lock(job), thread_local=False).acquire(blocking=False))
+            claims.enter_context(filelock.FileLock(job.lock, thread_local=False).acquire(blocking=False))
             mine.add(job.course)
     return [job for job in pack if job.course in mine]
 
@@ -91,4 +84,4 @@ def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
 def is_claimed(job: Job) -> bool:
     """Return True if a sweep on this file system is training the job's course."""
     with ExitStack() as claims:
-        return _lock(job).exists() and not claim([job], claims)
+        return job.lock.exists() and not claim([job], claims)

@@ -6,9 +6,9 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity
 
 from isa import engine, local, packs
 from isa._files import write_atomically
@@ -27,15 +27,15 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
     Nothing is recorded. The images are on the device of the training.
     """
     cuda = dataset.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    profiler = torch.profiler.profile(activities=activities, acc_events=True)
-    looks, clocks = {0: time.perf_counter()}, ""
+    profiler = torch.profiler.profile(acc_events=True)
+    looks, clocks = {0: time.perf_counter()}, []
 
     def look(step: int, terms: object) -> None:
-        nonlocal clocks
         looks[step] = time.perf_counter()
+        if step == _TIMED and cuda:
+            clocks.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most")
+            clocks.append(subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout)
         if step == _TIMED:
-            clocks = subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout if cuda else ""
             profiler.start()
         elif step == _END:
             profiler.stop()
@@ -48,18 +48,17 @@ def profile_steps(runs: Sequence[Run], dataset: FactorDataset) -> str:
         f"{run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step",
         f"{len(runs)} runs at once, {'compiled' if trained.compiled else 'not compiled'}: {ms:.2f} ms a step, "
         f"{ms / len(runs):.3f} ms per run and step; first {_WARM} steps {looks[_WARM] - looks[0]:.1f} s",
+        *clocks,
+        profiler.key_averages().table(sort_by=f"self_{'device' if cuda else 'cpu'}_time_total", row_limit=40),
     ]
-    if cuda:
-        lines.append(f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n{clocks}")
-    order = "self_device_time_total" if cuda else "self_cpu_time_total"
-    return "\n".join([*lines, profiler.key_averages().table(sort_by=order, row_limit=40)])
+    return "\n".join(lines)
 
 
-def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torch.device, cache: str | None) -> None:
+def write_profile(path: Path, jobs: Iterable[packs.Job], size: int, device: torch.device, cache: Any) -> None:
     """Write a report on each kind of run, in packs as they would be trained."""
     sections: dict[tuple, str] = {}
     for pack in packs.divide(jobs, size):
         if pack[0].kind not in sections:
-            runs = [end.run for end in packs.longest(pack).values()]
+            runs = [end.run for end in packs.longest(pack)]
             sections[pack[0].kind] = profile_steps(runs, local.images(runs[0], cache, device))
-    write_atomically(path, lambda temporary: Path(temporary).write_text("\n".join(sections.values()), "utf-8"))
+    write_atomically(path, "\n".join(sections.values()).encode())

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 import isa
 from isa import models, objectives
-from isa._files import CheckpointError, read_metadata, read_tensors, save_tensors, write_atomically
+from isa._files import CheckpointError, read_tensors, save_tensors, write_atomically
 from isa.data import FactorDataset
 from isa.evaluate import Evaluation, evaluate, measurements
 from isa.prior import LpNested
@@ -64,7 +64,7 @@ class Result:
         curve = {name: torch.from_numpy(values) for name, values in self.curve.items()}
         save_tensors(folder / "curve.safetensors", curve, {"hash": self.run.hash})
         text = json.dumps(self.record, indent=2, allow_nan=False) + "\n"
-        write_atomically(folder / "record.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+        write_atomically(folder / "record.json", text.encode())
         return folder
 
 
@@ -138,7 +138,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
-    metadata = read_metadata(path)
+    _, metadata = read_tensors(path)
     try:
         run, exponents = Run(**metadata["run"]), metadata["exponents"]
         prior = trained_prior(run, exponents and exponents[1:])
@@ -146,7 +146,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
             vae = models.MODELS[run.model](run.latent_dim, metadata["channels"]).eval()
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a model of this package: {error}") from None
-    tensors = read_tensors(path, {f"vae.{name}": value for name, value in vae.state_dict().items()})
+    tensors, _ = read_tensors(path, {f"vae.{name}": value for name, value in vae.state_dict().items()})
     vae.load_state_dict({name.removeprefix("vae."): value for name, value in tensors.items()}, assign=True)
     return run, vae, prior
 

@@ -23,7 +23,7 @@ of ``p1`` is several values, each for all subspaces, and a list in it is one val
 a list of lists several. ``seeds: 10`` stands for the seeds 0 to 9, ``seeds: 15-19`` for a range, and a list for several
 seeds and ranges. Fields that are left out take the data set's defaults (Tables 1 and 2).
 
-**Records** are one table a specification, the ``.csv`` beside it: a row a run, identified by the run's hash. A recorded
+**Records** are one table a specification, the ``.csv`` next to it: a row a run, identified by its hash. A recorded
 run is not trained again, so a sweep that was interrupted at any moment continues where it stopped. The table is
 replaced as a whole by one that has the new row, under a lock; two sweeps over one specification share its runs.
 
@@ -32,7 +32,7 @@ a longer one (the same but for the number of steps) is recorded on the way if th
 to the same tier or an earlier one: one training, two records.
 
 **Devices.** Runs train in packs in this process (:mod:`isa.local`), or on the workers of a Dask cluster
-(:mod:`isa.cluster`). Beside its record, each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``.
+(:mod:`isa.cluster`). With its record, each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ from typing import NamedTuple
 import torch
 
 from isa import cluster, engine, local, results
-from isa._records import RECORD, Records, RecordsWarning, merge_records, read_records
-from isa._spec import Spec
+from isa._records import RECORD, Records, Spec, merge_records, read_records
 from isa.packs import Job, duration, is_claimed, longest, speeds
 from isa.profile import write_profile
 
-__all__ = ["RECORD", "Records", "RecordsWarning", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
+__all__ = ["RECORD", "Records", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
 
 class Status(NamedTuple):
@@ -62,10 +61,8 @@ class Status(NamedTuple):
     runs: int
     recorded: int
     diverged: int
-    in_progress: int
-    """Runs that a sweep on this file system is training; those of one course count once."""
-    seconds: float | None
-    """Time that the rest takes on this device, by its records; None if a kind of run is not recorded on it."""
+    in_progress: int  #: runs that a sweep on this file system is training; those of one course count once
+    seconds: float | None  #: for the rest on this device, by its records; None if a kind of run is not recorded on it
 
 
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
@@ -76,7 +73,7 @@ def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]
     for tier, runs in spec.tiers.items():
         done = [records[run.hash]["status"] for run in runs if run.hash in records]
         missing = [Job(spec, run, tier) for run in runs if run.hash not in records]
-        claimed = sum(map(is_claimed, longest(missing).values()))
+        claimed = sum(map(is_claimed, longest(missing)))
         progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, duration(missing, here)))
     return progress
 
@@ -93,7 +90,6 @@ def sweep(
     cache_dir: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> Records | list[Records]:
     """Train every run of specifications that is not recorded yet, and return the records.
@@ -103,37 +99,24 @@ def sweep(
 
     Parameters
     ----------
-    specs
-        A specification or its path, or several; these are trained tier by tier.
-    tier
-        The last tier that is trained and returned; all by default.
+    specs, tier
+        A specification or its path, or several, for which a list of records is returned; the last tier, by default all.
     budget
-        Seconds. A pack is started only if it would be done by then at the speed measured so far, smaller if need be.
-        Runs of a kind of unknown speed are started, and stopped once their speed shows that they would not be done. A
-        cluster trains until then. 0 trains nothing.
-    device
-        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default a GPU if there is one, on each worker of a cluster.
-    pack
-        Maximum number of runs that train at once; by default 18 on a GPU, 1 on a CPU.
+        Seconds. A pack is started only if it would be done by then at the speed measured so far. Runs of a kind of
+        unknown speed are started, and stopped once their speed shows that they would not be done. A cluster trains
+        until then. 0 trains nothing.
+    device, pack
+        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``, by default a GPU if there is one, on each worker of a cluster; maximum
+        number of runs that train at once, by default 18 on a GPU, 1 on a CPU.
     scheduler
         Address of a Dask scheduler, on whose workers the runs are trained (:mod:`isa.cluster`).
-    keep_models
-        Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4.
-    cache_dir
-        Folder of drawn images; see :func:`isa.load`.
-    out
-        Folder that receives copies of new records (``NAME.csv``) and portraits after every pack.
-    profile
-        File for a report on 30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
-    progress
-        Show a progress bar of each pack; by default if stderr is a terminal.
+    keep_models, cache_dir
+        Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4; folder of drawn images.
+    out, profile
+        Folder that receives copies of new records (``NAME.csv``) and portraits after every pack; file for a report on
+        30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
     report
         Called with a line on each run that is recorded.
-
-    Returns
-    -------
-    Records or list of Records
-        Of all runs up to the tier, those that were recorded before included; a list for several specifications.
     """
     single = isinstance(specs, Spec | str | os.PathLike)
     named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in ([specs] if single else specs)]
@@ -146,20 +129,27 @@ def sweep(
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
     deadline = inf if budget is None else time.monotonic() + budget
     records = [_read(spec, tier) for spec in named]
-    if any(some.missing for some in records) and (budget != 0 or profile is not None):
-        jobs = _plan(named, records)
-        for job in {(job.run.dataset, job.run.source): job for job in jobs}.values():
-            local.source_path(job.run)
-        record = local.Recorder(jobs, None if out is None else Path(out), report)
-        cache = None if cache_dir is None else os.fspath(cache_dir)
+    missing = [set(some.missing) for some in records]
+    jobs = [
+        Job(spec, run, number)
+        for number in tiers
+        for spec, left in zip(named, missing, strict=True)
+        for run in spec.tiers.get(number, ())
+        if run in left
+    ]
+    if jobs and (budget != 0 or profile is not None):
+        for job in jobs:
+            local.source_path(job.run)  # which may not exist
+        record = local.Recorder(jobs, out and Path(out), report)
         if scheduler is not None:
-            cluster.train(jobs, scheduler, record, pack, deadline, device and str(device), cache, keep_models)
+            trainer = cluster.connect(scheduler, record, pack, deadline, device, cache_dir, keep_models)
         else:
             here, size = engine.default_device(device), pack or local.pack_size(device)
+            trainer = local.Local(record, size, deadline, here, cache_dir, keep_models)
             if profile is not None:
-                write_profile(Path(profile), jobs, size, here, cache)
-            if budget != 0:
-                local.Local(jobs, record, here, size, deadline, cache, keep_models, progress).train()
+                write_profile(Path(profile), jobs, size, here, cache_dir)
+        if budget != 0:
+            local.train(jobs, deadline, trainer)
         records = [_read(spec, tier) for spec in named]
     return records[0] if single else records
 
@@ -171,13 +161,4 @@ def _read(spec: Spec, tier: int | None) -> Records:
     known = {record["hash"]: record for record in read_records(spec.record)}
     runs = spec.runs(tier)
     rows = [known[run.hash] for run in runs if run.hash in known]
-    return Records(rows, tuple(run for run in runs if run.hash not in known), command)
-
-
-def _plan(specs: Sequence[Spec], records: Sequence[Records]) -> list[Job]:
-    """Return the missing runs of several specifications in the order of their training."""
-    jobs = []
-    for spec, some in zip(specs, records, strict=True):
-        missing = {run.hash for run in some.missing}
-        jobs += [Job(spec, run, tier) for tier, runs in spec.tiers.items() for run in runs if run.hash in missing]
-    return sorted(jobs, key=lambda job: job.tier)
+    return Records(rows, [run for run in runs if run.hash not in known], command)

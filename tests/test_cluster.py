@@ -43,7 +43,7 @@ def spec(tmp_path) -> Spec:
 
 
 def _sweep(spec: Spec, **options) -> Records:
-    return sweep.sweep(spec, **({"progress": False} | options))
+    return sweep.sweep(spec, **options)
 
 
 def _by_hash(records) -> dict[str, dict]:
@@ -113,16 +113,18 @@ def test_failing_run_is_retried_from_its_checkpoint_and_stops_no_other(scheduler
         assert cli.main(["sweep", str(spec.path), "--tier", "1", "--scheduler", scheduler]) == 1
     printed = capsys.readouterr()
     assert sorted(starts) == [(1, 0), (1, 40), (4, 0), (4, 40), (4, 40)]
-    assert f"1 of 2 runs could not be trained, first {bad.key}: TimeoutError: a bad day" in printed.err
-    assert printed.err.count("\n") == 1 and f"{bad.key}  FAILED: TimeoutError: a bad day" in printed.out
+    assert printed.err == "isa: error: 1 of 2 runs failed: the lines above say why\n"
+    assert f"{bad.key}  FAILED: TimeoutError: a bad day" in printed.out
     assert list(_by_hash(read_records(spec.record))) == [good.hash]
     assert _by_hash(_sweep(spec, tier=1, scheduler=scheduler)) == _alone(tmp_path / "alone", text, tier=1)
 
 
 def test_worker_of_another_version_is_reported(scheduler, spec, monkeypatch):
     monkeypatch.setattr(local, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
-    with pytest.raises(cluster.ClusterError, match="the worker has another version of isa"):
-        _sweep(spec, tier=1, scheduler=scheduler)
+    reported = []
+    with pytest.raises(cluster.ClusterError, match="4 of 4 runs failed"):
+        _sweep(spec, tier=1, scheduler=scheduler, report=reported.append)
+    assert all(line.endswith("FAILED: ValueError: the worker has another version of isa") for line in reported)
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -143,7 +145,7 @@ def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted,
         return float(started.is_set())
 
     monkeypatch.setattr(engine, "fit", watched)
-    for module in (cluster, sweep):
+    for module in (cluster, local, sweep):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=reported.append)) == 0
@@ -159,8 +161,8 @@ def test_budget_ends_the_wait_for_workers(spec, capsys):
     assert "0/1 workers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", [local, cluster], ids=["here", "cluster"])
-def test_claimed_runs_are_left_to_other_sweeps(module, scheduler, spec, monkeypatch):
+@pytest.mark.parametrize("here", [True, False])
+def test_claimed_runs_are_left_to_other_sweeps(here, scheduler, spec, monkeypatch):
     taken, claims = spec.runs(1)[1], ExitStack()
     assert packs.claim([packs.Job(spec, taken.replace(steps=3))], claims)  # a shorter run of its course
     assert [row.in_progress for row in sweep.status(spec)] == [1, 0]
@@ -170,8 +172,8 @@ def test_claimed_runs_are_left_to_other_sweeps(module, scheduler, spec, monkeypa
         assert set(_by_hash(read_records(spec.record))) == {run.hash for run in spec.runs(1)} - {taken.hash}
         claims.close()
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
-    options = {"scheduler": scheduler} if module is cluster else {"device": "cpu"}
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
+    options = {"device": "cpu"} if here else {"scheduler": scheduler}
     assert len(_sweep(spec, tier=1, **options)) == 4
     assert [row.in_progress for row in sweep.status(spec)] == [0, 0]
 

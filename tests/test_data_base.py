@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from isa.data import DataError, Factor, FactorDataset, Provenance, SourceMissingError, load
+from isa.data import Factor, FactorDataset, Provenance, SourceMissingError, load
 
 PROVENANCE = Provenance("a test", "MIT", "nobody", "numbers", procedural=True)
 SIZES = (3, 4, 5)
@@ -43,7 +43,7 @@ def dataset(request) -> tuple[FactorDataset, torch.Tensor]:
 
 def test_attributes():
     assert grey.factor_names == ("a", "b", "c") and grey.factor_sizes == SIZES and len(grey) == 60
-    assert grey.image_shape == (1, 6, 8) and grey.nbytes == 60 * 48
+    assert grey.image_shape == (1, 6, 8) and grey.storage.nbytes == 60 * 48
     assert grey.units == {"a": "m", "b": "m", "c": "m"} and np.array_equal(grey.values["b"], np.linspace(0, 1, 4))
     assert grey.procedural and "3 a x 4 b x 5 c = 60" in repr(grey)
     with pytest.raises(ValueError, match="read-only"):
@@ -136,7 +136,7 @@ def test_epochs_and_checksum_are_those_of_the_records():
     [
         (lambda: grey.images(60), IndexError, "between 0 and 59, got 60"),
         (lambda: grey.factors(torch.tensor([3, 61])), IndexError, "got 3 to 61"),
-        (lambda: grey.index(d=0), DataError, r"numbers has no factor 'd': its factors are a, b, c"),
+        (lambda: grey.index(d=0), ValueError, r"numbers has no factor 'd': its factors are a, b, c"),
         (lambda: grey.index(b=4), IndexError, "b must be between 0 and 3, got 4"),
         (lambda: grey.restrict(b=[0, -1]), IndexError, "b must be between 0 and 3, got -1"),
         (lambda: from_array(GREY[:2]), ValueError, r"storage must be uint8 of shape \(60, 1, 6, 8\), got .*\(40, 1, 6"),

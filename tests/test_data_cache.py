@@ -41,9 +41,7 @@ def test_a_damaged_file_is_replaced(tmp_path, content):
         (tmp_path / "x-k.npy").write_bytes(content)
     else:
         np.save(tmp_path / "x-k.npy", content)
-    with pytest.warns(CacheWarning, match=r"cannot read the cache .*x-k\.npy") as caught:
-        assert np.array_equal(kept(tmp_path), ARRAY)
-    assert len(caught) == 1
+    assert np.array_equal(kept(tmp_path), ARRAY)
     assert np.array_equal(kept(tmp_path, never), ARRAY)
 
 

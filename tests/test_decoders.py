@@ -137,7 +137,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     arguments = [str(path), "--output", str(tmp_path / "out")]
     assert decoders.main(arguments) == 1
     assert "must have a run of beta-vae at beta = 1" in capsys.readouterr().err
-    sweep(Spec.read(path), device="cpu", progress=False, keep_models=True)
+    sweep(Spec.read(path), device="cpu", keep_models=True)
     assert decoders.main(arguments) == 0
     keys = decoders.representatives(Spec.read(path))
     assert [key.split("-1-")[0] for key in keys] == ["cars3d-beta-vae", "cars3d-isa-vae"]

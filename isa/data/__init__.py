@@ -16,21 +16,11 @@ from importlib import import_module
 
 import torch
 
-from isa.data.base import DataError, Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
+from isa.data.base import Factor, FactorDataset, Provenance, SourceError, SourceMissingError, expand
 from isa.data.cache import CacheWarning
 
-__all__ = [
-    "NAMES",
-    "CacheWarning",
-    "DataError",
-    "Factor",
-    "FactorDataset",
-    "Provenance",
-    "SourceError",
-    "SourceMissingError",
-    "expand",
-    "load",
-]
+__all__ = ["NAMES", "CacheWarning", "Factor", "FactorDataset", "Provenance"]
+__all__ += ["SourceError", "SourceMissingError", "expand", "load"]
 
 NAMES = ("dsprites", "faces3d", "cars3d")
 
@@ -47,18 +37,15 @@ def load(
 
     Parameters
     ----------
-    name : {"dsprites", "faces3d", "cars3d"}
-        The data set.
-    source : path, optional
-        The published data: the ``.npz`` file of dSprites, the tensor of 3D faces, the folder of 183 ``.mat`` files of
-        cars3d. They are checked, and nothing in them is unpickled or executed. Without a source dSprites is
-        re-rendered, and the faces are a procedural stand-in (``procedural`` is true, and the title says so).
-    device : torch.device or str
-        Device of the images, on which batches are made.
-    cache_dir : path, optional
+    name, source
+        ``"dsprites"``, ``"faces3d"`` or ``"cars3d"``, and the published data: the ``.npz`` file of dSprites, the tensor
+        of 3D faces, the folder of 183 ``.mat`` files of cars3d. They are checked, and nothing in them is unpickled or
+        executed. Without a source dSprites is re-rendered, and the faces are a procedural stand-in (``procedural`` is
+        true, and the title says so).
+    device, progress
+        Device of the images, on which batches are made; show a progress bar while images are drawn or read.
+    cache_dir
         Where images that take long to make are kept; by default ``$ISA_CACHE_DIR``, or else the platform's directory.
-    progress : bool
-        Show a progress bar on stderr while images are drawn or read.
 
     Raises
     ------

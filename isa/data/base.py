@@ -17,27 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DataError",
-    "Factor",
-    "FactorDataset",
-    "Provenance",
-    "SourceError",
-    "SourceMissingError",
-    "expand",
-    "reading",
-    "seeded_generator",
-]
+__all__ = ["Factor", "FactorDataset", "Provenance", "SourceError", "SourceMissingError"]
+__all__ += ["expand", "reading", "seeded_generator"]
 
 StrPath = str | os.PathLike[str]
 Indices = int | Sequence[int] | np.ndarray | Tensor
 
 
-class DataError(ValueError):
-    """A data set does not have what was asked for."""
-
-
-class SourceError(DataError):
+class SourceError(ValueError):
     """A file or folder is damaged or is not the published data."""
 
 
@@ -108,7 +95,7 @@ def choose(name: str, factors: Sequence[Factor], fixed: Mapping[str, int | Seque
     sizes = {factor.name: factor.size for factor in factors}
     for factor, index in fixed.items():
         if factor not in sizes:
-            raise DataError(f"{name} has no factor {factor!r}: its factors are {', '.join(sizes)}")
+            raise ValueError(f"{name} has no factor {factor!r}: its factors are {', '.join(sizes)}")
         for value in np.ravel(index):
             if not 0 <= value < sizes[factor]:
                 raise IndexError(f"{factor} must be between 0 and {sizes[factor] - 1}, got {value}")
@@ -128,17 +115,13 @@ class FactorDataset:
 
     Parameters
     ----------
-    name, title : str
+    name, title
         Name, as in :func:`isa.load`, and name for readers, which says if the set is a stand-in.
-    factors : sequence of Factor
-        The factors, slowest first.
-    storage : Tensor
-        ``uint8``: grey levels ``(N, C, H, W)``, or with ``packed=True`` bits ``(N, C * H * W / 8)`` in the order of
-        :func:`numpy.packbits`. ``N`` is the product of the factors' sizes.
-    provenance : Provenance
-        Source, licence and citation.
-    image_shape : tuple of int
-        ``(C, H, W)``.
+    factors, provenance
+        The factors, slowest first; source, licence and citation.
+    storage, image_shape, packed
+        ``uint8``: grey levels ``(N, C, H, W)``, or if ``packed`` bits ``(N, C * H * W / 8)`` in the order of
+        :func:`numpy.packbits`. ``N`` is the product of the factors' sizes, and ``image_shape`` is ``(C, H, W)``.
     """
 
     def __init__(
@@ -207,11 +190,6 @@ class FactorDataset:
         return self.storage.device
 
     @property
-    def nbytes(self) -> int:
-        """Size of the images in memory, in bytes."""
-        return self.storage.numel()
-
-    @property
     def procedural(self) -> bool:
         """True if the images are a stand-in drawn by this package."""
         return self.provenance.procedural
@@ -244,10 +222,9 @@ class FactorDataset:
         return FactorDataset(self.name, self.title, factors, rows, self.provenance, **shape)
 
     def traversal(self, name: str, steps: int | None = None, **fixed: int) -> Tensor:
-        """Return the flat indices along the factor ``name``.
+        """Return the flat indices along the factor ``name``, the others fixed, by default in the middle.
 
-        They are those of ``steps`` values, evenly spaced from the first to the last (by default, or if there are fewer,
-        of all). ``fixed`` has the indices of other factors by name, by default the middle of their values.
+        There are ``steps`` of them, evenly spaced from the first to the last, by default or if there are fewer all.
         """
         middle = {factor.name: factor.size // 2 for factor in self.factors_info}
         size = len(self.values[name])

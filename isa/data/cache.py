@@ -6,7 +6,6 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ __all__ = ["CacheWarning", "cached_array", "directory"]
 
 
 class CacheWarning(UserWarning):
-    """The cache cannot be used, and the array is made again."""
+    """The cache cannot be written, and the next process makes the array again."""
 
 
 def directory(cache_dir: StrPath | None = None) -> Path:
@@ -34,32 +33,25 @@ def cached_array(
 ) -> np.ndarray:
     """Return the ``uint8`` array of the file ``{name}-{key}.npy`` in :func:`directory`, or build and store it.
 
-    The key must change with whatever the array depends on. There is a :class:`CacheWarning` if the file is damaged, or
-    cannot be read or written.
+    The key must change with whatever the array depends on. A damaged file is replaced.
     """
     path = directory(cache_dir) / f"{name}-{key}.npy"
     try:
         array = np.load(path, allow_pickle=False)
-        if array.shape != shape or array.dtype != np.uint8:
-            raise ValueError(f"it has {array.dtype} {array.shape}")
-        return array
-    except (ValueError, EOFError) as error:
-        _warn("read", path, error)
-    except OSError:  # it is missing; if the folder cannot be used, writing will fail with a warning
+        if (array.shape, array.dtype) == (shape, np.uint8):
+            return array
+    except (OSError, ValueError, EOFError):  # it is missing or damaged
         pass
     array = build()
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")  # renamed when whole: readers see all or nothing
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, array)
-        temporary.replace(path)
+        try:
+            np.save(temporary, array)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        _warn("write", path, error)
-        with suppress(OSError):
-            temporary.unlink()
+        message = f"cannot write the cache {path} ({error}); continuing without. ISA_CACHE_DIR names another directory"
+        warnings.warn(message, CacheWarning, stacklevel=2)
     return array
-
-
-def _warn(verb: str, path: Path, reason: object) -> None:
-    message = f"cannot {verb} the cache {path} ({reason}); continuing without it. ISA_CACHE_DIR names another directory"
-    warnings.warn(message, CacheWarning, stacklevel=3)

@@ -7,12 +7,10 @@ draws a stand-in on the same grid: this project's own heads (``isa.data._head``)
 The stand-in's factors are
 
 - **identity** 0 to 49: coefficients drawn once with a fixed seed from ``identity_covariance`` there;
-- **azimuth** -90 to 90 degrees in steps of 9: the head turns about its vertical axis, towards the right of the picture
-  at positive angles;
-- **elevation** -30 to 30 degrees in steps of 6: the camera rises, so that at positive angles the head is seen from
-  above;
-- **lighting** -75 to 75 degrees in steps of 15: azimuth of the lamp, right of the camera at positive angles and always
-  25 degrees above it. The lamp stays with the camera while the head turns.
+- **azimuth** -90 to 90 degrees in steps of 9: the head turns about its vertical axis, to the right if positive;
+- **elevation** -30 to 30 degrees in steps of 6: the camera rises, and sees the head from above if positive;
+- **lighting** -75 to 75 degrees in steps of 15: azimuth of the lamp, right of the camera if positive and always 25
+  degrees above it. The lamp stays with the camera while the head turns.
 
 The lamp is a lobe of about 13 degrees half width, so shadows have soft edges. Each vertex knows which of 128 directions
 it sees past the rest of the head, which gives the shadows of nose, brow and chin, and darkens hollows in the ambient
@@ -38,21 +36,8 @@ from isa.data._render import Array
 from isa.data.base import Factor, FactorDataset, Provenance, SourceError, StrPath, expand, reading
 from isa.data.cache import cached_array
 
-__all__ = [
-    "AZIMUTHS",
-    "ELEVATIONS",
-    "FACTORS",
-    "FACTOR_SIZES",
-    "LIGHTINGS",
-    "PROVENANCE",
-    "SHAPE",
-    "SIDE",
-    "TITLE",
-    "draw_faces",
-    "identities",
-    "load",
-    "read_faces",
-]
+__all__ = ["AZIMUTHS", "ELEVATIONS", "FACTORS", "FACTOR_SIZES", "LIGHTINGS", "PROVENANCE", "SHAPE", "SIDE", "TITLE"]
+__all__ += ["draw_faces", "identities", "load", "read_faces"]
 
 SIDE = 64
 FACTOR_SIZES = (50, 21, 11, 11)
