@@ -27,13 +27,6 @@ from isa.run import Run
 __all__ = ["main"]
 
 
-def _device(name: str) -> str:
-    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if name not in ("cpu", *gpus, *["cuda"] * bool(gpus)):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, one of this machine's, got {name!r}")
-    return name
-
-
 _OPTIONS: dict[str, dict[str, Any]] = {
     "specs": {"metavar": "SPEC", "nargs": "+", "help": "a specification, such as runs/dsprites.yaml"},
     "name": {"metavar": "NAME", "choices": data.NAMES, "help": f"one of {', '.join(data.NAMES)}"},
@@ -47,7 +40,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
     "--profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run, kernel by kernel"},
     "--keep-models": {"action": "store_true", "help": "keep trained models, below work/ next to the specification"},
-    "--device": {"metavar": "NAME", "type": _device, "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
+    "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
     "--cache-dir": {"metavar": "DIR", "help": "where drawn and reduced images are kept; by default $ISA_CACHE_DIR"},
 }
 
@@ -67,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add(commands, _sweep, "specs", *options, "--device", "--cache-dir")
     _add(commands, _status, "specs", "--device")
     arguments = parser.parse_args(argv)
+    devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *map("cuda:{}".format, range(torch.cuda.device_count()))]
+    if not getattr(arguments, "scheduler", None) and getattr(arguments, "device", None) not in (None, *devices):
+        parser.error(f"argument --device: must be one of this machine's, {', '.join(devices)}, got {arguments.device!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("always", data.CacheWarning)
         warnings.showwarning = lambda message, *_: print(f"isa: warning: {_one_line(message)}", file=sys.stderr)
