@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *map("cuda:{}".format, range(torch.cuda.device_count()))]
     if not getattr(arguments, "scheduler", None) and getattr(arguments, "device", None) not in (None, *devices):
-        parser.error(f"argument --device: must be one of this machine's, {', '.join(devices)}, got {arguments.device!r}")
+        parser.error(f"argument --device: must be one of {', '.join(devices)}, got {arguments.device!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("always", data.CacheWarning)
         warnings.showwarning = lambda message, *_: print(f"isa: warning: {_one_line(message)}", file=sys.stderr)
