@@ -34,6 +34,18 @@ def test_study_repeats_recorded_values_and_resumes(tmp_path):
     assert len(table["seed"]) == 20 and studies.record_weights(table).shape == (20, 2, 3)
 
 
+def test_pruning_exponents():
+    rows = [
+        (seed, beta, (seed + 5) * beta**-power) for seed, power in ((0, 0.5), (1, 1.0), (2, 0.7)) for beta in (1, 2, 4)
+    ]
+    rows[-1] = (2, 4, np.nan)  # not pruned in time
+    seed, beta, step = (np.array(column, float) for column in zip(*rows, strict=True))
+    record = {"method": np.full(9, "em"), "seed": seed, "beta": beta, "pruned_at": step}
+    others = {"method": ["newton"], "seed": [3.0], "beta": [1.0], "pruned_at": [np.nan]}
+    record = {name: np.append(values, others[name]) for name, values in record.items()}
+    np.testing.assert_allclose(studies.pruning_exponents(record), [-0.5, -1.0])
+
+
 ORIENTATION = """groups:
   - {beta: 8, steps: 5, batch_size: 8, exponents: [1.0, 4.0], seeds: [1, 2]}
   - {beta: 1, steps: 7, batch_size: 8, exponents: [2.0], seeds: [1, 2]}
