@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from edition.factorise import turned
-from edition.prior import excess_kurtosis, interaction, rotation_cost, sample_laws, sample_tests
+from edition.prior import excess_kurtosis, interaction, rotation_cost, sample_tests
 from edition.stats import mean_interval
-from isa import LpNested, Node, isa_prior
+from isa import LpNested, isa_prior
 
 
 def draw(prior: LpNested, count: int) -> torch.Tensor:
@@ -70,15 +70,3 @@ def test_wrong_samples_fail(z, failing):
     p_values = sample_tests(PRIOR, z)
     assert {name.split()[0] for name, p in p_values.items() if p < 1e-3} == failing
     assert all(p_values[name] < 1e-3 for name in p_values if name.split()[0] in failing - {"score"})
-
-
-def test_p_values_of_right_samples_are_uniform():
-    torch.manual_seed(0)
-    prior = LpNested(Node.parse("0.9[3[2]]"), 1.7)
-    p_values = np.array([[*sample_tests(prior, prior.sample((200,)).double()).values()] for _ in range(25)])
-    assert (np.abs((p_values < 0.2).mean(0) - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 25)).all()
-
-
-def test_law_of_a_coordinate():
-    (_, law) = sample_laws(LpNested(Node(2.0, 3), 2.0), torch.ones(1, 3))["coordinate 3"]
-    np.testing.assert_allclose(law.ppf([0.025, 0.5, 0.975]), [-1.95996, 0.0, 1.95996], atol=1e-3)

@@ -77,7 +77,7 @@ FACTOR = {"n": 100, "noise_var": 0.01, "log_likelihood": -17.82, "free_energy": 
 INDEPENDENT = {"subspaces": [2, 3], "p0": 2.1, "p1": 2.2, "points": 200}
 PRUNING = {"n": 100, "noise_var": 0.1, "rho": 0.8, "alpha_max": 0.5, "starts": 3}
 IDENTIFIABLE = {"size": 2, "p0": 2.1, "p1": 2.2, "points": 10}
-COPIES = {"copies": [2], "betas": [0.5, 3], "models": 2}
+COPIES = {"copies": [2], "betas": [0.5, 3]}
 SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
 
 
@@ -91,7 +91,7 @@ SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
         ("same_fit_for_all_betas", SPECTRUM | {"betas": [1, 4], "tolerance": -1.0}, PART),
         ("amplitude_falls", FACTOR | {"betas": [1, 5, 50]}, YES),  # by Eq. 13 it rises at first
         ("amplitude_falls", FACTOR | {"betas": [50, 5, 1]}, NO),
-        ("weights_ignore_beta", {"betas": [1, 5], "models": 2, "tolerance": 1e-9}, YES),
+        ("weights_ignore_beta", {"betas": [1, 5], "tolerance": 1e-9}, YES),
         ("beta_is_a_power", COPIES | {"tolerance": 1e-9}, YES),
         ("beta_is_a_power", COPIES | {"tolerance": 0.0}, NO),
         ("posterior_widens", {"betas": [1, 2, 4], "models": 5}, YES),

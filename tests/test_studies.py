@@ -35,15 +35,17 @@ def test_study_repeats_recorded_values_and_resumes(tmp_path):
 
 
 def test_pruning_exponents():
-    rows = [
-        (seed, beta, (seed + 5) * beta**-power) for seed, power in ((0, 0.5), (1, 1.0), (2, 0.7)) for beta in (1, 2, 4)
-    ]
-    rows[-1] = (2, 4, np.nan)  # not pruned in time
-    seed, beta, step = (np.array(column, float) for column in zip(*rows, strict=True))
-    record = {"method": np.full(9, "em"), "seed": seed, "beta": beta, "pruned_at": step}
-    others = {"method": ["newton"], "seed": [3.0], "beta": [1.0], "pruned_at": [np.nan]}
-    record = {name: np.append(values, others[name]) for name, values in record.items()}
+    powers, betas = np.repeat([-0.5, -1.0, -0.7], 3), np.tile([1.0, 2.0, 4.0], 3)
+    record = {
+        "method": np.full(9, "em"),
+        "seed": np.repeat([0, 1, 2], 3),
+        "beta": betas,
+        "pruned_at": 9 * betas**powers,
+    }
+    record["pruned_at"][-1] = np.nan  # not in time
     np.testing.assert_allclose(studies.pruning_exponents(record), [-0.5, -1.0])
+    record["method"][:3] = "newton"
+    np.testing.assert_allclose(studies.pruning_exponents(record), [-1.0])
 
 
 ORIENTATION = """groups:

@@ -18,13 +18,7 @@ __all__ = ["excess_kurtosis", "interaction", "rotation_cost", "sample_laws", "sa
 
 
 def excess_kurtosis(size: int, p0: float, p1: float) -> float:
-    """Return the excess kurtosis of a coordinate in a subspace of this size; 0 for a normal distribution.
-
-    Examples
-    --------
-    >>> round(excess_kurtosis(1, 1.0, 1.0), 4)  # Laplace
-    3.0
-    """
+    """Return the excess kurtosis of a coordinate in a subspace of this size; 0 for a normal distribution."""
     prior = LpNested(Node(p0, [Node(p1, size)]), torch.ones((), dtype=torch.float64))
     return float(prior.absolute_moment(4)[0] / prior.variance[0] ** 2 - 3)
 
@@ -53,15 +47,13 @@ def rotation_cost(
     result is good to 0.3 %. Angles are in radians, of any shape; an angle and its negative cost the same.
     """
 
-    def rule(count: int, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-        nodes, weights = roots_jacobi(count, b - 1, a - 1) if b else (np.ones(1), np.ones(1))
-        return (1 + nodes) / 2, weights / weights.sum()
-
     if between:  # shares of each coordinate in its subspace, and of the first subspace in f
-        rules = [rule(points, 1 / p1, (size - 1) / p1)] * 2 + [rule(points, size / p0, size / p0)]
+        count, betas = points, [(1 / p1, (size - 1) / p1)] * 2 + [(size / p0, size / p0)]
     else:  # shares of one coordinate in the pair, and of the pair in the subspace
-        rules = [rule(round(points**1.5), a / p1, b / p1) for a, b in ((1, 1), (2, size - 2))]
-    shares, weights = (np.meshgrid(*one, indexing="ij") for one in zip(*rules, strict=True))
+        count, betas = round(points**1.5), [(1 / p1, 1 / p1), (2 / p1, (size - 2) / p1)]
+    rules = [roots_jacobi(count, b - 1, a - 1) if b else (np.ones(1), np.ones(1)) for a, b in betas]
+    shares = np.meshgrid(*[(1 + nodes) / 2 for nodes, _ in rules], indexing="ij")
+    weight = math.prod(np.meshgrid(*[weights / weights.sum() for _, weights in rules], indexing="ij"))
     if between:
         wholes = shares[2] ** (p1 / p0), (1 - shares[2]) ** (p1 / p0)
         parts = [share * whole for share, whole in zip(shares, wholes, strict=False)]
@@ -75,7 +67,7 @@ def rotation_cost(
         turned = np.abs(c * z - s * w) ** p1, np.abs(s * z + c * w) ** p1
         sums = list(map(np.add, turned, rests)) if between else [sum(turned, rests[0])]
         gained = sum(one ** (p0 / p1) for one in sums) - 1
-        return (1 + between) * size / p0 * float((math.prod(weights) * gained).sum())
+        return (1 + between) * size / p0 * float((weight * gained).sum())
 
     return np.vectorize(lambda angle: (cost(angle) + cost(-angle)) / 2, otypes=[float])(angle)
 
@@ -86,13 +78,11 @@ def sample_laws(prior: LpNested, z: torch.Tensor) -> dict[str, tuple[np.ndarray,
     The radius and the root's share depend on norms alone; the last coordinate of each subspace, with its sign, also
     depends on the direction inside. The prior has Eq. 11 and no batch shape.
     """
-    p0, n, first = float(prior.tree.p), prior.tree.n_leaves, list(prior.subspaces[0])
-    inside, radius = torch.zeros_like(z), prior.norm(z)
-    inside[:, first] = z[:, first]
+    p0, n, first, radius = float(prior.tree.p), prior.tree.n_leaves, prior.tree.sizes[0], prior.norm(z)
     laws = {"radius": (radius**p0 / prior.scale, stats.gamma(n / p0))}
-    if len(first) < n:
-        law = stats.beta(len(first) / p0, (n - len(first)) / p0)
-        laws["root's share"] = ((prior.norm(inside) / radius) ** p0, law)
+    if first < n:
+        inside = prior.norm(torch.where(torch.arange(n) < first, z, 0.0))
+        laws["root's share"] = (inside / radius) ** p0, stats.beta(first / p0, (n - first) / p0)
     for leaf in (columns[-1] for columns in prior.subspaces):
         edges = float(prior.variance[leaf]) ** 0.5 * np.concatenate([[0.0], np.geomspace(1e-3, 40.0, 1000)])
         density = coordinate_pdf(prior, (edges[1:] + edges[:-1]) / 2, leaf)

@@ -118,17 +118,14 @@ def sampler_exact(trees: Sequence[str], points: int, least: float) -> Judged:
 @measure
 def kurtosis_parameter(kappas: Sequence[float], tolerance: float) -> Judged:
     """Test if p = 2 / (1 + kappa) is normal at 0, Laplace at 1, and has an excess kurtosis of kappa's sign."""
-    excess = {kappa: excess_kurtosis(1, *[2 / (1 + kappa)] * 2) for kappa in kappas}
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    laws = (2.0, 2.0, norm), (1.0, 1.0, laplace)  # exponent, scale
     error = max(
-        np.abs(LpNested(Node(p, 1), scale).log_prob(x[:, None]).numpy() - law.logpdf(x)).max()
-        for p, scale, law in ((2.0, 2.0, norm), (1.0, 1.0, laplace))
+        np.abs(LpNested(Node(p, 1), s).log_prob(x[:, None]).numpy() - law.logpdf(x)).max() for p, s, law in laws
     )
-    parts = {
-        "normal at κ = 0 and Laplace at κ = 1": error <= tolerance,
-        "the kurtosis has the sign of κ": all(value * kappa > 0 for kappa, value in excess.items()),
-    }
-    outcome, text = checks(parts)
+    excess = {kappa: excess_kurtosis(1, *[2 / (1 + kappa)] * 2) for kappa in kappas}
+    signs = all(value * kappa > 0 for kappa, value in excess.items())
+    outcome, text = checks({"normal at κ = 0, Laplace at κ = 1": error <= tolerance, "kurtosis has κ's sign": signs})
     return outcome, f"{text} ({', '.join(f'{value:+.2f} at {kappa:g}' for kappa, value in excess.items())})"
 
 
