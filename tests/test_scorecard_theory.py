@@ -12,6 +12,7 @@ import pytest
 
 from edition.scorecard import read_claims
 from edition.scorecard.evidence import Evidence
+from edition.scorecard.lookup import findings, said
 from edition.scorecard.register import MEASURES
 from edition.scorecard.rules import Outcome
 from edition.studies import read_study
@@ -67,10 +68,10 @@ def test_measures_of_ica(tmp_path, stopped, converged, lost, expected):
         ("as_in_figure_1", FIGURE_1 | {"orthogonal_within": 10}),
         ("as_in_figure_1", FIGURE_1 | {"orthogonal_within": 5}),
     ]
-    findings = [MEASURES[measure](made_up, study="made-up", **given) for measure, given in measured]
-    assert [[one.outcome for one in each] for each in findings] == expected
-    assert all([one.reading for one in each] == ["after 40 steps", "at convergence"] for each in findings[2:-2])
-    assert "by columns alone in 8 at the best number of steps, 30" in findings[-1][0].text
+    found = [MEASURES[measure](made_up, study="made-up", **given) for measure, given in measured]
+    assert [[one.outcome for one in each] for each in found] == expected
+    assert all([one.reading for one in each] == ["after 40 steps", "at convergence"] for each in found[2:-2])
+    assert "by columns alone in 8 at the best number of steps, 30" in found[-1][0].text
 
 
 FACTOR = {"n": 100, "noise_var": 0.01, "log_likelihood": -17.82, "free_energy": -57.16}
@@ -129,10 +130,10 @@ def test_computed_measures(name, given, expected):
 
 def test_verdicts_on_inference_are_those_of_the_pages():
     """The conclusions of Fig. 1 and its studies in prose: pruning at the end for every beta, three columns before."""
-    book = Evidence(ROOT / "runs")
-    inference = [one for one in read_claims(ROOT / "book/claims.yaml") if one.given.get("study") == "ica-beta"]
+    claims, runs = ROOT / "book/claims.yaml", ROOT / "runs"
     expected = {"away-from-likelihood": [YES], "underestimates": [YES], "more-orthogonal": [YES, YES], "fig-1": [OPEN]}
     expected |= {"three-at-one": [YES, NO], "two-at-five": [OPEN, YES]}
     expected |= {key: [YES, NO] for key in ("beta-orthogonalises", "beta-prunes")}
-    outcomes = {one.key: [f.outcome for f in MEASURES[one.measure](book, **one.given)] for one in inference}
-    assert outcomes == expected
+    keys = [claim.key for claim in read_claims(claims) if claim.given.get("study") == "ica-beta"]
+    assert {key: [one.outcome for one in findings(claims, runs, key)] for key in keys} == expected
+    assert said(findings(claims, runs, "underestimates")).startswith("at convergence: columns -1.00 (")
