@@ -57,7 +57,7 @@ FIGURES = [
     (prior.sections, ({"plane\n$z_1$|$z_2$": {"a": PAIRS}},), {"$z_1$": PAIRS[:, 0], "$z_2$": PAIRS[:, 1]}),
     (prior.trees, ({"a": Node.parse("2[1, 3[2]]")},), {"exponent": [2, 3], "vertex": ["v_{0}", "z_{1}", "v_{1}"]}),
     (prior.rank_histograms, ({"a": SQUARES[0], "b": SQUARES[1]}, 0.5), {"density ratio": SQUARES}),
-    (prior.rotation_loss, (np.zeros(6), {"a": (Y, Z)}), {"angle [degrees]": np.zeros(6)}),
+    (prior.rotation_loss, (np.zeros(6), {"a": Y}), {"log density lost [nats]": Y}),
     (prior.marginals, (X, {"a": Y}, Z), {"density": [*Z, *Y]}),
     (prior.quantiles, ({"a": (X, Y)},), {"quantile of the law": X, "quantile of the samples": Y}),
     (prior.prior_stills, ({"a": ([PAIRS] * 2, list(Y), PAIRS)}, [("$z_1$", "$z_2$")] * 2), {"z_1": [*PAIRS[:, 0]] * 3}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from edition.scorecard.measures.records import change_of_difference
 from edition.scorecard.register import MEASURES
 from edition.scorecard.rules import Finding, Outcome, direction, majority, printed_value, together, verdict
 from edition.stats import Comparison, Interval, compare
-from edition.studies import read_study
 from isa import LpNested
 from isa.run import Run
 from isa.sweep import Spec
@@ -288,48 +286,6 @@ def test_missing_runs(folder):
     assert some.missing() == Missing(3, 4, ("isa sweep runs/made-up.yaml",), ("ISA-VAE (p1 3.0)",))
 
 
-def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence:
-    """Return a made-up study of eight data sets: angle of two columns, and length of the third, by beta."""
-    spec = folder / "made-up.yaml"
-    lists = "directions: [30, 90, 150], noise_var: [0.05], dof: [3.5], beta: [1, 5], methods: [newton, em, exact]"
-    spec.write_text(f"{{seeds: 8, n: 10, {lists}}}")
-    records, rng = [], np.random.default_rng(0)
-    for method, by_beta in (("em", stopped), ("newton", converged), ("exact", {0: (60, 0.8)})):
-        for (beta, (angle, third)), seed in product(by_beta.items(), range(8)):
-            turn = math.radians(angle + 0.05 * float(rng.standard_normal()))
-            likelihood = -1000.0 + (0.5 * seed - lost) * (method != "exact")
-            weights = [1.0, math.cos(turn), 0.0, 0.0, math.sin(turn), third]
-            values = [method, seed, 3.5, 0.05, beta, 1, 1, 0.0, likelihood, "", *weights]
-            records.append(dict(zip(read_study(spec).header, values, strict=True)))
-    write_csv(folder / "made-up.csv", records)
-    return Evidence(folder)
-
-
-@pytest.mark.parametrize(
-    ("stopped", "converged", "lost", "expected"),
-    [
-        ({1: (65, 0.5), 5: (85, 0.0)}, {1: (88, 0.0), 5: (88, 0.0)}, 20.0,
-         [[YES], [YES, YES], [YES, NO], [YES, YES], [NO, OPEN], [YES, OPEN], [YES, NO]]),
-        ({1: (50, 0.0), 5: (45, 0.5)}, {1: (45, 0.5), 5: (40, 0.6)}, -20.0,
-         [[NO], [NO, NO], [NO, YES], [NO, NO], [NO, NO], [NO, NO], [NO, NO]]),
-    ],
-)  # fmt: skip
-def test_measures_of_ica(tmp_path, stopped, converged, lost, expected):
-    made_up = study(tmp_path, stopped, converged, lost)
-    measured = [
-        ("likelihood_given_up", {"beta": 1}),
-        ("more_orthogonal_than_likelihood", {"beta": 1}),
-        ("columns_survive", {"beta": 1, "columns": 3}),
-        ("columns_survive", {"beta": 5, "columns": 2, "orthogonal_within": 10}),
-        ("columns_survive", {"beta": 5, "columns": 2, "orthogonal_within": 2}),
-        ("beta_strengthens", {"low": 1, "high": 5, "what": "angle"}),
-        ("beta_strengthens", {"low": 1, "high": 5, "what": "columns"}),
-    ]
-    findings = [MEASURES[measure](made_up, study="made-up", **given) for measure, given in measured]
-    assert [[one.outcome for one in each] for each in findings] == expected
-    assert all([one.reading for one in each] == ["after 40 steps", "at convergence"] for each in findings[1:])
-
-
 @pytest.mark.parametrize("measure", ["likelihood_given_up", "codes_follow_prior"])
 def test_no_study_is_no_evidence(tmp_path, claims, measure):
     given = next(claim.given for claim in claims if claim.measure == measure)
@@ -353,52 +309,6 @@ def test_codes_follow_the_prior(tmp_path, laplace, platykurtic, expected):
     findings = MEASURES["codes_follow_prior"](Evidence(tmp_path), **given)
     assert [one.reading for one in findings] == ["β = 8, 400 steps", "β = 8, 900 steps"]
     assert findings[1].outcome is OPEN and verdict(findings) is expected
-
-
-FACTOR = {"n": 100, "noise_var": 0.01, "log_likelihood": -17.82, "free_energy": -57.16}
-INDEPENDENT = {"subspaces": [2, 3], "p0": 2.1, "p1": 2.2, "points": 200}
-PRUNING = {"n": 100, "noise_var": 0.1, "rho": 0.8, "alpha_max": 0.5, "starts": 3}
-IDENTIFIABLE = {"size": 2, "p0": 2.1, "p1": 2.2, "points": 10, "batches": 60}
-SPECTRUM = {"spectrum": [4, 2, 1], "noise_var": 0.25, "latents": 2, "n": 100}
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "expected"),
-    [
-        ("rotation_costs_free_energy", FACTOR | {"tolerance": 1e-6}, YES),
-        ("rotation_values", FACTOR | {"tolerance": 1e-6}, PART),
-        ("principal_directions", SPECTRUM | {"betas": [1, 2], "starts": 2, "tolerance": 0.1}, YES),
-        ("same_fit_for_all_betas", SPECTRUM | {"betas": [1, 4], "tolerance": 0.1}, PART),
-        ("amplitude_falls", FACTOR | {"betas": [1, 5, 50]}, PART),
-        ("amplitude_falls", FACTOR | {"betas": [20, 50]}, YES),
-        ("posterior_widens", {"betas": [1, 2, 4], "models": 5}, YES),
-        ("posterior_widens", {"betas": [4, 2, 1], "models": 5}, NO),
-        ("bias_grows", {"betas": [1, 2, 4], "models": 5}, YES),
-        ("surface_formula", {"trees": ["2.1[1, 2.2[2]]"], "order": 100, "tolerance": 1e-4}, YES),
-        ("surface_formula", {"trees": ["2.1[1, 2.2[2]]"], "order": 2, "tolerance": 1e-4}, NO),
-        ("radial_is_chi", {"dimensions": [1, 5], "tolerance": 1e-9}, YES),
-        ("factorised_only_where_equal", {"size": 4, "p0": 2.1, "others": [1.9, 2.2], "tolerance": 1e-9}, YES),
-        ("factorised_only_where_equal", {"size": 4, "p0": 2.1, "others": [2.1], "tolerance": 1e-9}, PART),
-        ("kurtosis_sides", {"p0": 2.1, "platykurtic": 2.2, "leptokurtic": 1.9, "sizes": [4]}, YES),
-        ("kurtosis_sides", {"p0": 2.1, "platykurtic": 1.0, "leptokurtic": 4.0, "sizes": [3]}, NO),
-        ("same_objective_at_one", {"latents": 4, "batch": 16, "tolerance": 1e-10}, YES),
-        ("prior_prefers", {"leptokurtic": 1.0, "platykurtic": 4.0}, YES),
-        ("prior_prefers", {"leptokurtic": 4.0, "platykurtic": 1.0}, NO),
-        ("sampled_divergence_varies_less", {"weight": 1.5, "noise_var": 0.3, "points": 100}, YES),
-        ("not_rotation_invariant", {"size": 2, "p0": 1.0, "p1": 1.0, "batches": 6}, YES),
-        ("not_rotation_invariant", {"size": 2, "p0": 2.0, "p1": 2.0, "batches": 6}, OPEN),  # a normal distribution
-        ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 0.01}, YES),
-        ("sampler_exact", {"trees": ["2.1[2*1.5[2]]"], "points": 2000, "least": 1.1}, PART),
-        ("subspaces_independent", INDEPENDENT | {"tolerance": 1e-9}, YES),
-        ("extra_latent_is_pruned", PRUNING | {"tolerance": 1e-6}, YES),
-        ("identifiable", IDENTIFIABLE | {"tolerance": 1e-5}, PART),
-        ("identifiable", IDENTIFIABLE | {"tolerance": 0.0}, OPEN),  # then nothing is constructed
-    ],
-)
-def test_computed_measures(name, given, expected):
-    (finding,) = MEASURES[name](None, **given)
-    assert finding.outcome is expected, finding.text
-    assert finding.text and not finding.falls_short
 
 
 @pytest.fixture(scope="module")
@@ -482,12 +392,3 @@ def test_summary_sentence():
         judged = [Row(Claim(section="One", **CLAIM), each) for each in findings]
         assert Scorecard(tuple(judged)).sentence() == sentence
         assert not short or judged[-1].verdict_text.startswith("at reduced scale: points")
-
-
-def test_verdicts_on_inference_are_those_of_the_pages(claims):
-    """The conclusions of Fig. 1 and its studies in prose: pruning at the end for every beta, three columns before."""
-    book = Evidence(ROOT / "runs")
-    inference = [claim for claim in claims if claim.given.get("study") == "ica-beta"]
-    expected = dict.fromkeys(["away-from-likelihood", "more-orthogonal", "two-at-five"], Verdict.REPRODUCED)
-    expected |= dict.fromkeys(["three-at-one", "beta-orthogonalises", "beta-prunes"], Verdict.PARTLY)
-    assert {claim.key: verdict(MEASURES[claim.measure](book, **claim.given)) for claim in inference} == expected

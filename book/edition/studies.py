@@ -29,6 +29,7 @@ __all__ = [
     "Study",
     "load_record",
     "lp_prior",
+    "pruning_exponents",
     "read_study",
     "record_weights",
     "run_study",
@@ -195,6 +196,17 @@ def record_weights(record: dict[str, Array]) -> Array:
     """Return the weights of each row of a record, (rows, 2, K)."""
     k = sum(name.startswith("w1") for name in record)
     return np.stack([[record[f"w{row}{column}"] for column in range(1, k + 1)] for row in (1, 2)]).transpose(2, 0, 1)
+
+
+def pruning_exponents(record: dict[str, Array]) -> Array:
+    """Return the slope of the logarithm of the step of pruning against that of beta, by coordinate ascent.
+
+    One slope for each data set of the record that is pruned at every beta.
+    """
+    rows = record["method"] == "em"
+    seed, beta, step = (record[name][rows] for name in ("seed", "beta", "pruned_at"))
+    pruned = [seed == one for one in np.unique(seed) if np.isfinite(step[seed == one]).all()]
+    return np.array([np.polyfit(np.log(beta[one]), np.log(step[one]), 1)[0] for one in pruned])
 
 
 def run_study(spec: str | Path, report: Callable[[str], None] = lambda line: None) -> None:

@@ -159,19 +159,16 @@ def rank_histograms(histograms: Mapping[str, np.ndarray], limit: float) -> Figur
 
 
 @style.styled
-def rotation_loss(angles: np.ndarray, losses: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Draw the log density lost by rotating two coordinates, with twice its standard error, against the angle.
+def rotation_loss(angles: np.ndarray, losses: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the log density lost by rotating two coordinates against the angle.
 
-    ``angles``: in radians; ``losses``: label to (mean loss in nats, its standard error), each of the shape of
-    ``angles``.
+    ``angles``: in radians; ``losses``: label to the loss in nats, of the shape of ``angles``.
     """
     figure, axes = style.subplots(height=3.4)
     degrees = np.degrees(angles)
-    for colour, (label, (loss, error)) in zip(CYCLE, losses.items(), strict=False):
+    for colour, (label, loss) in zip(CYCLE, losses.items(), strict=False):
         axes.plot(degrees, loss, color=colour, label=label)
-        axes.fill_between(degrees, loss - 2 * error, loss + 2 * error, color=colour, alpha=0.2, linewidth=0)
-        columns = {"setting": label, "angle [degrees]": degrees}
-        figure.record(columns | {"log density lost [nats]": loss, "standard error [nats]": error})
+        figure.record({"setting": label, "angle [degrees]": degrees, "log density lost [nats]": loss})
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="angle of rotation (degrees)", ylabel="log density lost (nats)", xticks=np.arange(0, 91, 15))
     figure.key(ncols=1)
@@ -242,8 +239,8 @@ def quantiles(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """
     figure, grid = style.panels(len(panels), 2, 2.65)
     for axes, (title, (law, sample)) in zip(grid, panels.items(), strict=True):
-        stop = max(law.max(), sample.max())
-        axes.plot([0, stop], [0, stop], color=GREY, linewidth=1)
+        ends = [min(0, law.min(), sample.min()), max(law.max(), sample.max())]
+        axes.plot(ends, ends, color=GREY, linewidth=1)
         axes.plot(law, sample, ".", color=BLUE, markersize=4)
         axes.set(title=title, xlabel="law", ylabel="samples")
         figure.record({"panel": title, "quantile of the law": law, "quantile of the samples": sample})

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import beta, chi, gamma, kstest, norm
+from scipy.stats import chi, laplace, norm
 
 from edition import stats
-from edition.factorise import preserved, turned
+from edition.factorise import preserved
 from edition.orientation import straight_cost
+from edition.prior import excess_kurtosis, interaction, rotation_cost, sample_tests
 from edition.scorecard.register import measure
-from edition.scorecard.rules import Judged, Outcome, checks, direction, holds, together, within
+from edition.scorecard.rules import Judged, Outcome, checks, holds, together, within
 from isa.objectives import beta_tcvae, beta_vae, standard_normal
 from isa.prior import LpNested, Node, isa_prior
 
@@ -68,20 +69,10 @@ def radial_is_chi(dimensions: Sequence[int], tolerance: float) -> Judged:
 
 @measure
 def factorised_only_where_equal(size: int, p0: float, others: Sequence[float], tolerance: float) -> Judged:
-    """Test if coordinates of a subspace are independent where its exponent is the root's, and dependent elsewhere.
-
-    Two coordinates are independent where log p(a, b) + log p(0, 0) = log p(a, 0) + log p(0, b) for all a and b.
-    """
-    corners = torch.zeros(4, size, dtype=torch.float64)
-    corners[[0, 1], 0], corners[[0, 2], 1] = 1.0, 1.0
-
-    def interaction(p1: float) -> float:
-        both, first, second, neither = LpNested(Node(p0, [Node(p1, size)])).log_prob(corners).tolist()
-        return abs(both + neither - first - second)
-
+    """Test if coordinates of a subspace are independent where its exponent is the root's, and dependent elsewhere."""
     elsewhere = f"dependent at {', '.join(f'{p1:g}' for p1 in others)}"
-    parts = {f"independent at p1 = {p0:g}": interaction(p0) <= tolerance}
-    return checks(parts | {elsewhere: min(map(interaction, others)) > tolerance})
+    parts = {f"independent at p1 = {p0:g}": abs(interaction(size, p0, p0)) <= tolerance}
+    return checks(parts | {elsewhere: min(abs(interaction(size, p0, p1)) for p1 in others) > tolerance})
 
 
 def _samples(prior: LpNested, count: int) -> torch.Tensor:
@@ -90,36 +81,23 @@ def _samples(prior: LpNested, count: int) -> torch.Tensor:
         return prior.sample((count,)).double()
 
 
-def _rotation_cost(size: int, p0: float, p1: float, j: int, batches: int) -> stats.Interval:
-    """Return the log density that samples lose when coordinates 0 and j are turned by 45 degrees, in millinats.
-
-    Its mean is a Kullback-Leibler divergence. The interval is over batches of 1,000 samples each.
-    """
-    prior = isa_prior((size, size), p0, p1)
-    z = _samples(prior, 1000 * batches)
-    lost = prior.log_prob(z) - prior.log_prob(turned(z, 0, j, math.pi / 4))
-    return stats.mean_interval(1000 * lost.reshape(batches, 1000).mean(1).numpy())
-
-
 @measure
-def not_rotation_invariant(size: int, p0: float, p1: float, batches: int) -> Judged:
+def not_rotation_invariant(size: int, p0: float, p1: float, tolerance: float) -> Judged:
     """Test if a rotation by 45 degrees costs log density, within a subspace and between two."""
-    costs = {
-        name: _rotation_cost(size, p0, p1, j, batches) for name, j in (("within a subspace", 1), ("between two", size))
-    }
-    texts = [f"{cost.estimate:.2f} ({cost.low:.2f} to {cost.high:.2f}) {name}" for name, cost in costs.items()]
-    return together(map(direction, costs.values())), "thousandths of a nat lost: " + ", ".join(texts)
+    within, between = (float(rotation_cost(size, p0, p1, between=between)) for between in (False, True))
+    text = f"thousandths of a nat lost: {1000 * within:.2f} within a subspace, {1000 * between:.2f} between two"
+    return holds(min(within, between) > tolerance), text
 
 
 @measure
-def identifiable(size: int, p0: float, p1: float, batches: int, points: int, tolerance: float) -> Judged:
+def identifiable(size: int, p0: float, p1: float, points: int, tolerance: float) -> Judged:
     """Test if nothing but signs and exchanges leaves the prior as it is: no rotation, and no other map that mixes."""
     generator = torch.Generator().manual_seed(0)
     z = 0.3 + 0.4 * torch.rand(points, 2 * size, dtype=torch.float64, generator=generator)
     error, mixing = preserved(isa_prior((size, size), p0, p1), z, math.pi / 4)
     parts = {
-        "rotations are told apart": direction(_rotation_cost(size, p0, p1, 1, batches)),
-        "so is every other continuous map that mixes latents": (
+        "a rotation changes the prior": float(rotation_cost(size, p0, p1, between=False)) > tolerance,
+        "so does every other continuous map that mixes latents": (
             Outcome.NO if error <= tolerance and mixing > 0.1 else Outcome.OPEN
         ),
     }
@@ -129,24 +107,26 @@ def identifiable(size: int, p0: float, p1: float, batches: int, points: int, tol
 
 @measure
 def sampler_exact(trees: Sequence[str], points: int, least: float) -> Judged:
-    """Test if samples have the radius, the shares and the entropy that they must have."""
-    p_values, deviations = [], []
-    for text in trees:
-        prior = LpNested(Node.parse(text))
-        z = _samples(prior, points)
-        p0, n, first = float(prior.tree.p), prior.tree.n_leaves, list(prior.subspaces[0])
-        inside = torch.zeros_like(z)
-        inside[:, first] = z[:, first]
-        power, share = prior.norm(z) ** p0, (prior.norm(inside) / prior.norm(z)) ** p0
-        p_values.append(kstest(power.numpy(), gamma(n / p0).cdf).pvalue)
-        p_values.append(kstest(share.numpy(), beta(len(first) / p0, (n - len(first)) / p0).cdf).pvalue)
-        surprise = -prior.log_prob(z)
-        deviation = float(surprise.mean() - prior.entropy()) / (float(surprise.std()) / math.sqrt(points))
-        deviations.append(abs(deviation))
+    """Test if radii, shares, single coordinates, signs and scores of samples have the laws that they must have."""
+    priors = [LpNested(Node.parse(text)) for text in trees]
+    p_values = [p for prior in priors for p in sample_tests(prior, _samples(prior, points)).values()]
     smallest = float(stats.holm(p_values).min())
-    text = f"{len(p_values)} Kolmogorov-Smirnov tests, smallest p-value {smallest:.2f} after Holm ({least:g} allowed); "
-    text += f"entropy within {max(deviations):.1f} standard errors (4 allowed)"
-    return together([holds(max(deviations) <= 4), holds(smallest >= least)]), text
+    text = f"{len(p_values)} tests of {points:,} samples of each of {len(trees)} trees"
+    return holds(smallest >= least), f"{text}: smallest p-value {smallest:.2f} after Holm ({least:g} allowed)"
+
+
+@measure
+def kurtosis_parameter(kappas: Sequence[float], tolerance: float) -> Judged:
+    """Test if p = 2 / (1 + kappa) is normal at 0, Laplace at 1, and has an excess kurtosis of kappa's sign."""
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    laws = (2.0, 2.0, norm), (1.0, 1.0, laplace)  # exponent, scale
+    error = max(
+        np.abs(LpNested(Node(p, 1), s).log_prob(x[:, None]).numpy() - law.logpdf(x)).max() for p, s, law in laws
+    )
+    excess = {kappa: excess_kurtosis(1, *[2 / (1 + kappa)] * 2) for kappa in kappas}
+    signs = all(value * kappa > 0 for kappa, value in excess.items())
+    outcome, text = checks({"normal at κ = 0, Laplace at κ = 1": error <= tolerance, "kurtosis has κ's sign": signs})
+    return outcome, f"{text} ({', '.join(f'{value:+.2f} at {kappa:g}' for kappa, value in excess.items())})"
 
 
 @measure
@@ -154,8 +134,7 @@ def kurtosis_sides(p0: float, platykurtic: float, leptokurtic: float, sizes: Seq
     """Test if a coordinate's excess kurtosis is negative for one exponent and positive for the other."""
     parts, texts = [], []
     for p1, sign in ((platykurtic, -1), (leptokurtic, 1)):
-        priors = [LpNested(Node(p0, [Node(p1, size)])) for size in sizes]
-        excess = [float(prior.absolute_moment(4)[0] / prior.variance[0] ** 2 - 3) for prior in priors]
+        excess = [excess_kurtosis(size, p0, p1) for size in sizes]
         parts += [holds(sign * value > 0) for value in excess]
         texts.append(f"p1 = {p1:g}: " + ", ".join(f"{value:+.3f}" for value in excess))
     where = f"excess kurtosis in subspaces of {' and '.join(map(str, sizes))}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from edition.scorecard.evidence import Evidence
 from edition.scorecard.register import measure
-from edition.scorecard.rules import Finding, Judged, Outcome, checks, direction, holds, majority, within
+from edition.scorecard.rules import Finding, Judged, Outcome, checks, direction, holds, majority, together, within
 from edition.stats import mean_interval
 from edition.studies import load_record, read_study, record_weights
 from isa.toys import factor_analysis, ica
@@ -18,10 +18,10 @@ from isa.toys import factor_analysis, ica
 Values = Callable[[str, float], np.ndarray]
 
 
-def _readings(evidence: Evidence, study: str) -> Iterator[tuple[str, Values]]:
+def _readings(evidence: Evidence, study: str, only: str = "") -> Iterator[tuple[str, Values]]:
     """Iterate over the two stopping rules of a recorded study, each with a function that returns a quantity by seed.
 
-    It takes the quantity's name and a beta, which is 0 for exact likelihood.
+    It takes the quantity's name and a beta, which is 0 for exact likelihood. ``only`` names one of the rules.
     """
     path = evidence.folder / f"{study}.csv"
     if not path.exists():
@@ -32,6 +32,7 @@ def _readings(evidence: Evidence, study: str) -> Iterator[tuple[str, Values]]:
         "angle": np.array([ica.widest_pair(W) for W in weights]),
         "columns": np.array([ica.survivors(W).sum() for W in weights], dtype=float),
         "log_likelihood": record["log_likelihood"],
+        "pruned_at": np.nan_to_num(record["pruned_at"], nan=math.inf),
     }
     stopped = f"after {read_study(path.with_suffix('.yaml')).updates} steps"
     for reading, fitted in ((stopped, "em"), ("at convergence", "newton")):
@@ -40,24 +41,26 @@ def _readings(evidence: Evidence, study: str) -> Iterator[tuple[str, Values]]:
             chosen = (record["method"] == (fitted if beta else "exact")) & (record["beta"] == beta)
             return quantities[quantity][chosen][np.argsort(record["seed"][chosen])]
 
-        yield reading, values
+        if only in ("", reading):
+            yield reading, values
 
 
 @measure
 def likelihood_given_up(evidence: Evidence, study: str, beta: float) -> Iterator[Finding]:
     """Test if variational inference converges to a lower exact likelihood than the maximum."""
-    for reading, values in _readings(evidence, study):
-        if reading == "at convergence":
-            lost = mean_interval(values("log_likelihood", 0) - values("log_likelihood", beta))
-            yield Finding(direction(lost), f"nats below the maximum: {lost:.0f}")
+    for _, values in _readings(evidence, study, "at convergence"):
+        lost = mean_interval(values("log_likelihood", 0) - values("log_likelihood", beta))
+        yield Finding(direction(lost), f"nats below the maximum: {lost:.0f}")
 
 
 @measure
-def more_orthogonal_than_likelihood(evidence: Evidence, study: str, beta: float) -> Iterator[Finding]:
-    """Test if the two longest columns stand closer to a right angle than those of maximum likelihood."""
+def more_orthogonal(evidence: Evidence, study: str, beta: float) -> Iterator[Finding]:
+    """Test if the two longest columns stand closer to a right angle than the true ones, and than the most likely."""
     for reading, values in _readings(evidence, study):
-        wider = mean_interval(values("angle", beta) - values("angle", 0))
-        yield Finding(direction(wider), f"angle in degrees {wider:+.1f}", reading)
+        truth = ica.widest_pair(ica.directions(read_study(evidence.folder / f"{study}.yaml").directions))
+        wider = [mean_interval(values("angle", beta) - other) for other in (truth, values("angle", 0))]
+        text = f"angle in degrees {wider[0]:+.1f} from the truth, {wider[1]:+.1f} from maximum likelihood"
+        yield Finding(together(map(direction, wider)), text, reading)
 
 
 @measure
@@ -71,10 +74,36 @@ def columns_survive(
 
 
 @measure
-def beta_strengthens(evidence: Evidence, study: str, what: str, low: float, high: float) -> Iterator[Finding]:
-    """Test if a larger beta leaves fewer columns (``what`` is ``columns``), or a wider angle (``angle``)."""
-    sign, unit, digits = {"columns": (-1, "columns", 2), "angle": (1, "angle in degrees", 1)}[what]
+def as_in_figure_1(
+    evidence: Evidence, study: str, betas: Sequence[float], columns: Sequence[int], orthogonal_within: float
+) -> Iterator[Finding]:
+    """Test if any one stopping rule gives each beta its number of columns, the last orthogonal, in most data sets."""
+    outcomes, texts = [], []
     for reading, values in _readings(evidence, study):
+        cases = [values("columns", beta) == count for beta, count in zip(betas, columns, strict=True)]
+        outcome, text = majority(np.all(cases, 0) & (90 - values("angle", betas[-1]) <= orthogonal_within), "data sets")
+        outcomes.append(outcome)
+        texts.append(f"{reading} {text}")
+        if reading != "at convergence":
+            steps = np.arange(1, 1 + read_study(evidence.folder / f"{study}.yaml").max_updates)[:, None]
+            low, high = (values("pruned_at", beta) for beta in (betas[0], betas[-1]))
+            counts = ((high <= steps) & (steps < low)).sum(1)
+            texts.append(f"by columns alone in {counts.max()} at the best number of steps, {1 + counts.argmax()}")
+    if outcomes:
+        outcome = next(one for one in (Outcome.YES, Outcome.OPEN, Outcome.NO) if one in outcomes)
+        yield Finding(outcome, "; ".join(texts))
+
+
+@measure
+def beta_strengthens(
+    evidence: Evidence, study: str, what: str, low: float, high: float, only: str = ""
+) -> Iterator[Finding]:
+    """Test if a larger beta leaves fewer columns (``what`` is ``columns``), or a wider angle (``angle``).
+
+    A beta of 0 is exact likelihood; ``only`` is one of the two stopping rules.
+    """
+    sign, unit, digits = {"columns": (-1, "columns", 2), "angle": (1, "angle in degrees", 1)}[what]
+    for reading, values in _readings(evidence, study, only):
         change = mean_interval(values(what, high) - values(what, low))
         yield Finding(direction(change, sign), f"{unit} {change:+.{digits}f}", reading)
 
@@ -117,15 +146,14 @@ def rotation_values(n: int, noise_var: float, log_likelihood: float, free_energy
 
 @measure
 def amplitude_falls(betas: Sequence[float], n: int, noise_var: float, **printed: float) -> Judged:
-    """Test if the variation of the free energy over rotations shrinks as beta grows, in either convention."""
+    """Test if the variation of the free energy of Eq. 16 over rotations shrinks as beta grows; Eq. 13 is reported."""
     weights = factor_analysis.aligned_weights(n, noise_var, **printed)
     beta = np.array(betas, dtype=float)
     eq16 = factor_analysis.mean_field_gap(factor_analysis.rotate(weights, math.pi / 4), noise_var, n, beta)
     eq13 = beta * eq16
-    outcome, text = checks({f"falls by {eq}": _falls(depth) for eq, depth in (("Eq. 16", eq16), ("Eq. 13", eq13))})
-    spans = [f"{depth[0]:.1f}, {depth.max():.1f} at most, {depth[-1]:.1f}" for depth in (eq16, eq13)]
-    where = f"from β = {beta[0]:g} to {beta[-1]:g}"
-    return outcome, f"{text} (depth in nats {where}: {spans[0]}; by Eq. 13 {spans[1]})"
+    spans = [f"{depth[0]:.1f} at β = {beta[0]:g}, {depth[-1]:.1f} at {beta[-1]:g}" for depth in (eq16, eq13)]
+    other = "falls as well" if _falls(eq13) else f"does not fall throughout, with {eq13.max():.1f} at most"
+    return holds(_falls(eq16)), f"depth in nats by Eq. 16 {spans[0]}; by Eq. 13 it {other} ({spans[1]})"
 
 
 def _falls(values: np.ndarray) -> bool:
@@ -163,13 +191,18 @@ def principal_directions(betas: Sequence[float], starts: int, tolerance: float, 
 def same_fit_for_all_betas(
     spectrum: Sequence[float], noise_var: float, latents: int, n: int, betas: Sequence[float], tolerance: float
 ) -> Judged:
-    """Test if directions, and lengths of columns, are the same for every beta."""
-    missed = _misalignment(spectrum, noise_var, latents, n, betas, 1)
-    lengths = np.sqrt(factor_analysis.beta_path(np.diag(spectrum), latents, betas, noise_var).squared_lengths)
-    same = np.ptp(lengths, axis=0).max() <= tolerance
-    outcome, text = checks({"the same directions": missed <= tolerance, "the same lengths": same})
-    longest = f"longest column {lengths[0].max():.2f} at β = {betas[0]:g}, {lengths[-1].max():.2f} at β = {betas[-1]:g}"
-    return outcome, f"{text} ({longest})"
+    """Test if the same rotation, pruned latent and directions are best for every beta; free lengths are reported."""
+    lengths = np.sqrt(np.subtract(spectrum[:2], noise_var))  # of maximum likelihood
+    turned = factor_analysis.rotate(np.diag(lengths), np.radians(np.arange(-44, 46)))
+    amplitudes = factor_analysis.overcomplete_weights(np.linspace(-0.5, 0.5, 101))
+    beta = np.array(betas, dtype=float)[:, None]
+    best = [factor_analysis.mean_field_gap(W, noise_var, n, beta).argmin(1) for W in (turned, amplitudes)]
+    parts = {"the same rotation": np.ptp(best[0]) == 0, "the same pruned latent": np.ptp(best[1]) == 0}
+    parts["the same directions"] = _misalignment(spectrum, noise_var, latents, n, betas, 1) <= tolerance
+    free = np.sqrt(factor_analysis.beta_path(np.diag(spectrum), latents, betas, noise_var).squared_lengths.max(1))
+    outcome, text = checks(parts)
+    longest = f"{free[0]:.2f} at β = {betas[0]:g}, {free[-1]:.2f} at {betas[-1]:g}"
+    return outcome, f"{text}; with free lengths the longest column is {longest}"
 
 
 @measure
@@ -219,3 +252,31 @@ def bias_grows(betas: Sequence[float], models: int) -> Judged:
         return factor_analysis.log_likelihood(weights, noise, cov, 1) - (terms.reconstruction - terms.kl)
 
     return _grows(models, divergence)
+
+
+@measure
+def weights_ignore_beta(betas: Sequence[float], tolerance: float) -> Judged:
+    """Test if, with q fixed, free energies of ICA differ between weights by the same amount for every beta."""
+    rng = np.random.default_rng(0)
+    weights, x, mean = (rng.standard_normal(shape) for shape in ((50, 2, 3), (20, 2), (20, 3)))
+    q = mean, rng.uniform(0.1, 1.0, mean.shape)
+    energy = np.array([[ica.free_energy(W, *q, x, 0.05, beta=beta) for W in weights] for beta in betas])
+    error = np.ptp(energy - energy[:, :1], axis=0).max()
+    return within(error, tolerance, f"differences between weights change by at most {error:.0e} nats with β")
+
+
+@measure
+def beta_is_a_power(copies: Sequence[int], betas: Sequence[float], tolerance: float) -> Judged:
+    """Test if Eq. 16 is variational inference on copies of each point, and on likelihoods to the power 1 / beta."""
+    rng, n, errors = np.random.default_rng(0), 10, []
+    W, noise = rng.standard_normal((4, 3)), rng.uniform(0.1, 1.0, 4)
+    cov = W @ W.T + np.diag(noise)
+    for m in copies:  # of each point, which then has m L dimensions
+        energy = factor_analysis.free_energy(np.tile(W, (m, 1)), np.tile(noise, m), np.tile(cov, (m, m)), n)
+        errors.append(factor_analysis.replicated_free_energy(W, noise, cov, n, 1 / m) - energy)
+    for beta in betas:  # a normal density to a power is another one, with more noise, times a constant
+        constant = n / 2 * (np.log(2 * np.pi * beta * noise) - np.log(2 * np.pi * noise) / beta).sum()
+        energy = factor_analysis.free_energy(W, beta * noise, cov, n) + constant
+        errors.append(factor_analysis.replicated_free_energy(W, noise, cov, n, beta) - energy)
+    error = np.abs(errors).max()
+    return within(error, tolerance, f"free energies differ by at most {error:.0e} nats")
