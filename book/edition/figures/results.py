@@ -321,8 +321,8 @@ def effects(panels: Mapping[str, Mapping[str, Mapping[str, Effect]]], quantity: 
     the horizontal axis.
     """
     methods = _used(list(panels.values()))
-    drawn = [effect for panel in panels.values() for rows in panel.values() for effect in rows.values()]
-    rows = list(dict.fromkeys(row for panel in panels.values() for effects in panel.values() for row in effects))
+    series = sorted((effects for panel in panels.values() for effects in panel.values()), key=len, reverse=True)
+    rows, drawn = list(dict.fromkeys(row for one in series for row in one)), [x for one in series for x in one.values()]
     span = _span([np.append(effect.values, effect.interval.estimate) for effect in drawn])
     height = 1.5 + 0.27 * len(rows) * len(methods)
     figure, grid = style.subplots(1, len(panels), height=height, squeeze=False, sharex=True, sharey=True)
