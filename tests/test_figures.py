@@ -23,6 +23,7 @@ SQUARES = np.stack([np.eye(2), [[2.0, 0.5], [0.5, 1.0]]])
 INTERVAL = mean_interval(X)
 MEAN = INTERVAL.estimate
 BY_SEED = {0: -3.0, 1: -4.0}, Interval(-3.5, -4, -3, 2)
+EFFECT = results.Effect(INTERVAL, X, (0.1, 0.7))
 BETAS = np.repeat([0.5, 1, 1.5, 2, 3, 4, 5, 6], 6)
 CURVES = {
     name: curve(BETAS, -20 - 5 * BETAS + RNG.normal(size=48), 0.05 * BETAS + 0.02 * number + RNG.random(48) / 9)
@@ -70,6 +71,7 @@ FIGURES = [
     (results.trade_off, ({"a": CURVES}, {"a": {"isa-vae": [(1, -21.0, 0.2)]}}), {"beta": [0.5] * 6}),
     (results.exponents, ({"a": PAIRS}, 2.1, 2.0, {"a": [2, 2]}), {"value": PAIRS.T}),
     (results.controls, ({"a": ((X, INTERVAL), (Y, INTERVAL))}, {"a": "beta-vae"}), {"value": [*X, MEAN, *Y]}),
+    (results.effects, ({"a": {"isa-vae": {"MIG": EFFECT}}}, "MIG"), {"value": [*X, MEAN], "high": [0.7]}),
     (results.lengths, ({"a": {"isa-vae": {100: BY_SEED}}}, {"a": {"isa-vae": -2.5}}), {"value": [-3, -4, -3.5, -2.5]}),
     (scorecard.glance, ({"a": ["yes"] * 16}, {"yes": scorecard.Mark(style.GREEN, True, "y")}), {"claim": range(1, 17)}),
     (training.learning_curve, ({"fit (nats)": (X, Y, Z)},), {"fit (nats)": [*X, *Z]}),

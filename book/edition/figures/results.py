@@ -22,7 +22,8 @@ from isa.prior import Node
 if TYPE_CHECKING:
     from edition.stats import Curve, Interval
 
-__all__ = ["METHODS", "Method", "controls", "exponents", "lengths", "mig_distributions", "prior", "scale", "trade_off"]
+__all__ = ["METHODS", "Effect", "Method", "controls", "effects", "exponents", "lengths", "mig_distributions", "prior"]
+__all__ += ["scale", "trade_off"]
 
 MIG = "MIG"
 FIT = "log-likelihood [nats]"
@@ -46,6 +47,14 @@ METHODS: dict[str, Method] = {
     "factor-vae": Method("FactorVAE", style.SKY, "P"),
 }
 """By the objective's name; with learned exponents ``", learned"`` follows it."""
+
+
+class Effect(NamedTuple):
+    """A mean with its interval, the values ``(n,)`` behind it, and the interval of such means by chance."""
+
+    interval: Interval
+    values: Sequence[float] = ()
+    chance: tuple[float, float] | None = None
 
 
 def scale(total_steps: int, batch_size: int, reduced: bool) -> str:
@@ -76,6 +85,7 @@ _BOX |= {"medianprops": {"color": style.BLACK, "linewidth": 1.6}, "showfliers": 
 _RUN = {"s": 9, "alpha": 0.22, "linewidth": 0, "zorder": 1}
 _POINT = {"markersize": 6, "elinewidth": 0.9, "capsize": 1.5, "zorder": 3}
 _COURSE = {"marker": "o", "markersize": 4, "linewidth": 0.8, "alpha": 0.5}
+_CHANCE = {"color": style.GREY, "alpha": 0.3, "linewidth": 7, "solid_capstyle": "butt", "zorder": 1}
 _PAPER = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.4, "zorder": 5}
 
 
@@ -300,6 +310,46 @@ def controls(
         axes.spines["left"].set_visible(False)
     panels[0].set_yticks(range(len(rows)), [name.replace("), ", ")\n") for name in rows])
     panels[0].invert_yaxis()
+    return figure
+
+
+@style.styled
+def effects(panels: Mapping[str, Mapping[str, Mapping[str, Effect]]], quantity: str) -> Figure:
+    """Draw effects and zero, a row for each measure or factor: means with intervals, runs as dots, chance as a bar.
+
+    ``panels``: title of each panel, one to three, to methods (keys of :data:`METHODS`), to rows; ``quantity``: label of
+    the horizontal axis.
+    """
+    methods = _used(list(panels.values()))
+    series = sorted((effects for panel in panels.values() for effects in panel.values()), key=len, reverse=True)
+    rows, drawn = list(dict.fromkeys(row for one in series for row in one)), [x for one in series for x in one.values()]
+    span = _span([np.append(effect.values, effect.interval.estimate) for effect in drawn])
+    height = 1.5 + 0.27 * len(rows) * len(methods)
+    figure, grid = style.subplots(1, len(panels), height=height, squeeze=False, sharex=True, sharey=True)
+    for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
+        for number, name in enumerate(methods):
+            label, colour, _ = METHODS[name]
+            for row, (interval, values, chance) in panel.get(name, {}).items():
+                place = rows.index(row) + (number - (len(methods) - 1) / 2) / (len(methods) + 0.5)
+                columns = {"panel": title, "row": row, "method": label}
+                if chance:
+                    axes.plot(chance, [place, place], **_CHANCE)
+                    figure.record(columns | {"series": "chance"} | dict(zip(("low", "high"), chance, strict=True)))
+                if len(values):
+                    _dots(axes, place, np.asarray(values), span, 0.1, True, colour)
+                    figure.record(columns | {"series": "run", "value": values})
+                figure.record(columns | {"series": "mean"} | _mean(axes, place, interval, True, colour))
+        axes.axvline(0, color=style.BLACK, linewidth=0.8, zorder=0)
+        axes.set_title(fill(title, 60 // len(panels)))
+        axes.locator_params(axis="x", nbins=6 // len(panels) + 1)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    grid[0, 0].set_yticks(range(len(rows)), rows)
+    grid[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.supxlabel(quantity, fontsize=11)
+    entries = {METHODS[name].label: {"color": METHODS[name].colour, "marker": "D"} for name in methods}
+    if any(effect.chance for effect in drawn):
+        figure.key(entries | {"95 % by chance": _CHANCE})
     return figure
 
 
