@@ -40,7 +40,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn.functional import pad, threshold_
 
-from isa.subspaces import as_tensor, factor_labels, log_sums, map_in_threads
+from isa.subspaces import as_posteriors, as_tensor, factor_labels, log_sums, map_in_threads
 
 __all__ = ["MutualInformationGap", "active_units", "mutual_information_gap", "mutual_information_gap_binned"]
 
@@ -114,7 +114,7 @@ def mutual_information_gap(
     factor_sizes
         Number of values of each factor, if the images form a full grid in C order (the last factor varies fastest).
     factors
-        Factors to score; by default all but constant ones, which tell nothing. The paper omits dSprites' shape: ``(1, 2, 3, 4)``.
+        Factors to score; all with more than one value by default. The paper omits dSprites' shape: ``(1, 2, 3, 4)``.
     n_samples
         Number of draws per mixture, i.e. per value of a factor; all by default. Fewer save time for ``groups`` only.
     groups
@@ -142,10 +142,8 @@ def mutual_information_gap(
     >>> round(mutual_information_gap(mean, log_var, (8,)).score, 6)
     1.0
     """
-    mean = as_tensor(mean)
-    if log_var is None:
-        log_var = (mean.double().std(0, correction=0) / 20.0).log().mul(2.0).clamp(min=-500.0).expand(mean.shape)
-    log_var, device, (n, k) = as_tensor(log_var), mean.device, mean.shape
+    mean, log_var = as_posteriors(mean, log_var)
+    device, (n, k) = mean.device, mean.shape
     scored, every = factor_labels(n, factor_sizes, factor_values, factors, unscored)
     if factor_values is not None:
         order = _order(every, mean, log_var)
@@ -208,7 +206,7 @@ def mutual_information_gap(
     bounds = 2.0 * moves[:f].amax(1) / size  # sorted entries move by no more than the largest move
     subsampled = None if fewer is None else float((_gap((subsampled[0] - subsampled[1:]).clamp(min=0.0)) / size).mean())
     if counts is not None:
-        sizes = math.log(n) - _reweighted(mixtures.log_n[1:kept], counts).T.cpu()
+        sizes = math.log(n) - _reweighted(mixtures.log_n[1:kept], counts).cpu()
         resampled = (_gap((resampled[0] - resampled[1:]).clamp(min=0.0).transpose(1, 2)) / sizes).T
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 
 from isa import mig
+from isa.data.base import SourceError, reading
 from isa.disentanglement import disentanglement
 from isa.subspaces import subspace_information
 
 __all__ = ["Codes", "read", "report", "score"]
 
-_FEWEST, _DRAWS, _SEED = 10, 1000, 0  # rows, draws of joint densities, seed of all draws
+_FEWEST, _RESAMPLES, _DRAWS = 10, 200, 1000  # rows; of the rows; of joint densities
+_OTHERS = ("mig_binned", "mig_sampled", "mig_of_subspaces")
+_OTHERS += ("info_modularity", "info_compactness", "modularity", "completeness")
 
 
 class Codes(NamedTuple):
@@ -29,21 +33,20 @@ class Codes(NamedTuple):
 
 
 def read(path: Path, names: list[str] | None = None, deterministic: bool = False) -> Codes:
-    """Read a ``.npz`` or ``.csv`` file, and check it; ``names`` chooses factors."""
-    columns = _read_csv(path) if path.suffix == ".csv" else dict(np.load(path, allow_pickle=False))
+    """Read a ``.npz`` or ``.csv`` file and check it; ``names`` chooses factors."""
+    with reading(path, "an archive or table of numbers") as file:
+        arrays = _read_csv(file) if path.suffix == ".csv" else dict(np.load(file, allow_pickle=False))
     wanted = ["mean", "factors"] if deterministic else ["mean", "log_var", "factors"]
-    if absent := [name for name in wanted if name not in columns]:
+    if absent := [name for name in wanted if name not in arrays]:
         hint = "; --deterministic scores codes without variances" if absent == ["log_var"] else ""
-        raise ValueError(f"{path} has no {' and no '.join(absent)}, only {', '.join(columns) or 'nothing'}{hint}")
-    arrays = [np.atleast_1d(columns[name]) for name in wanted]
-    mean, *log_var, factors = (x[:, None] if x.ndim == 1 else x for x in arrays)
-    every = [str(name) for name in columns.get("names", [f"factor{f}" for f in range(factors.shape[-1])])]
-    sizes = [len(x) for x in arrays]
-    if len(set(sizes)) > 1 or any(x.shape != mean.shape for x in log_var) or factors.shape[1:] != (len(every),):
-        shapes = [f"{name} {x.shape}" for name, x in zip(wanted, arrays, strict=True)]
-        raise ValueError(f"arrays of {path} must have one row an image, got {', '.join(shapes)} and {len(every)} names")
+        raise ValueError(f"{path} has no {' and no '.join(absent)}, only {', '.join(arrays) or 'nothing'}{hint}")
+    mean, *log_var, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
+    every = [str(name) for name in arrays.get("names", [f"factor{f}" for f in range(factors.shape[-1])])]
+    if any(x.shape != mean.shape for x in log_var) or factors.shape != (len(mean), len(every)):
+        shapes = ", ".join(f"{name} {arrays[name].shape}" for name in wanted)
+        raise ValueError(f"the arrays of {path} must have one row an image, got {shapes} and {len(every)} names")
     if len(mean) < _FEWEST:
-        raise ValueError(f"{path} has {len(mean)} rows, too few to score: {_FEWEST} at least")
+        raise ValueError(f"{path} has too few rows to score: {len(mean)}, but at least {_FEWEST} are needed")
     for name, x in zip(wanted, (mean, *log_var), strict=False):
         if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
             raise ValueError(f"{name} of {path} must be finite numbers, without NaN")
@@ -51,31 +54,73 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
         raise ValueError(f"{path} has no factor {', '.join(absent)}, only {', '.join(every)}")
     factors = factors[:, [every.index(name) for name in names or every]]
     for name, values in zip(names or every, factors.T, strict=True):
-        if values.dtype.kind not in "iub":
+        if values.dtype.kind not in "iub" and (values.dtype.kind != "f" or path.suffix != ".csv" or (values % 1).any()):
             raise ValueError(f"factor {name} must be integers; np.unique(x, return_inverse=True)[1] numbers its values")
         if (values == values[0]).all():
-            raise ValueError(f"factor {name} has one value, {values[0]}; choose other factors by --factors")
+            raise ValueError(f"factor {name} has one value, {values[0]:g}; --factors chooses the others")
     return Codes(mean, *(log_var or [None]), factors.astype(np.int64), names or every)
 
 
-def _read_csv(path: Path) -> dict[str, Any]:
-    """Return means from the columns z0, z1, ..., log variances from log_var0, ..., and all others as factors."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = [name.strip() for name in next(csv.reader(file), [])]
-        rows = np.loadtxt(file, delimiter=",", ndmin=2)
-    if len(rows) and rows.shape[1] != len(header):
-        raise ValueError(f"{path} has {len(header)} headings and {rows.shape[1]} columns")
-    found: dict[str, dict[int, int]] = {"mean": {}, "log_var": {}}
-    for column, name in enumerate(header):
-        if match := re.fullmatch(r"(z|log_var)_?(\d+)", name):
-            found["mean" if match[1] == "z" else "log_var"][int(match[2])] = column
-    taken = [column for group in found.values() for column in group.values()]
-    names = [name for column, name in enumerate(header) if column not in taken]
-    if not len(rows):
-        raise ValueError(f"{path} has no rows")
-    factors = rows[:, [header.index(name) for name in names]]
-    whole = np.isfinite(factors).all(0) & (factors == np.round(factors)).all(0)
-    if not whole.all():
-        raise ValueError(f"factor {names[whole.argmin()]} of {path} must be integers, without NaN")
-    arrays = {key: rows[:, [group[number] for number in sorted(group)]] for key, group in found.items() if group}
-    return arrays | ({"factors": factors.astype(np.int64), "names": names} if names else {})
+def _read_csv(file: BinaryIO) -> dict[str, Any]:
+    """Return means from the columns z0, z1, ..., log variances from log_var0, ..., and the rest as factors."""
+    header = [name.strip(' "') for name in file.readline().decode("utf-8-sig").strip().split(",")]
+    try:
+        rows = np.loadtxt(file, delimiter=",", ndmin=2).reshape(-1, len(header))
+    except ValueError as error:
+        raise SourceError(f"{file.name}: {error}") from None
+    numbered = {name: re.fullmatch(r"(z|log_var)_?(\d+)", name) for name in header}
+    arrays = {"names": [name for name, match in numbered.items() if match is None]}
+    for kind, start in (("mean", "z"), ("log_var", "log_var"), ("factors", None)):
+        names = [name for name, match in numbered.items() if (match and match[1]) == start]
+        if names:
+            names.sort(key=lambda name: int(match[2]) if (match := numbered[name]) else 0)
+            arrays[kind] = rows[:, [header.index(name) for name in names]]
+    return arrays
+
+
+def score(
+    codes: Codes, binned: int | None = None, samples: int | None = None, subspaces: list[int] | None = None
+) -> dict[str, Any]:
+    """Return the scores of codes for JSON, in nats, with intervals of 95 % over resampled rows."""
+    mean, log_var, table, names = codes
+    generator = torch.Generator().manual_seed(0)
+    if sum(subspaces or [mean.shape[1]]) != mean.shape[1]:
+        raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
+    options = {"subsample": samples, "resamples": _RESAMPLES, "generator": generator}
+    gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
+    entropy = [scipy.stats.entropy(np.unique(values, return_counts=True)[1]) for values in table.T]
+    ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
+    between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
+    result = {"rows": len(mean), "latents": mean.shape[1], "factors": names, "factor_entropy": entropy}
+    result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends}
+    result |= {name: getattr(gap, name) for name in ("standard_error", "error_bound")}
+    result |= {name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy")}
+    measures = disentanglement(gap.mutual_information, entropy)._asdict().items()
+    result |= {name: value for name, value in measures if name in _OTHERS and math.isfinite(value)}
+    result |= {"mig_sampled": gap.subsampled_score} if samples else {}
+    if binned:
+        result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
+    if subspaces:
+        groups = [group.tolist() for group in torch.arange(sum(subspaces)).split(subspaces)]
+        count = min(len(mean), _DRAWS)
+        joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
+        information = joint.mutual_information[0].clamp(min=0.0)
+        result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": count}
+        result["mig_of_subspaces"] = disentanglement(information, entropy).mig
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """Return the scores as text."""
+    low, high = result["mig_interval"]
+    lines = [f"{result['rows']:,} rows, {result['latents']} latents", ""]
+    lines += [f"MIG {result['mig']:.4f}, 95 % from {low:.4f} to {high:.4f}; sums exact to {result['error_bound']:.0e}"]
+    for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
+        lines.append(f"  gap {name:12} {one:7.4f}, 95 % from {low:.4f} to {high:.4f}")
+    lines += [f"{name.replace('_', ' '):16} {result[name]:7.4f}" for name in _OTHERS if name in result]
+    for title, key in (("latent", "mutual_information"), ("subspace", "subspace_mutual_information")):
+        if key in result:
+            lines += ["", f"mutual information in nats\n{title:>8}" + "".join(f"{x:>13}" for x in result["factors"])]
+            columns = enumerate(zip(*result[key], strict=True))
+            lines += [f"{k:8}" + "".join(f"{nats:13.4f}" for nats in column) for k, column in columns]
+    return "\n".join(lines)

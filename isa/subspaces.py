@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 __all__ = ["SubspaceInformation", "random_groupings", "subspace_information"]
-__all__ += ["as_tensor", "factor_labels", "log_sums", "map_in_threads"]
+__all__ += ["as_posteriors", "as_tensor", "factor_labels", "log_sums", "map_in_threads"]
 
 Tensors, Groups = Sequence[Tensor], Sequence[Sequence[int]]
 _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
@@ -39,7 +39,7 @@ def random_groupings(sizes: Sequence[int], count: int, generator: torch.Generato
 @torch.no_grad()
 def subspace_information(
     mean: Tensor,
-    log_var: Tensor,
+    log_var: Tensor | None,
     groupings: Sequence[Groups],
     factor_sizes: Sequence[int] | None = None,
     n_draws: int = 100,
@@ -64,7 +64,7 @@ def subspace_information(
     n_draws, generator
         Number of images, drawn without replacement, with one draw of each posterior, and its source.
     """
-    mean, log_var = as_tensor(mean), as_tensor(log_var)
+    mean, log_var = as_posteriors(mean, log_var)
     device, (n, k) = mean.device, mean.shape
     factors, labels = factor_labels(n, factor_sizes, factor_values, None)
     source = device if generator is None else generator.device
@@ -135,6 +135,14 @@ def as_tensor(x: Tensor) -> Tensor:
     """Return a tensor where it is; on the CPU for an array, and for a device without float64."""
     x = torch.as_tensor(x, device=getattr(x, "device", "cpu"))
     return x.cpu() if x.device.type == "mps" else x
+
+
+def as_posteriors(mean: Tensor, log_var: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return tensors of mean and log variance (N, K); for None, sigma is 1/20 of a latent's standard deviation."""
+    mean = as_tensor(mean)
+    if log_var is None:
+        log_var = (mean.double().std(0, correction=0) / 20.0).log().mul(2.0).clamp(min=-500.0).expand(mean.shape)
+    return mean, as_tensor(log_var)
 
 
 def factor_labels(
