@@ -55,7 +55,6 @@ _RARE = 32  # values of fewer images are summed directly
 _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared with direct sums: more if N is small
 _WHOLE = 2**30  # weights of a posterior on a GPU, which sums whole numbers
 _BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
-_TILE, _GPU_TILE = 2**16, 2**25  # Gaussians evaluated at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -171,8 +170,7 @@ def mutual_information_gap(
         draws += [[_choose(x, m, other) for x in values] for values in members[kept:]]
     sampler = _weights(members, draws, n) if m < n else None
     checked = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    counts = [torch.randint(n, (n,), generator=other, device="cpu") for _ in range(resamples if m == n else 0)]
-    counts = torch.stack([x.bincount(minlength=n).to(torch.uint8) for x in counts]).to(device) if counts else None
+    counts = None if m < n or not resamples else _resample(n, resamples, other).to(device)
     checked = checked[: max(_CHECKED, min(_MOST_CHECKED, _CHECKED_PAIRS // n))].to(device)
 
     def estimate(column: list[int]) -> tuple[Tensor, ...]:
@@ -204,10 +202,12 @@ def mutual_information_gap(
     gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
     gap_errors = variances[:f].gather(1, best).sum(1).sqrt() / size
     bounds = 2.0 * moves[:f].amax(1) / size  # sorted entries move by no more than the largest move
-    subsampled = None if fewer is None else float((_gap((subsampled[0] - subsampled[1:]).clamp(min=0.0)) / size).mean())
-    if counts is not None:
+    subsampled, resampled = ((x[0] - x[1:]).clamp(min=0.0) if x.numel() else None for x in (subsampled, resampled))
+    if subsampled is not None:
+        subsampled = float((_gap(subsampled) / size).mean())
+    if resampled is not None:  # (F, K, B)
         sizes = math.log(n) - _reweighted(mixtures.log_n[1:kept], counts).cpu()
-        resampled = (_gap((resampled[0] - resampled[1:]).clamp(min=0.0).transpose(1, 2)) / sizes).T
+        resampled = (_gap(resampled.transpose(1, 2)) / sizes).T
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
     return MutualInformationGap(*values, *spread, scored, tuple(unscored), information[f:], subsampled, resampled)
@@ -274,6 +274,12 @@ def _weights(members: list[list[Tensor]], draws: list[list[Tensor]], n: int) -> 
         for every, some in zip(images, drawn, strict=True):
             row[some] = len(every) / (len(some) * n)
     return weights
+
+
+def _resample(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return how often each image is in each resample of n images, (B, N)."""
+    draws = (torch.randint(n, (n,), generator=generator, device="cpu") for _ in range(count))
+    return torch.stack([x.bincount(minlength=n).to(torch.uint8) for x in draws])
 
 
 def _reweighted(x: Tensor, counts: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
     """Return means from the columns z0, z1, ..., log variances from log_var0, ..., and the rest as factors."""
     header = [name.strip(' "') for name in file.readline().decode("utf-8-sig").strip().split(",")]
     try:
-        rows = np.loadtxt(file, delimiter=",", ndmin=2).reshape(-1, len(header))
+        rows = np.loadtxt(file, delimiter=",", ndmin=2)
+        if rows.shape[1] != len(header):
+            raise ValueError(f"{len(header)} headings for {rows.shape[1]} columns")
     except ValueError as error:
         raise SourceError(f"{file.name}: {error}") from None
     numbered = {name: re.fullmatch(r"(z|log_var)_?(\d+)", name) for name in header}
