@@ -288,7 +288,7 @@ def _mig(arguments: argparse.Namespace) -> int:
     any order and number; names (F,) is optional. FILE.csv has columns z0, z1, ..., log_var0, log_var1, ..., and the
     others are factors. The gap of a factor is the difference between the two largest entries of its row of mutual
     information, divided by its entropy. The information is that of the N rows: a density is a sum over all their
-    posteriors, exact up to the printed bound, at one draw of each. Intervals of 95 % come from a bootstrap: 200
+    posteriors, exact up to the printed bound, at one draw of each. Intervals of 95 % come from a bootstrap: 100
     resamples give new weights to the rows, while the densities stay those of all rows, since their change is of second
     order. An interval tells how far the score would move with other rows of the same kind. It means little if the rows
     are all there is, as on a full grid, and does not correct for few rows, which raise the information.

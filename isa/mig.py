@@ -174,7 +174,8 @@ def mutual_information_gap(
     checked = checked[: max(_CHECKED, min(_MOST_CHECKED, _CHECKED_PAIRS // n))].to(device)
 
     def estimate(column: list[int]) -> tuple[Tensor, ...]:
-        """Return entropies (R,), squared errors of the information, error bounds of both, entropies of resamples."""
+        """Return entropies (R,), squared errors of the information, error bounds of both, then
+        entropies from fewer draws and information of resamples."""
         (j, *others), off = column, noise.new_zeros(len(labels), 1, dtype=torch.float64)
         q = _Posteriors(mean[j], log_var[j], noise[j].double(), mixtures.label, mixtures.row)
         if others:
@@ -191,7 +192,7 @@ def mutual_information_gap(
             off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
         averages = _averages(x, mixtures.log_n, q)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
-        resampled = x.new_empty(0) if counts is None else -_reweighted(x[:kept], counts)
+        resampled = x.new_empty(0) if counts is None else _reweighted(x[1:kept] - x[0], counts)
         averages = averages if sampler is None else _sampled_averages(x, sampler)
         return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled, resampled
 
@@ -202,12 +203,12 @@ def mutual_information_gap(
     gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
     gap_errors = variances[:f].gather(1, best).sum(1).sqrt() / size
     bounds = 2.0 * moves[:f].amax(1) / size  # sorted entries move by no more than the largest move
-    subsampled, resampled = ((x[0] - x[1:]).clamp(min=0.0) if x.numel() else None for x in (subsampled, resampled))
-    if subsampled is not None:
-        subsampled = float((_gap(subsampled) / size).mean())
-    if resampled is not None:  # (F, K, B)
+    subsampled = None if fewer is None else float((_gap((subsampled[0] - subsampled[1:]).clamp(min=0.0)) / size).mean())
+    if counts is None:
+        resampled = None
+    else:  # (F, K, B)
         sizes = math.log(n) - _reweighted(mixtures.log_n[1:kept], counts).cpu()
-        resampled = (_gap(resampled.transpose(1, 2)) / sizes).T
+        resampled = (_gap(resampled.clamp(min=0.0).transpose(1, 2)) / sizes).T
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
     return MutualInformationGap(*values, *spread, scored, tuple(unscored), information[f:], subsampled, resampled)
@@ -285,7 +286,7 @@ def _resample(n: int, count: int, generator: torch.Generator) -> Tensor:
 def _reweighted(x: Tensor, counts: Tensor) -> Tensor:
     """Return the (R, B) means of x, (R, N), over images of which B resamples contain these counts, (B, N)."""
     n = x.shape[1]
-    return sum(x[:, block].double() @ counts[:, block].double().T for block in _blocks(n, x)) / n
+    return sum((x[:, block].float() @ counts[:, block].float().T).double() for block in _blocks(n, x)) / n
 
 
 def _choose(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:

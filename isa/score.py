@@ -18,7 +18,7 @@ from isa.subspaces import subspace_information
 
 __all__ = ["Codes", "read", "report", "score"]
 
-_FEWEST, _RESAMPLES, _DRAWS = 10, 200, 1000  # rows; of the rows; of joint densities
+_FEWEST, _RESAMPLES, _DRAWS = 10, 100, 1000  # rows; of the rows; of joint densities
 _OTHERS = ("mig_binned", "mig_sampled", "mig_of_subspaces")
 _OTHERS += ("info_modularity", "info_compactness", "modularity", "completeness")
 

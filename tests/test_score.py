@@ -42,7 +42,7 @@ def test_both_kinds_of_file_give_the_numbers_of_the_library(tmp_path, capsys):
     results = [json.loads(run(capsys, path, *options)[1]) for path in (npz, table)]
     assert results[0] == results[1]
     result, generator = results[0], torch.Generator().manual_seed(0)
-    arguments = {"factor_values": FACTORS, "subsample": 30, "resamples": 200, "generator": generator}
+    arguments = {"factor_values": FACTORS, "subsample": 30, "resamples": 100, "generator": generator}
     gap = mig.mutual_information_gap(MEAN, CODES["log_var"], **arguments)
     entropy = [-sum(p * np.log(p)) for p in (np.bincount(values) / 500 for values in FACTORS.T)]
     binned = mig.mutual_information_gap_binned(MEAN, factor_values=FACTORS, bins=10)
