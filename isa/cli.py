@@ -296,7 +296,7 @@ def _mig(arguments: argparse.Namespace) -> int:
     examples: isa mig codes.npz; isa mig codes.npz --binned 20 --samples 10000 --json; isa mig codes.csv --factors
     scale,x,y --subspaces 4,4,4,4,4
     """
-    options = {name: getattr(arguments, name) for name in ("binned", "samples", "subspaces")}
+    options = {name: value for name in ("binned", "samples", "subspaces") if (value := getattr(arguments, name))}
     result = score.score(score.read(arguments.file, arguments.factors, arguments.deterministic), **options)
     print(json.dumps(result, indent=1) if arguments.json else score.report(result))
     return 0

@@ -107,9 +107,8 @@ def mutual_information_gap(
     ----------
     mean, log_var
         (N, K) mean and log variance of :math:`q(z \mid x_n)`. Computed in float64, on their device if it has float64.
-        ``log_var=None`` stands for a deterministic encoder. Its codes get noise, since exact codes would identify every
-        image: :math:`\sigma` is 1/20 of the standard deviation of the latent's means, the error of uniform codes that
-        are rounded to 20 bins.
+        ``log_var=None`` stands for a deterministic encoder, whose exact codes would identify every image: they get
+        noise of 1/20 of the latent's standard deviation, the error of uniform codes that are rounded to 20 bins.
     factor_sizes
         Number of values of each factor, if the images form a full grid in C order (the last factor varies fastest).
     factors
@@ -121,16 +120,15 @@ def mutual_information_gap(
     generator
         Source of the draws.
     factor_values
-        Alternative to ``factor_sizes``: (N, F) integers, the factors' values for images in any order and number. A
-        value's weight is its share of the images. The result does not depend on the order of the images.
+        Alternative to ``factor_sizes``: (N, F) integers, the factors' values for images in any order and number. Each
+        value counts by its share of the images, and their order does not change the result.
     unscored
         Factors whose mutual information is reported but does not enter the score.
     subsample
         Number of draws per mixture for ``subsampled_score``, chosen at random by the seed of ``generator``.
     resamples
-        Number B of bootstrap resamples of the images for ``resampled_gaps``; without effect if ``n_samples`` is below
-        N. A resample gives new weights to the images, while the densities remain those of all images. This suffices:
-        the change of the densities is of second order for the information.
+        Number B of bootstrap resamples for ``resampled_gaps``, if all draws are used. They give new weights to the
+        images, under the densities of all images, whose change is of second order.
 
     Examples
     --------
@@ -235,10 +233,8 @@ def mutual_information_gap_binned(
     code += bins * torch.arange(k, device="cpu")  # every latent has its own bins
     information, sizes = [], []
     for label in (labels[f] for f in scored):
-        joint = torch.bincount(
-            (code + bins * k * label[:, None]).flatten(), minlength=(int(label.max()) + 1) * k * bins
-        )
-        joint = joint.view(-1, k, bins).double() / n
+        index, count = (code + bins * k * label[:, None]).flatten(), int(label.max()) + 1
+        joint = index.bincount(minlength=count * k * bins).view(count, k, bins).double() / n
         of_code, of_both = (torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint))
         sizes.append(torch.special.entr(joint[:, 0].sum(-1)).sum())
         information.append((of_code + sizes[-1] - of_both).clamp(min=0.0))
@@ -258,13 +254,11 @@ def _gap(information: Tensor) -> Tensor:
 
 def _order(labels: list[Tensor], mean: Tensor, log_var: Tensor) -> Tensor:
     """Return the images in C order of their factors, those with equal factors in an order that their posteriors set."""
-    keys = torch.stack(labels).flip(0)
-    order = np.lexsort(keys.numpy())
-    ordered = keys[:, order]
-    if (ordered[:, 1:] == ordered[:, :-1]).all(0).any():
-        posteriors = torch.cat([mean, log_var], 1).double().cpu()
-        mark = (posteriors * torch.arange(1.0, posteriors.shape[1] + 1, dtype=torch.float64, device="cpu").sin()).sum(1)
-        order = np.lexsort([mark.numpy(), *keys.numpy()])
+    keys = torch.stack(labels).flip(0).numpy()
+    order = np.lexsort(keys)
+    if (np.diff(keys[:, order]) == 0).all(0).any():
+        posteriors = torch.cat([mean, log_var], 1).double().cpu().numpy()
+        order = np.lexsort([(posteriors * np.sin(np.arange(1.0, posteriors.shape[1] + 1.0))).sum(1), *keys])
     return torch.from_numpy(order)
 
 

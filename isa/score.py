@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.stats
@@ -16,24 +17,19 @@ from isa.data.base import SourceError, reading
 from isa.disentanglement import disentanglement
 from isa.subspaces import subspace_information
 
-__all__ = ["Codes", "read", "report", "score"]
+__all__ = ["read", "report", "score"]
 
-_FEWEST, _RESAMPLES, _DRAWS = 10, 100, 1000  # rows; of the rows; of joint densities
-_OTHERS = ("mig_binned", "mig_sampled", "mig_of_subspaces")
-_OTHERS += ("info_modularity", "info_compactness", "modularity", "completeness")
-
-
-class Codes(NamedTuple):
-    """N posteriors of K latents, and F factors."""
-
-    mean: np.ndarray  #: (N, K)
-    log_var: np.ndarray | None  #: (N, K); None for a deterministic encoder
-    factors: np.ndarray  #: (N, F) integers
-    names: list[str]  #: of the factors
+_FEWEST, _RESAMPLES, _DRAWS = 10, 100, 500  # rows; of the rows; of joint densities
+_LABELS = {"mig_binned": "binned MIG", "mig_sampled": "sampled MIG", "mig_of_subspaces": "MIG of subspaces"}
+_LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC", "modularity": "modularity"}
+_LABELS |= {"completeness": "completeness"}
 
 
-def read(path: Path, names: list[str] | None = None, deterministic: bool = False) -> Codes:
-    """Read a ``.npz`` or ``.csv`` file and check it; ``names`` chooses factors."""
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray, list[str]]
+
+
+def read(path: Path, names: list[str] | None = None, deterministic: bool = False) -> Arrays:
+    """Return mean and log variance (N, K), factors (N, F) and their names from a file; ``names`` chooses factors."""
     with reading(path, "an archive or table of numbers") as file:
         arrays = _read_csv(file) if path.suffix == ".csv" else dict(np.load(file, allow_pickle=False))
     wanted = ["mean", "factors"] if deterministic else ["mean", "log_var", "factors"]
@@ -58,7 +54,7 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
             raise ValueError(f"factor {name} must be integers; np.unique(x, return_inverse=True)[1] numbers its values")
         if (values == values[0]).all():
             raise ValueError(f"factor {name} has one value, {values[0]:g}; --factors chooses the others")
-    return Codes(mean, *(log_var or [None]), factors.astype(np.int64), names or every)
+    return mean, *(log_var or [None]), factors.astype(np.int64), names or every
 
 
 def _read_csv(file: BinaryIO) -> dict[str, Any]:
@@ -70,35 +66,30 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
             raise ValueError(f"{len(header)} headings for {rows.shape[1]} columns")
     except ValueError as error:
         raise SourceError(f"{file.name}: {error}") from None
-    numbered = {name: re.fullmatch(r"(z|log_var)_?(\d+)", name) for name in header}
-    arrays = {"names": [name for name, match in numbered.items() if match is None]}
-    for kind, start in (("mean", "z"), ("log_var", "log_var"), ("factors", None)):
-        names = [name for name, match in numbered.items() if (match and match[1]) == start]
-        if names:
-            names.sort(key=lambda name: int(match[2]) if (match := numbered[name]) else 0)
-            arrays[kind] = rows[:, [header.index(name) for name in names]]
-    return arrays
+    arrays, rest = {}, dict(enumerate(header))
+    for kind, pattern in (("mean", r"z_?(\d+)"), ("log_var", r"log_var_?(\d+)")):
+        columns = {int(match[1]): i for i, name in enumerate(header) if (match := re.fullmatch(pattern, name))}
+        rest = {i: name for i, name in rest.items() if i not in columns.values()}
+        arrays |= {kind: rows[:, [columns[j] for j in sorted(columns)]]} if columns else {}
+    return arrays | ({"factors": rows[:, list(rest)], "names": list(rest.values())} if rest else {})
 
 
-def score(
-    codes: Codes, binned: int | None = None, samples: int | None = None, subspaces: list[int] | None = None
-) -> dict[str, Any]:
-    """Return the scores of codes for JSON, in nats, with intervals of 95 % over resampled rows."""
-    mean, log_var, table, names = codes
+def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence[int] = ()) -> dict[str, Any]:
+    """Return the scores of what :func:`read` returns, for JSON, in nats, with intervals of 95 % over resampled rows."""
+    mean, log_var, table, names = arrays
     generator = torch.Generator().manual_seed(0)
-    if sum(subspaces or [mean.shape[1]]) != mean.shape[1]:
+    if sum(subspaces or mean.shape[1:]) != mean.shape[1]:
         raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
-    options = {"subsample": samples, "resamples": _RESAMPLES, "generator": generator}
+    options = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
     gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
     entropy = [scipy.stats.entropy(np.unique(values, return_counts=True)[1]) for values in table.T]
     ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
     between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
     result = {"rows": len(mean), "latents": mean.shape[1], "factors": names, "factor_entropy": entropy}
-    result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends}
-    result |= {name: getattr(gap, name) for name in ("standard_error", "error_bound")}
+    result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
     result |= {name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy")}
     measures = disentanglement(gap.mutual_information, entropy)._asdict().items()
-    result |= {name: value for name, value in measures if name in _OTHERS and math.isfinite(value)}
+    result |= {name: value for name, value in measures if name in _LABELS and math.isfinite(value)}
     result |= {"mig_sampled": gap.subsampled_score} if samples else {}
     if binned:
         result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
@@ -108,6 +99,7 @@ def score(
         joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
         information = joint.mutual_information[0].clamp(min=0.0)
         result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": count}
+        result["subspace_standard_error"] = joint.standard_error[0].tolist()
         result["mig_of_subspaces"] = disentanglement(information, entropy).mig
     return result
 
@@ -119,10 +111,10 @@ def report(result: dict[str, Any]) -> str:
     lines += [f"MIG {result['mig']:.4f}, 95 % from {low:.4f} to {high:.4f}; sums exact to {result['error_bound']:.0e}"]
     for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
         lines.append(f"  gap {name:12} {one:7.4f}, 95 % from {low:.4f} to {high:.4f}")
-    lines += [f"{name.replace('_', ' '):16} {result[name]:7.4f}" for name in _OTHERS if name in result]
-    for title, key in (("latent", "mutual_information"), ("subspace", "subspace_mutual_information")):
+    lines += [f"{label:20} {result[name]:7.4f}" for name, label in _LABELS.items() if name in result]
+    for title, key in (("latent  ", "mutual_information"), ("subspace", "subspace_mutual_information")):
         if key in result:
-            lines += ["", f"mutual information in nats\n{title:>8}" + "".join(f"{x:>13}" for x in result["factors"])]
+            lines += ["", "mutual information in nats", title + "".join(f"{x:>13}" for x in result["factors"])]
             columns = enumerate(zip(*result[key], strict=True))
             lines += [f"{k:8}" + "".join(f"{nats:13.4f}" for nats in column) for k, column in columns]
     return "\n".join(lines)
