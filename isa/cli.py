@@ -297,7 +297,10 @@ def _mig(arguments: argparse.Namespace) -> int:
     scale,x,y --subspaces 4,4,4,4,4
     """
     options = {name: value for name in ("binned", "samples", "subspaces") if (value := getattr(arguments, name))}
-    result = score.score(score.read(arguments.file, arguments.factors, arguments.deterministic), **options)
+    arrays = score.read(arguments.file, arguments.factors, arguments.deterministic)
+    if sys.stderr.isatty():
+        print(f"scoring {len(arrays[0]):,} rows ...", file=sys.stderr)
+    result = score.score(arrays, **options)
     print(json.dumps(result, indent=1) if arguments.json else score.report(result))
     return 0
 

@@ -19,10 +19,10 @@ from isa.subspaces import subspace_information
 
 __all__ = ["read", "report", "score"]
 
-_FEWEST, _RESAMPLES, _DRAWS = 10, 100, 500  # rows; of the rows; of joint densities
+_FEWEST, _RESAMPLES = 10, 100  # rows, bootstrap resamples of them
+_DRAWS, _PAIRS = 100, 2 * 10**7  # draws of joint densities at least, times rows at most
 _LABELS = {"mig_binned": "binned MIG", "mig_sampled": "sampled MIG", "mig_of_subspaces": "MIG of subspaces"}
-_LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC", "modularity": "modularity"}
-_LABELS |= {"completeness": "completeness"}
+_LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC"} | {x: x for x in ("modularity", "completeness")}
 
 
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray, list[str]]
@@ -95,7 +95,7 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
         result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
     if subspaces:
         groups = [group.tolist() for group in torch.arange(sum(subspaces)).split(subspaces)]
-        count = min(len(mean), _DRAWS)
+        count = min(len(mean), max(_DRAWS, _PAIRS // len(mean)))
         joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
         information = joint.mutual_information[0].clamp(min=0.0)
         result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": count}
@@ -107,7 +107,7 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
 def report(result: dict[str, Any]) -> str:
     """Return the scores as text."""
     low, high = result["mig_interval"]
-    lines = [f"{result['rows']:,} rows, {result['latents']} latents", ""]
+    lines = [f"{result['rows']:,} rows, {result['latents']} latents\n"]
     lines += [f"MIG {result['mig']:.4f}, 95 % from {low:.4f} to {high:.4f}; sums exact to {result['error_bound']:.0e}"]
     for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
         lines.append(f"  gap {name:12} {one:7.4f}, 95 % from {low:.4f} to {high:.4f}")
