@@ -103,6 +103,14 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         return mig.mutual_information_gap(mean, log_var, SIZES, FACTORS, samples, generator=generator, **options)
 
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    grid = torch.stack(torch.unravel_index(torch.arange(n), SIZES), 1)
+    rows = mean[order], log_var[order], grid[order]
+
+    def of_table(**options: object) -> mig.MutualInformationGap:
+        options |= {"factors": FACTORS, "factor_values": rows[2], "generator": torch.Generator().manual_seed(0)}
+        return mig.mutual_information_gap(*rows[:2], **options)
+
     def subspaces() -> SubspaceInformation:
         generator = torch.Generator().manual_seed(0)
         groupings = random_groupings([SUBSPACE] * (arguments.latents // SUBSPACE), GROUPINGS, generator)
@@ -112,6 +120,8 @@ def main() -> None:
     wall, processor = timed(ours, arguments.repetitions)
     usual_wall, usual_processor = timed(lambda: ours(USUAL_SAMPLES), arguments.repetitions)
     extended = timed(lambda: ours(unscored=UNSCORED, subsample=USUAL_SAMPLES), arguments.repetitions)
+    table = timed(of_table, arguments.repetitions)
+    resampled = timed(lambda: of_table(resamples=100), 1)
     joint = timed(subspaces, arguments.repetitions)
     part = mean[:: n // arguments.part][: arguments.part]
     slow = timed(lambda: straightforward(part, mean, log_var), 1)[0] / len(part)
@@ -122,9 +132,12 @@ def main() -> None:
     print(f"{'all samples':45} {wall:10.2f} s {processor:10.2f} s")
     print(f"{'10,000 samples an entropy':45} {usual_wall:10.2f} s {usual_processor:10.2f} s")
     print(f"{'all samples, for a record':45} {extended[0]:10.2f} s {extended[1]:10.2f} s")
+    print(f"{'all samples, table in random order':45} {table[0]:10.2f} s {table[1]:10.2f} s")
+    print(f"{'the same with 100 resamples':45} {resampled[0]:10.2f} s {resampled[1]:10.2f} s")
     print(f"{f'subspaces, {GROUPINGS} groupings, {DRAWS} draws':45} {joint[0]:10.2f} s {joint[1]:10.2f} s")
     figures = {"all samples, seconds": wall, "10,000 samples an entropy, seconds": usual_wall}
     figures |= {"all samples, for a record, seconds": extended[0]}
+    figures |= {"table in random order, ratio to the grid": table[0] / wall, "resamples, seconds": resampled[0]}
     figures |= {"subspaces, a draw and grouping, seconds": joint[0] / (DRAWS * GROUPINGS)}
     for name, seconds, own in (
         ("straightforward, 10,000 samples, scaled", slow_usual, usual_wall),

@@ -34,12 +34,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn.functional import pad, threshold_
 
-from isa.subspaces import as_tensor, factor_labels, group_log_sums, map_in_threads
+from isa.subspaces import as_posteriors, as_tensor, factor_labels, log_sums, map_in_threads
 
 __all__ = ["MutualInformationGap", "active_units", "mutual_information_gap", "mutual_information_gap_binned"]
 
@@ -54,7 +55,6 @@ _RARE = 32  # values of fewer images are summed directly
 _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared with direct sums: more if N is small
 _WHOLE = 2**30  # weights of a posterior on a GPU, which sums whole numbers
 _BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
-_TILE, _GPU_TILE = 2**16, 2**25  # Gaussians evaluated at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -83,12 +83,13 @@ class MutualInformationGap:
     unscored: tuple[int, ...]  #: Factor of each row of ``unscored_mutual_information``.
     unscored_mutual_information: Tensor  #: (U, K)
     subsampled_score: float | None  #: The score from ``subsample`` draws per mixture.
+    resampled_gaps: Tensor | None  #: (B, F) ``gaps`` of the bootstrap resamples.
 
 
 @torch.no_grad()
 def mutual_information_gap(
     mean: Tensor,
-    log_var: Tensor,
+    log_var: Tensor | None,
     factor_sizes: Sequence[int] | None = None,
     factors: Sequence[int] | None = None,
     n_samples: int | None = None,
@@ -98,6 +99,7 @@ def mutual_information_gap(
     factor_values: Tensor | None = None,
     unscored: Sequence[int] = (),
     subsample: int | None = None,
+    resamples: int = 0,
 ) -> MutualInformationGap:
     r"""Estimate the mutual information gap of Gaussian posteriors.
 
@@ -105,6 +107,8 @@ def mutual_information_gap(
     ----------
     mean, log_var
         (N, K) mean and log variance of :math:`q(z \mid x_n)`. Computed in float64, on their device if it has float64.
+        ``log_var=None`` stands for a deterministic encoder, whose exact codes would identify every image: they get
+        noise of 1/20 of the latent's standard deviation, the error of uniform codes that are rounded to 20 bins.
     factor_sizes
         Number of values of each factor, if the images form a full grid in C order (the last factor varies fastest).
     factors
@@ -116,11 +120,15 @@ def mutual_information_gap(
     generator
         Source of the draws.
     factor_values
-        Alternative to ``factor_sizes``: (N, F) integers, the factors' values for images in any order and number.
+        Alternative to ``factor_sizes``: (N, F) integers, the factors' values for images in any order and number. Each
+        value counts by its share of the images, and their order does not change the result.
     unscored
         Factors whose mutual information is reported but does not enter the score.
     subsample
         Number of draws per mixture for ``subsampled_score``, chosen at random by the seed of ``generator``.
+    resamples
+        Number B of bootstrap resamples for ``resampled_gaps``, if all draws are used. They give new weights to the
+        images, under the densities of all images, whose change is of second order.
 
     Examples
     --------
@@ -131,8 +139,12 @@ def mutual_information_gap(
     >>> round(mutual_information_gap(mean, log_var, (8,)).score, 6)
     1.0
     """
-    mean, log_var = as_tensor(mean), as_tensor(log_var)
+    mean, log_var = as_posteriors(mean, log_var)
     device, (n, k) = mean.device, mean.shape
+    scored, every = factor_labels(n, factor_sizes, factor_values, factors, unscored)
+    if factor_values is not None:
+        order = _order(every, mean, log_var)
+        every, mean, log_var = [x[order] for x in every], mean[order.to(device)], log_var[order.to(device)]
     columns = [[j] for j in range(k)] if groups is None else [list(group) for group in groups]
     used = sorted(j for column in columns for j in column)
     columns = [[used.index(j) for j in column] for column in columns]
@@ -140,26 +152,28 @@ def mutual_information_gap(
     if not (mean.isfinite().all() and log_var.abs().amax() <= 500):
         raise ValueError("mean must be finite and log_var must lie between -500 and 500")
 
-    scored, labels = factor_labels(n, factor_sizes, factor_values, factors, tuple(unscored))
+    labels = [torch.zeros_like(every[0]), *(every[f] for f in (*scored, *unscored))]
     mixtures, kept, m = _Mixtures(labels, device), 1 + len(scored), min(n, n_samples or n)
     source = device if generator is None else generator.device
     wide = torch.float32 if source.type == "mps" else torch.float64
     noise = torch.randn(len(used), n, dtype=wide, device=source, generator=generator).to(device)
     members = draws = fewer = None
+    other = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)
     if m < n or subsample is not None or groups is not None:  # images by mixture: all, those drawn, those subsampled
-        other = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)
         members = [mixtures.members(r) for r in range(len(labels))]
         draws = [[_choose(x, m, generator) for x in values] for values in members[:kept]]
         if subsample is not None:
             fewer = [[_choose(x, subsample, other, always=True) for x in values] for values in draws]
-            fewer = [mixtures.weighted(r, values) for r, values in enumerate(fewer)]
+            fewer = _weights(members, fewer, n)
         draws += [[_choose(x, m, other) for x in values] for values in members[kept:]]
-    sampler = [mixtures.weighted(r, x) for r, x in enumerate(draws)] if m < n else None
+    sampler = _weights(members, draws, n) if m < n else None
     checked = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    counts = None if m < n or not resamples else _resample(n, resamples, other).to(device)
     checked = checked[: max(_CHECKED, min(_MOST_CHECKED, _CHECKED_PAIRS // n))].to(device)
 
     def estimate(column: list[int]) -> tuple[Tensor, ...]:
-        """Return entropies (R,), squared errors of the information, error bounds of both, subsampled entropies."""
+        """Return entropies (R,), squared errors of the information, error bounds of both, then
+        entropies from fewer draws and information of resamples."""
         (j, *others), off = column, noise.new_zeros(len(labels), 1, dtype=torch.float64)
         q = _Posteriors(mean[j], log_var[j], noise[j].double(), mixtures.label, mixtures.row)
         if others:
@@ -168,7 +182,7 @@ def mutual_information_gap(
                 for of, at in zip(images, drawn, strict=True):
                     posteriors, points = ([y[column][:, i] for y in (mean, log_var)] for i in (of, at))
                     points.append(noise[column][:, at])
-                    total[at] = group_log_sums(posteriors, points, [range(len(column))])[0, :, 0]
+                    total[at] = log_sums(posteriors, points, [range(len(column))])[0, :, 0]
         elif n * n <= _EXACT_PAIRS:
             x = _direct(q, q)
         else:
@@ -176,24 +190,35 @@ def mutual_information_gap(
             off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
         averages = _averages(x, mixtures.log_n, q)
         subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
+        resampled = x.new_empty(0) if counts is None else _reweighted(x[1:kept] - x[0], counts)
         averages = averages if sampler is None else _sampled_averages(x, sampler)
-        return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled
+        return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled, resampled
 
     rows = zip(*map_in_threads(estimate, columns, mean), strict=True)
-    entropies, variances, errors, moves, subsampled = (torch.stack(x, 1).cpu() for x in rows)
+    entropies, variances, errors, moves, subsampled, resampled = (torch.stack(x, 1).cpu() for x in rows)
     f, size = kept - 1, math.log(n) - mixtures.log_n[1:kept].mean(1).cpu()  # entropies of the factors
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
     gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
     gap_errors = variances[:f].gather(1, best).sum(1).sqrt() / size
     bounds = 2.0 * moves[:f].amax(1) / size  # sorted entries move by no more than the largest move
     subsampled = None if fewer is None else float((_gap((subsampled[0] - subsampled[1:]).clamp(min=0.0)) / size).mean())
+    if counts is None:
+        resampled = None
+    else:  # (F, K, B)
+        sizes = math.log(n) - _reweighted(mixtures.log_n[1:kept], counts).cpu()
+        resampled = (_gap(resampled.clamp(min=0.0).transpose(1, 2)) / sizes).T
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
-    return MutualInformationGap(*values, *spread, scored, tuple(unscored), information[f:], subsampled)
+    return MutualInformationGap(*values, *spread, scored, tuple(unscored), information[f:], subsampled, resampled)
 
 
 def mutual_information_gap_binned(
-    mean: Tensor, factor_sizes: Sequence[int], factors: Sequence[int] | None = None, *, bins: int = 20
+    mean: Tensor,
+    factor_sizes: Sequence[int] | None = None,
+    factors: Sequence[int] | None = None,
+    *,
+    factor_values: Tensor | None = None,
+    bins: int = 20,
 ) -> tuple[float, Tensor]:
     """Return the MIG of binned posterior means (N, K), and their mutual information with the factors, (F, K) in nats.
 
@@ -202,18 +227,19 @@ def mutual_information_gap_binned(
     """
     mean = as_tensor(mean).detach().cpu().double()
     n, k = mean.shape
-    _, labels = factor_labels(n, factor_sizes, None, factors)
+    scored, labels = factor_labels(n, factor_sizes, factor_values, factors)
     low, high = mean.amin(0), mean.amax(0)
     code = ((mean - low) / torch.where(high > low, high - low, 1.0) * bins).long().clamp(max=bins - 1)
     code += bins * torch.arange(k, device="cpu")  # every latent has its own bins
-    sizes, information = [int(label.max()) + 1 for label in labels[1:]], []
-    for label, size in zip(labels[1:], sizes, strict=True):
-        joint = torch.bincount((code + bins * k * label[:, None]).flatten(), minlength=size * k * bins)
-        joint = joint.view(size, k, bins).double() / n
-        entropies = [torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint)]
-        information.append((entropies[0] + math.log(size) - entropies[1]).clamp(min=0.0))
+    information, sizes = [], []
+    for label in (labels[f] for f in scored):
+        index, count = (code + bins * k * label[:, None]).flatten(), int(label.max()) + 1
+        joint = index.bincount(minlength=count * k * bins).view(count, k, bins).double() / n
+        of_code, of_both = (torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint))
+        sizes.append(torch.special.entr(joint[:, 0].sum(-1)).sum())
+        information.append((of_code + sizes[-1] - of_both).clamp(min=0.0))
     information = torch.stack(information)
-    return float((_gap(information) / torch.tensor(sizes, device="cpu").double().log()).mean()), information
+    return float((_gap(information) / torch.stack(sizes)).mean()), information
 
 
 def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
@@ -222,8 +248,39 @@ def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
 
 
 def _gap(information: Tensor) -> Tensor:
-    """Return the (F,) difference between the two largest entries of each row of (F, K)."""
-    return -pad(information, (0, 1)).topk(2, dim=1).values.diff()[:, 0]
+    """Return the (...) difference between the two largest entries of each row of (..., K)."""
+    return -pad(information, (0, 1)).topk(2, dim=-1).values.diff()[..., 0]
+
+
+def _order(labels: list[Tensor], mean: Tensor, log_var: Tensor) -> Tensor:
+    """Return the images in C order of their factors, those with equal factors in an order that their posteriors set."""
+    keys = torch.stack(labels).flip(0).numpy()
+    order = np.lexsort(keys)
+    if (np.diff(keys[:, order]) == 0).all(0).any():
+        posteriors = torch.cat([mean, log_var], 1).double().cpu().numpy()
+        order = np.lexsort([(posteriors * np.sin(np.arange(1.0, posteriors.shape[1] + 1.0))).sum(1), *keys])
+    return torch.from_numpy(order)
+
+
+def _weights(members: list[list[Tensor]], draws: list[list[Tensor]], n: int) -> Tensor:
+    """Return weights (R, N) of drawn images: the share of their value in all images, over the number of its draws."""
+    weights = torch.zeros(len(draws), n, dtype=torch.float64, device=members[0][0].device)
+    for row, images, drawn in zip(weights, members, draws, strict=False):
+        for every, some in zip(images, drawn, strict=True):
+            row[some] = len(every) / (len(some) * n)
+    return weights
+
+
+def _resample(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return how often each image is in each resample of n images, (B, N)."""
+    draws = (torch.randint(n, (n,), generator=generator, device="cpu") for _ in range(count))
+    return torch.stack([x.bincount(minlength=n).to(torch.uint8) for x in draws])
+
+
+def _reweighted(x: Tensor, counts: Tensor) -> Tensor:
+    """Return the (R, B) means of x, (R, N), over images of which B resamples contain these counts, (B, N)."""
+    n = x.shape[1]
+    return sum((x[:, block].float() @ counts[:, block].float().T).double() for block in _blocks(n, x)) / n
 
 
 def _choose(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:
@@ -236,29 +293,25 @@ def _choose(images: Tensor, count: int, generator: torch.Generator | None, alway
 
 def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, Tensor]:
     """Return entropies (R,) and squared errors (R - 1,), and turn the log sums x (R, N) into log densities."""
-    n = x.shape[1]
-    total, product = x.new_zeros(len(x), dtype=torch.float64), x.new_zeros(len(x), len(x), dtype=torch.float64)
+    n, total = x.shape[1], x.new_zeros(len(x), dtype=torch.float64)
+    moves = x.new_zeros(2, len(x) - 1, dtype=torch.float64)  # H(z) and H(z | v) use the same draws
     for block in _blocks(n, x):
         values = x[:, block].double()
         if q is not None:  # the sum contains the draw's own posterior
             values = torch.maximum(values, q.at(block).own())
         x[:, block] = values.sub_(log_n[:, block])
         total += values.sum(1)
-        product += values @ values.T
-    average, covariance = total / n, (product - total.outer(total) / n) / n
-    # H(z) and H(z | v) use the same draws. Most of their scatter cancels in the difference.
-    variance = covariance.diagonal()[1:] + covariance[0, 0] - 2.0 * covariance[0, 1:]
-    return -average, variance.clamp(min=0.0) / (n - 1 if n > 1 else math.nan)
+        moves += torch.stack([(difference := values[1:] - values[0]).sum(1), difference.square().sum(1)])
+    mean, square = moves / n
+    return -total / n, (square - mean.square()).clamp(min=0.0) / (n - 1 if n > 1 else math.nan)
 
 
-def _sampled_averages(x: Tensor, sampler: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return entropies and squared errors from log densities at drawn images, whose weights add up to 1."""
-    entropy, variance = [], []
-    for row, (images, weight) in zip(x, sampler, strict=False):
-        values, m = row.index_select(0, images).double(), len(images)
-        entropy.append(-(weight @ values))
-        variance.append((weight * (values + entropy[-1])).square().sum() * (m / (m - 1) if m > 1 else math.nan))
-    return torch.stack(entropy), torch.stack(variance[1:]) + variance[0]
+def _sampled_averages(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return entropies and squared errors from log densities at drawn images, with weights (R, N) that add up to 1."""
+    x, m = x[: len(weights)].double(), (weights > 0).sum(1)
+    entropy = -(weights * x).sum(1)
+    variance = (weights * (x + entropy[:, None])).square().sum(1) * m / (m - 1)  # NaN for one draw
+    return entropy, variance[1:] + variance[0]
 
 
 def _bound(off: Tensor, m: int) -> Tensor:
@@ -294,12 +347,6 @@ class _Mixtures:
         """Return the images of each value."""
         return list(self.labels[r].argsort(stable=True).to(self.label.device).split(self.counts[r].tolist()))
 
-    def weighted(self, r: int, draws: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return drawn images (M,), given by value, and their weights: the frequency of the value over its draws."""
-        m = torch.tensor([len(images) for images in draws], device="cpu")
-        weight = (self.counts[r].double() / (m * len(self.labels[r]))).repeat_interleave(m)
-        return torch.cat(draws), weight.to(self.label.device)
-
 
 class _Posteriors(NamedTuple):
     """Posteriors of a latent, with one draw of each (n,), and their images' values and rows on a grid (R, n)."""
@@ -324,20 +371,8 @@ class _Posteriors(NamedTuple):
 
 def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     """Return (R, P) logs of the sums of densities at draws, over the posteriors with the draw's value."""
-    out = at.noise.new_zeros(at.label.shape, dtype=torch.float64)
-    at_mean, step, own = (x[:, None] for x in (*at.draws(), at.own()))
-    tile = 1 + (_TILE if out.is_cpu else _GPU_TILE) // (1 + len(own))
-    for start in range(0, len(of.mean), tile):
-        part = of.at(slice(start, start + tile))
-        half = 0.5 * part.log_var.double()
-        t = (at_mean - part.mean.double()).add_(step).mul_(torch.exp(-half))
-        ratio = (-_HALF_LOG_2PI - own - half).addcmul_(t, t, value=-0.5)  # to the density under the own posterior
-        ratio = ratio.clamp_(min=-700.0).exp_()  # exp is slow where it underflows
-        out[0] += ratio.sum(1)
-        same = torch.empty_like(ratio)
-        for sums, value, values in zip(out[1:], at.label[1:], part.label[1:], strict=True):
-            sums += torch.eq(value[:, None], values, out=same).mul_(ratio).sum(1)
-    return out.log_().add_(own.T)
+    draws = at.mean[None], at.log_var[None], at.noise[None]
+    return log_sums((of.mean[None], of.log_var[None]), draws, [[0]], (of.label[1:], at.label[1:]))[:, :, 0]
 
 
 def _fast(q: _Posteriors, mixtures: _Mixtures) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 __all__ = ["SubspaceInformation", "random_groupings", "subspace_information"]
-__all__ += ["as_tensor", "factor_labels", "group_log_sums", "map_in_threads"]
+__all__ += ["as_posteriors", "as_tensor", "factor_labels", "log_sums", "map_in_threads"]
 
 Tensors, Groups = Sequence[Tensor], Sequence[Sequence[int]]
 _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
@@ -25,7 +25,7 @@ class SubspaceInformation:
 
     mutual_information: Tensor  #: (G, F, S) of groups and factors in nats, unbiased and hence not clamped at 0.
     standard_error: Tensor  #: (G, F, S); smaller for differences of groups, which share their draws.
-    factors: tuple[int, ...]  #: Index in ``factor_sizes`` of each factor: those of more than one value.
+    factors: tuple[int, ...]  #: Index of each factor: those of more than one value.
     n_draws: int  #: Number of draws.
 
 
@@ -39,11 +39,13 @@ def random_groupings(sizes: Sequence[int], count: int, generator: torch.Generato
 @torch.no_grad()
 def subspace_information(
     mean: Tensor,
-    log_var: Tensor,
+    log_var: Tensor | None,
     groupings: Sequence[Groups],
-    factor_sizes: Sequence[int],
+    factor_sizes: Sequence[int] | None = None,
     n_draws: int = 100,
     generator: torch.Generator | None = None,
+    *,
+    factor_values: Tensor | None = None,
 ) -> SubspaceInformation:
     r"""Estimate the mutual information of groups of latents and factors from joint densities.
 
@@ -53,33 +55,33 @@ def subspace_information(
     Parameters
     ----------
     mean, log_var
-        (N, K) mean and log variance of :math:`q(z \mid x_n)`, images in C order of the factors. The computation is in
-        single precision, unless ``mean`` is float64 or ``log_var`` beyond ±100.
+        (N, K) mean and log variance of :math:`q(z \mid x_n)`. The computation is in single precision, unless ``mean``
+        is float64 or ``log_var`` beyond ±100.
     groupings
         G groupings, each of S disjoint groups of latents.
-    factor_sizes
-        Number of values of each factor.
+    factor_sizes, factor_values
+        The images' factors, as in :func:`isa.mig.mutual_information_gap`: a full grid in C order, or a table (N, F).
     n_draws, generator
         Number of images, drawn without replacement, with one draw of each posterior, and its source.
     """
-    mean, log_var = as_tensor(mean), as_tensor(log_var)
+    mean, log_var = as_posteriors(mean, log_var)
     device, (n, k) = mean.device, mean.shape
-    factors, labels = factor_labels(n, factor_sizes, None, None)
+    factors, labels = factor_labels(n, factor_sizes, factor_values, None)
     source = device if generator is None else generator.device
     images = torch.randperm(n, generator=generator, device="cpu" if generator is None else source)[:n_draws].to(device)
     noise = torch.randn(n_draws, k, dtype=torch.float64, generator=generator, device=source).to(device)
-    mean, log_var, label = mean.T.contiguous(), log_var.T.contiguous(), torch.stack(labels[1:]).int().to(device)
+    mean, log_var, label = mean.T.contiguous(), log_var.T.contiguous(), torch.stack(labels)[list(factors)].to(device)
     single = mean.dtype != torch.float64 and float(log_var.abs().amax()) <= 100.0
     groups = [group for grouping in groupings for group in grouping]
     draws = mean[:, images], log_var[:, images], noise.T
-    total = group_log_sums((mean, log_var), draws, groups, (label, label[:, images]), single).cpu()
+    total = log_sums((mean, log_var), draws, groups, (label, label[:, images]), single).cpu()
     total = total.unflatten(2, (len(groupings), -1))
-    log_size = torch.tensor([factor_sizes[f] for f in factors], dtype=torch.float64, device="cpu").log()
-    information = (total[1:] - total[:1] + log_size[:, None, None, None]).permute(1, 2, 0, 3)  # (M, G, F, S)
+    share = torch.stack([one.bincount()[one].double().log() for one in label.cpu()])[:, images.cpu()] - math.log(n)
+    information = (total[1:] - total[:1] - share[..., None, None]).permute(1, 2, 0, 3)  # (M, G, F, S)
     return SubspaceInformation(information.mean(0), information.std(0) / math.sqrt(n_draws), factors, n_draws)
 
 
-def group_log_sums(
+def log_sums(
     posteriors: Tensors,  # mean and log variance (K, N)
     draws: Tensors,  # mean and log variance of the posteriors that were drawn from, and noise (K, M)
     groups: Groups,
@@ -95,31 +97,38 @@ def group_log_sums(
     mean, log_var = posteriors
     mean_at, log_var_at, noise = (x.double() for x in draws)
     label, label_at = labels or (mean[:0], noise[:0])
-    (k, n), m = mean.shape, noise.shape[1]
-    z = mean_at + torch.exp(0.5 * log_var_at) * noise
+    (k, n), m, c = mean.shape, noise.shape[1], len(groups)
     own = -0.5 * (noise.square() + log_var_at)  # exponents under the draws' own posteriors
     own_density = torch.stack([(own[list(group)] - 0.5 * math.log(2.0 * math.pi)).sum(0) for group in groups], 1)
     # The own exponent becomes the shift, so that exponents from low to high can be summed without overflow.
     dtype, low, shift, high = (torch.float32, -87, -40, 70) if single else (torch.float64, -700, -300, 680)
-    mean, half, z, own = (x.to(dtype) for x in (mean, -0.5 * log_var.double(), z.T, own.T))
-    scale = math.sqrt(0.5) * torch.exp(half)
+    step = torch.exp(0.5 * log_var_at).mul_(noise)  # apart from the mean, whose rounding error may exceed sigma
+    mean_at, step, own = (x.to(dtype)[..., None] for x in (mean_at, step, own))
     latents = torch.tensor([j for group in groups for j in group], device=mean.device)
     starts = torch.tensor([0, *accumulate(map(len, groups))][:-1], device=mean.device)
-    step = max(1, (_TILE if mean.is_cpu else _GPU_TILE) // (len(groups) + 2 * k))
+    size = max(1, (_TILE if mean.is_cpu else _GPU_TILE) // (10 + c + 2 * k))  # posteriors at once, times draws
+    rows = max(1, size // n)  # draws at once
 
     def sums(start: int) -> Tensor:  # over one block of posteriors
-        part, out = slice(start, start + step), mean.new_empty(1 + len(label), m, len(groups))
-        for i in range(m):
-            t = (mean[:, part] - z[i, :, None]).mul_(scale[:, part])
-            exponents = torch.addcmul(half[:, part], t, t, value=-1.0).sub_(own[i, :, None])
-            # Sums of rows; a matrix product could be set to reduced precision.
-            density = embedding_bag(latents, exponents, starts, mode="sum").add_(shift).clamp_(low, high).exp_()
-            out[0, i] = density.sum(1)
-            for total, same in zip(out[1:], label[:, part] == label_at[:, i, None], strict=True):
-                total[i] = (density.index_select(1, same.nonzero()[:, 0]) if mean.is_cpu else density * same).sum(1)
+        part, out = slice(start, start + size), own.new_empty(1 + len(label), m, c)
+        centre, half = mean[:, None, part].to(dtype), -0.5 * log_var[:, None, part].to(dtype)
+        scale = math.sqrt(0.5) * torch.exp(half)
+        for at in (slice(i, i + rows) for i in range(0, m, rows)):
+            t = (mean_at[:, at] - centre).add_(step[:, at]).mul_(scale)
+            density = torch.addcmul(half, t, t, value=-1.0).sub_(own[:, at])
+            if k > 1:  # sums of rows; a matrix product could be set to reduced precision
+                density = embedding_bag(latents, density.flatten(1), starts, mode="sum").unflatten(1, t.shape[1:])
+            density.add_(shift).clamp_(low, high).exp_()  # (C, rows, size)
+            out[0, at] = density.sum(2).T
+            same = torch.empty_like(t[0])
+            for total, value, values in zip(out[1:], label_at[:, at, None], label[:, part], strict=True):
+                if c > 1 and mean.is_cpu and len(same) == 1:
+                    total[at] = density[:, 0].index_select(1, (value == values).nonzero()[:, 1]).sum(1)
+                else:
+                    total[at] = torch.eq(value, values, out=same).mul(density).sum(2).T
         return out.double()
 
-    return sum(map_in_threads(sums, range(0, n, step), mean)).log_() - shift + own_density
+    return sum(map_in_threads(sums, range(0, n, size), mean)).log_() - shift + own_density
 
 
 def as_tensor(x: Tensor) -> Tensor:
@@ -128,22 +137,33 @@ def as_tensor(x: Tensor) -> Tensor:
     return x.cpu() if x.device.type == "mps" else x
 
 
+def as_posteriors(mean: Tensor, log_var: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return tensors of mean and log variance (N, K); for None, sigma is 1/20 of a latent's standard deviation."""
+    mean = as_tensor(mean)
+    if log_var is None:
+        log_var = (mean.double().std(0, correction=0) / 20.0).log().mul(2.0).clamp(min=-500.0).expand(mean.shape)
+    return mean, as_tensor(log_var)
+
+
 def factor_labels(
     n: int, sizes: Sequence[int] | None, table: Tensor | None, factors: Sequence[int] | None, others: Sequence[int] = ()
 ) -> tuple[tuple[int, ...], list[Tensor]]:
-    """Return the scored factors, and (N,) values on the CPU: zeros, then those of scored and of other factors."""
+    """Return the scored factors, and the value of every factor, (N,) on the CPU, counted from 0."""
     if table is not None:
-        every = [torch.unique(column, return_inverse=True)[1] for column in torch.as_tensor(table, device="cpu").T]
+        table = torch.as_tensor(table, device="cpu")
+        if table.ndim != 2 or len(table) != n or table.is_floating_point():
+            raise ValueError(f"factor_values must be ({n}, F) integers, got {tuple(table.shape)} of {table.dtype}")
+        labels = [torch.unique(column.long(), return_inverse=True)[1] for column in table.T]
     elif math.prod(sizes) == n:
-        every = torch.unravel_index(torch.arange(n, device="cpu"), tuple(sizes))
+        labels = list(torch.unravel_index(torch.arange(n, device="cpu"), tuple(sizes)))
     else:
         raise ValueError(f"the product of factor_sizes must be N = {n}, got {tuple(sizes)}")
-    counts = [int(label.max()) + 1 for label in every]
+    counts = [int(label.max()) + 1 for label in labels]
     scored = tuple(f for f, c in enumerate(counts) if c > 1) if factors is None else tuple(factors)
     used = (*scored, *others)
     if not scored or min(counts[f] for f in used) < 2:
         raise ValueError(f"factors must have more than one value, got factors {used} of {counts} values")
-    return scored, [torch.zeros(n, dtype=torch.int64, device="cpu"), *(every[f] for f in used)]
+    return scored, labels
 
 
 def map_in_threads(function: Callable, items: Iterable, like: Tensor) -> list:

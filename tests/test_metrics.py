@@ -116,3 +116,8 @@ def test_agreement_of_measures(bounds, text):
         for name, (low, high) in zip(("MIG", "InfoM"), bounds, strict=True)
     }
     assert metrics.agreement(found).startswith(text) and metrics.agreement(found).endswith("(n = 4 and 5).")
+
+
+def test_gap_of_unscored_factors():
+    row = {"unscored": ["shape"], "unscored_mutual_information": [[0.1, 0.5, 0.2]]}
+    assert metrics.gap_of_unscored(row) == pytest.approx(0.3 / np.log(3)) and metrics.gap_of_unscored({}) is None

@@ -143,7 +143,6 @@ TABLES = {  # mean and log variance, sizes of a grid or table of factor values, 
     "unequal counts, direct sums": (random_posteriors(600, 2), unequal_counts(600), None, 1e-9),
     "unequal counts, fast sums": (random_posteriors(2100, 2), unequal_counts(2100), None, 5e-5),
     "grid": (random_posteriors(600, 3), (4, 10, 15), None, 1e-9),
-    "shuffled grid": (random_posteriors(600, 3), grid((4, 10, 15))[ORDER], None, 1e-9),
     "part of a grid": (random_posteriors(400, 3), grid((4, 10, 15))[ORDER[:400]], None, 1e-9),
     "groups": (random_posteriors(120, 5), (4, 30), GROUPS, 1e-7),
     "narrow groups": (np.array(random_posteriors(120, 5)) - [[[0.0]], [[40.0]]], (4, 30), GROUPS, 1e-7),
@@ -158,9 +157,87 @@ def test_grids_tables_and_groups_match_double_sums(case):
     sizes, values = (factors, None) if of_grid else (None, torch.tensor(factors))
     table = grid(factors) if of_grid else factors
     result = gap(mean, log_var, sizes, groups=groups, factor_values=values)
-    exact = double_sums(mean, log_var, table, groups)
+    order = np.lexsort(table.T[::-1])  # images get their draws in the order of a grid
+    exact = double_sums(mean[order], log_var[order], table[order], groups)
     np.testing.assert_allclose(entropies(result), exact, rtol=0, atol=tolerance)
     np.testing.assert_allclose(result.gaps, gaps(exact, table), rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 20), SIZES])  # direct sums, fast sums
+@pytest.mark.parametrize("array", [np.array, torch.tensor])
+def test_a_table_of_a_full_grid_scores_like_the_grid_in_any_order(sizes, array):
+    (mean, log_var), table = random_posteriors(math.prod(sizes), 3), grid(sizes)
+    order = np.random.default_rng(1).permutation(len(mean))
+    shuffled = gap(mean[order], log_var[order], None, factor_values=array(7 * table[order] - 3))
+    np.testing.assert_allclose(entropies(shuffled), entropies(gap(mean, log_var, sizes)), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 60), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_any_table_matches_double_sums_in_any_order(n, k, f, seed):
+    rng = np.random.default_rng(seed)
+    (mean, log_var), columns = (
+        random_posteriors(n, k),
+        [np.arange(n), *rng.integers(0, rng.integers(1, n + 1, f - 1)[:, None], (f - 1, n))],
+    )
+    table = rng.permuted(np.stack(columns), axis=1).T  # one factor has as many values as there are images
+    every = mig.mutual_information_gap(mean, log_var, factor_values=table, generator=torch.Generator().manual_seed(3))
+    varying = [j for j in range(f) if len(np.unique(table[:, j])) > 1]
+    order = np.lexsort(table.T[::-1])
+    exact = double_sums(mean[order], log_var[order], table[order][:, varying], seed=3)
+    assert every.factors == tuple(varying)  # constant factors are left out
+    np.testing.assert_allclose(entropies(every), exact, rtol=0, atol=1e-9)
+    copies = rng.permutation(np.repeat(np.arange(n), rng.integers(1, 4, n)))  # equal rows, and rows of equal factors
+    coarse = table[copies] // 2
+    if coarse.max(0).min() > 0 and (coarse != coarse[0]).any(0).all():
+        again = rng.permutation(len(copies))
+        first, second = (
+            mig.mutual_information_gap(mean[x], log_var[x], factor_values=y, generator=torch.Generator().manual_seed(3))
+            for x, y in ((copies, coarse), (copies[again], coarse[again]))
+        )
+        np.testing.assert_allclose(entropies(first), entropies(second), rtol=0, atol=1e-12)
+
+
+def test_copies_of_rows_are_weights():
+    rng = np.random.default_rng(0)
+    table, copies = rng.integers(0, 3, (300, 1)), np.repeat(np.arange(300), rng.integers(1, 5, 300))
+    mean, log_var = table + 0.3 * rng.standard_normal((300, 1)), np.full((300, 1), -2.0)
+    runs = [gap(mean[copies], log_var[copies], None, s, factor_values=table[copies]) for s in range(40)]
+    information = torch.stack([run.mutual_information[0, 0] for run in runs])
+    weight, z = np.bincount(copies) / len(copies), np.linspace(-3, 6, 4001)
+    density = scipy.stats.norm(mean, np.exp(-1.0)).pdf(z) * weight[:, None]  # (N, Z)
+    parts = np.stack([density[table[:, 0] == a].sum(0) for a in range(3)])
+    share = parts.sum(1, keepdims=True) * (z[1] - z[0])
+    exact = (parts * np.log(parts / (share * parts.sum(0)))).sum() * (z[1] - z[0])
+    assert float(information.mean()) == pytest.approx(exact, abs=4 * float(information.std()) / 40**0.5)
+
+
+def test_resampled_gaps_scatter_as_data_sets_do():
+    rng, runs = np.random.default_rng(0), []
+    for seed in range(150):
+        table = rng.choice(4, (400, 1), p=[0.4, 0.3, 0.2, 0.1])
+        mean = table * [1.0, 0.4] + rng.standard_normal((400, 2))
+        options = {"factor_values": table, "resamples": 100}
+        runs.append(gap(mean, np.full(mean.shape, -2.0), None, seed, **options))
+    scatter = torch.stack([run.gaps for run in runs]).std(0)
+    reported = torch.stack([run.resampled_gaps.std(0) for run in runs]).mean(0)
+    np.testing.assert_allclose(reported / scatter, 1.0, atol=4 * (2 * 150) ** -0.5)
+    assert runs[0].resampled_gaps.shape == (100, 1)
+    np.testing.assert_allclose(runs[0].resampled_gaps.mean(0), runs[0].gaps, atol=float(4 * reported[0] / 10))
+    none = gap(np.zeros((9, 1)), np.zeros((9, 1)), (3, 3), resamples=5, n_samples=2)
+    assert none.resampled_gaps is None
+
+
+def test_a_deterministic_encoder_is_scored_with_noise():
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 5, (500, 1))
+    mean = np.stack([table[:, 0], rng.standard_normal(500), np.full(500, 0.3)], 1)
+    sigma = np.where(mean.std(0) > 1e-9, mean.std(0) / 20, 1.0)
+    given = gap(mean, np.tile(2 * np.log(sigma), (500, 1)), None, factor_values=table)
+    result = mig.mutual_information_gap(mean, None, factor_values=table, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(result.mutual_information, given.mutual_information, atol=1e-9)
+    size = scipy.stats.entropy(np.bincount(table[:, 0]))
+    np.testing.assert_allclose(result.mutual_information[0, [0, 2]], [size, 0], atol=1e-9)
 
 
 def posteriors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -327,14 +404,17 @@ def test_the_binned_gap_is_discrete_information():
     sizes, rng = (3, 16, 12), np.random.default_rng(0)
     value = grid(sizes)
     mean = rng.standard_normal((576, 4)) + value[:, 2:] * [0.0, 0.2, 0.5, 1.0]
-    score, information = mig.mutual_information_gap_binned(torch.tensor(mean), sizes)
-    gaps = []
-    for f, size in enumerate(sizes):
-        joints = [np.histogram2d(value[:, f], mean[:, j], (size, 20))[0] / 576 for j in range(4)]
-        wanted = [scipy.stats.entropy(p.ravel(), np.outer(p.sum(1), p.sum(0)).ravel()) for p in joints]
-        np.testing.assert_allclose(information[f], wanted, atol=1e-12)
-        gaps.append(np.subtract(*sorted(wanted)[:-3:-1]) / math.log(size))
-    assert score == pytest.approx(np.mean(gaps))
+    subset = np.sort(rng.permutation(576)[:400])  # unequal counts
+    for rows, factors in ((slice(None), {"factor_sizes": sizes}), (subset, {"factor_values": value[subset]})):
+        score, information = mig.mutual_information_gap_binned(mean[rows], **factors)
+        gaps = []
+        for f, size in enumerate(sizes):
+            joints = [np.histogram2d(value[rows, f], mean[rows, j], (size, 20))[0] for j in range(4)]
+            joints = [p / p.sum() for p in joints]
+            wanted = [scipy.stats.entropy(p.ravel(), np.outer(p.sum(1), p.sum(0)).ravel()) for p in joints]
+            np.testing.assert_allclose(information[f], wanted, atol=1e-12)
+            gaps.append(np.subtract(*sorted(wanted)[:-3:-1]) / scipy.stats.entropy(joints[0].sum(1)))
+        assert score == pytest.approx(np.mean(gaps))
     code = torch.stack([torch.arange(10.0).repeat(3), torch.zeros(30)], 1)
     assert float(mig.mutual_information_gap_binned(code, (3, 10), (1,), bins=5)[1][0, 0]) == pytest.approx(math.log(5))
 
@@ -345,14 +425,21 @@ def test_active_units():
     assert mig.active_units(mean, 0.0099).tolist() == mig.active_units(mean, 0).tolist() == [False, True, True]
 
 
+TWELVE = "factor_values must be .12, F. integers"
+
+
 @pytest.mark.parametrize(
-    ("log_var", "sizes", "factors", "message"),
+    ("log_var", "sizes", "factors", "table", "message"),
     [
-        (-501.0, (3, 4), None, "log_var must lie between"),
-        (0.0, (3, 5), None, r"of factor_sizes must be N = 12, got \(3, 5\)"),
-        (0.0, (3, 1, 4), (0, 1), r"factors must have more than one value, got factors \(0, 1\) of \[3, 1, 4\]"),
+        (-501.0, (3, 4), None, None, "log_var must lie between"),
+        (0.0, (3, 5), None, None, r"of factor_sizes must be N = 12, got \(3, 5\)"),
+        (0.0, (3, 1, 4), (0, 1), None, r"must have more than one value, got factors \(0, 1\) of \[3, 1, 4\]"),
+        *(
+            (0.0, None, None, table, TWELVE)
+            for table in (torch.zeros(11, 2).int(), torch.zeros(12).int(), torch.zeros(12, 2))
+        ),
     ],
 )
-def test_bad_input_is_refused(log_var, sizes, factors, message):
+def test_bad_input_is_refused(log_var, sizes, factors, table, message):
     with pytest.raises(ValueError, match=message):
-        gap(torch.zeros(12, 3), torch.full((12, 3), log_var), sizes, factors=factors)
+        gap(torch.zeros(12, 3), torch.full((12, 3), log_var), sizes, factors=factors, factor_values=table)

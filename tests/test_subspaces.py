@@ -25,7 +25,7 @@ def information(mean, log_var, groupings, sizes=SMALL, seed=0, **options) -> Sub
     return subspace_information(*tensors, groupings, sizes, generator=generator, **options)
 
 
-def slow_information(mean, log_var, groups, sizes, n_draws) -> np.ndarray:
+def slow_information(mean, log_var, groups, table, n_draws) -> np.ndarray:
     """(n_draws, F, S) differences of log densities, for the draws of seed 0."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randperm(len(mean), generator=generator)[:n_draws].numpy()
@@ -35,7 +35,7 @@ def slow_information(mean, log_var, groups, sizes, n_draws) -> np.ndarray:
         z = mean[image] + np.exp(0.5 * log_var[image]) * e
         density = -0.5 * (z - mean) ** 2 * np.exp(-log_var) - 0.5 * log_var
         joint = np.stack([density[:, group].sum(1) for group in groups])
-        members = [values == values[image] for values in grid(sizes).T]
+        members = [values == values[image] for values in table.T]
         out.append([logsumexp(joint[:, x], 1) - np.log(x.mean()) - logsumexp(joint, 1) for x in members])
     return np.array(out)
 
@@ -61,7 +61,7 @@ def test_subspace_information_matches_double_sums(sizes, cast):
     assert result.factors == tuple(kept) and result.n_draws == 20
     tolerance = 1e-5 if cast is np.float32 else 1e-10
     for g, groups in enumerate(groupings):
-        differences = slow_information(mean.astype(float), log_var.astype(float), groups, sizes, 20)[:, kept]
+        differences = slow_information(mean.astype(float), log_var.astype(float), groups, grid(sizes), 20)[:, kept]
         np.testing.assert_allclose(result.mutual_information[g], differences.mean(0), atol=tolerance)
         np.testing.assert_allclose(result.standard_error[g], differences.std(0, ddof=1) / 20**0.5, atol=tolerance)
 
@@ -79,6 +79,15 @@ def test_golden_results(dtype):
     for name, wanted in case["result"].items():
         tolerance = 1e-5 if dtype == torch.float32 else 1e-9
         np.testing.assert_allclose(getattr(result, name).flatten(), wanted, atol=tolerance)
+
+
+def test_a_table_of_part_of_a_grid_matches_double_sums():
+    mean, log_var = five_latents()
+    rows = np.random.default_rng(0).permutation(N)[: N // 3]
+    part = mean[rows], log_var[rows]
+    result = information(*part, [[[0, 3], [1, 2, 4]]], None, factor_values=grid(SMALL)[rows], n_draws=20)
+    differences = slow_information(*part, [[0, 3], [1, 2, 4]], grid(SMALL)[rows], 20)
+    np.testing.assert_allclose(result.mutual_information[0], differences.mean(0), atol=1e-10)
 
 
 def test_standard_errors_are_the_scatter_of_generators():

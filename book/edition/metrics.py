@@ -14,7 +14,8 @@ from isa.disentanglement import Disentanglement, disentanglement
 from isa.evaluate import subspaces
 from isa.run import Run
 
-__all__ = ["Concentration", "agreement", "answer", "beyond_chance", "by_seed", "joint", "scores", "shares", "summed"]
+__all__ = ["Concentration", "agreement", "answer", "beyond_chance", "by_seed"]
+__all__ += ["gap_of_unscored", "joint", "scores", "shares", "summed"]
 
 _GROUPINGS = 2_000  # random ones, with which sums over subspaces are compared
 
@@ -51,6 +52,14 @@ def shares(row: Mapping[str, Any]) -> np.ndarray:
 def scores(row: Mapping[str, Any]) -> Disentanglement:
     """Return the measures of a record."""
     return disentanglement(row["mutual_information"], _entropy(row["factors"])[:, 0])
+
+
+def gap_of_unscored(row: Mapping[str, Any]) -> float | None:
+    """Return the mean gap of the factors that a record measures without scoring them, or None if it has none."""
+    if not row.get("unscored_mutual_information"):
+        return None
+    shares = np.sort(np.array(row["unscored_mutual_information"]) / _entropy(row["unscored"]), 1)
+    return float((shares[:, -1] - shares[:, -2]).mean())
 
 
 def agreement(found: Mapping[str, Comparison]) -> str:

@@ -1,0 +1,120 @@
+"""Scores of a file of posteriors, or codes, and factor values: reading, scoring, and the report of ``isa mig``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import scipy.stats
+import torch
+
+from isa import mig
+from isa.data.base import SourceError, reading
+from isa.disentanglement import disentanglement
+from isa.subspaces import subspace_information
+
+__all__ = ["read", "report", "score"]
+
+_FEWEST, _RESAMPLES = 10, 100  # rows, bootstrap resamples of them
+_DRAWS, _PAIRS = 100, 2 * 10**7  # draws of joint densities at least, times rows at most
+_LABELS = {"mig_binned": "binned MIG", "mig_sampled": "sampled MIG", "mig_of_subspaces": "MIG of subspaces"}
+_LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC"} | {x: x for x in ("modularity", "completeness")}
+
+
+Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray, list[str]]
+
+
+def read(path: Path, names: list[str] | None = None, deterministic: bool = False) -> Arrays:
+    """Return mean and log variance (N, K), factors (N, F) and their names from a file; ``names`` chooses factors."""
+    with reading(path, "an archive or table of numbers") as file:
+        arrays = _read_csv(file) if path.suffix == ".csv" else dict(np.load(file, allow_pickle=False))
+    wanted = ["mean", "factors"] if deterministic else ["mean", "log_var", "factors"]
+    if absent := [name for name in wanted if name not in arrays]:
+        hint = "; --deterministic scores codes without variances" if absent == ["log_var"] else ""
+        raise ValueError(f"{path} has no {' and no '.join(absent)}, only {', '.join(arrays) or 'nothing'}{hint}")
+    mean, *log_var, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
+    every = [str(name) for name in arrays.get("names", [f"factor{f}" for f in range(factors.shape[-1])])]
+    if any(x.shape != mean.shape for x in log_var) or factors.shape != (len(mean), len(every)):
+        shapes = ", ".join(f"{name} {arrays[name].shape}" for name in wanted)
+        raise ValueError(f"the arrays of {path} must have one row an image, got {shapes} and {len(every)} names")
+    if len(mean) < _FEWEST:
+        raise ValueError(f"{path} has too few rows to score: {len(mean)}, but at least {_FEWEST} are needed")
+    for name, x in zip(wanted, (mean, *log_var), strict=False):
+        if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
+            raise ValueError(f"{name} of {path} must be finite numbers, without NaN")
+    if absent := [name for name in names or [] if name not in every]:
+        raise ValueError(f"{path} has no factor {', '.join(absent)}, only {', '.join(every)}")
+    factors = factors[:, [every.index(name) for name in names or every]]
+    for name, values in zip(names or every, factors.T, strict=True):
+        if values.dtype.kind not in "iub" and (values.dtype.kind != "f" or path.suffix != ".csv" or (values % 1).any()):
+            raise ValueError(f"factor {name} must be integers; np.unique(x, return_inverse=True)[1] numbers its values")
+        if (values == values[0]).all():
+            raise ValueError(f"factor {name} has one value, {values[0]:g}; --factors chooses the others")
+    return mean, *(log_var or [None]), factors.astype(np.int64), names or every
+
+
+def _read_csv(file: BinaryIO) -> dict[str, Any]:
+    """Return means from the columns z0, z1, ..., log variances from log_var0, ..., and the rest as factors."""
+    header = [name.strip(' "') for name in file.readline().decode("utf-8-sig").strip().split(",")]
+    try:
+        rows = np.loadtxt(file, delimiter=",", ndmin=2)
+        if rows.shape[1] != len(header):
+            raise ValueError(f"{len(header)} headings for {rows.shape[1]} columns")
+    except ValueError as error:
+        raise SourceError(f"{file.name}: {error}") from None
+    arrays, rest = {}, dict(enumerate(header))
+    for kind, pattern in (("mean", r"z_?(\d+)"), ("log_var", r"log_var_?(\d+)")):
+        columns = {int(match[1]): i for i, name in enumerate(header) if (match := re.fullmatch(pattern, name))}
+        rest = {i: name for i, name in rest.items() if i not in columns.values()}
+        arrays |= {kind: rows[:, [columns[j] for j in sorted(columns)]]} if columns else {}
+    return arrays | ({"factors": rows[:, list(rest)], "names": list(rest.values())} if rest else {})
+
+
+def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence[int] = ()) -> dict[str, Any]:
+    """Return the scores of what :func:`read` returns, for JSON, in nats, with intervals of 95 % over resampled rows."""
+    mean, log_var, table, names = arrays
+    generator = torch.Generator().manual_seed(0)
+    if sum(subspaces or mean.shape[1:]) != mean.shape[1]:
+        raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
+    options = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
+    gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
+    entropy = [scipy.stats.entropy(np.unique(values, return_counts=True)[1]) for values in table.T]
+    ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
+    between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
+    result = {"rows": len(mean), "latents": mean.shape[1], "factors": names, "factor_entropy": entropy}
+    result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
+    result |= {name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy")}
+    measures = disentanglement(gap.mutual_information, entropy)._asdict().items()
+    result |= {name: value for name, value in measures if name in _LABELS and math.isfinite(value)}
+    result |= {"mig_sampled": gap.subsampled_score} if samples else {}
+    if binned:
+        result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
+    if subspaces:
+        groups = [group.tolist() for group in torch.arange(sum(subspaces)).split(subspaces)]
+        count = min(len(mean), max(_DRAWS, _PAIRS // len(mean)))
+        joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
+        information = joint.mutual_information[0].clamp(min=0.0)
+        result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": count}
+        result["subspace_standard_error"] = joint.standard_error[0].tolist()
+        result["mig_of_subspaces"] = disentanglement(information, entropy).mig
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """Return the scores as text."""
+    low, high = result["mig_interval"]
+    lines = [f"{result['rows']:,} rows, {result['latents']} latents\n"]
+    lines += [f"MIG {result['mig']:.4f}, 95 % from {low:.4f} to {high:.4f}; sums exact to {result['error_bound']:.0e}"]
+    for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
+        lines.append(f"  gap {name:12} {one:7.4f}, 95 % from {low:.4f} to {high:.4f}")
+    lines += [f"{label:20} {result[name]:7.4f}" for name, label in _LABELS.items() if name in result]
+    for title, key in (("latent  ", "mutual_information"), ("subspace", "subspace_mutual_information")):
+        if key in result:
+            lines += ["", "mutual information in nats", title + "".join(f"{x:>13}" for x in result["factors"])]
+            columns = enumerate(zip(*result[key], strict=True))
+            lines += [f"{k:8}" + "".join(f"{nats:13.4f}" for nats in column) for k, column in columns]
+    return "\n".join(lines)
