@@ -65,7 +65,7 @@ audit:
 	@$(UNPINNED) _build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement locks/packages.txt --requirement locks/torch.txt
 
 release: $(READY)
-	@$(BIN)/python tests/release.py
+	@$(BIN)/python benchmarks/release.py
 
 .PHONY: clean-all
 clean:

@@ -17,10 +17,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from papermill import inspect_notebook
-from release import OF_TORCH, PROJECT, PYPROJECT, ROOT, needed, read_lock
 from tiny_book import run
 
 import isa
+from benchmarks.release import OF_TORCH, PROJECT, PYPROJECT, ROOT, needed, read_lock
 
 NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

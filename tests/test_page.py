@@ -89,6 +89,7 @@ def displayed(monkeypatch) -> list[dict[str, str]]:
 def test_show_gives_one_output_with_svg_png_and_csv(displayed):
     for _ in range(2):
         figure = plt.figure(figsize=(3, 2), FigureClass=BookFigure)
+        figure.subplots().plot([0, 1], [1, 0], marker="o")  # markers and clips have names in an SVG
         figure.record({"x": [1, 2], "y [nats]": 0.5})
         page.show(figure, dpi=100)
     bundle, again = displayed
