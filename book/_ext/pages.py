@@ -27,7 +27,8 @@ From the repository's root, this command makes its figures and numbers with the 
 papermill {name}.ipynb {stem}-out.ipynb
 ```
 
-For other values add `-p NAME VALUE`, once for each of these names; [all names and values](/book/reproducing) are listed.
+For other values add `-p NAME VALUE`, once for each of these names;
+[all names and values](/book/reproducing) are listed.
 ::::
 """
 
