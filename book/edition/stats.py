@@ -109,7 +109,7 @@ class Curve(NamedTuple):
     mig_error: np.ndarray
     n: np.ndarray
     runs: np.ndarray
-    seeds: np.ndarray
+    seeds: tuple[float, ...]
 
     @property
     def groups(self) -> list[np.ndarray]:
@@ -305,8 +305,8 @@ def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike, seed: Arra
     means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
     spread = [group.std(0, ddof=1) if len(group) > 1 else np.full(2, math.nan) for group in groups]
     errors = np.array(spread).reshape(-1, 2) / np.sqrt(n)[:, None]
-    seeds = np.full(len(runs), math.nan) if seed is None else np.asarray(seed, dtype=float)
-    return Curve(betas, *means.T, *errors.T, n, runs, seeds)
+    seeds = (math.nan,) * len(runs) if seed is None else map(float, seed)
+    return Curve(betas, *means.T, *errors.T, n, runs, tuple(seeds))
 
 
 def contrast(
