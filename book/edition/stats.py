@@ -249,8 +249,7 @@ def compare_maxima(first: ArrayLike, second: ArrayLike) -> Comparison:
 def upper_half(values: ArrayLike, mig: ArrayLike) -> np.ndarray:
     """Return numbers, one a run, whose mean is that of the values over the upper half by MIG, and varies like it.
 
-    They are the influences of the runs on that mean: a run at the median of the MIG would change it by nothing but the
-    number of runs. ``values`` may be the MIG itself.
+    They are the influences of the runs on that mean. ``values`` may be the MIG itself.
     """
     values, mig = np.asarray(values, dtype=float), np.asarray(mig, dtype=float)
     upper = mig >= np.median(mig)

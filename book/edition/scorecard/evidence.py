@@ -86,8 +86,6 @@ class Missing(NamedTuple):
     recorded: int
     wanted: int
     commands: tuple[str, ...]
-    unnamed: tuple[str, ...]
-    """Methods of which no specification names a run."""
 
 
 @cache
@@ -241,13 +239,7 @@ class Evidence:
         """Return what is missing of the runs that are declared of those in ``asked``; None if that is empty."""
         if not self.asked:
             return None
-        wanted: dict[str, dict[str, Any]] = {}
-        named: dict[str, bool] = {}
-        for dataset, method, betas in self.asked:
-            runs = self.declared(dataset, method, betas)
-            wanted |= runs
-            named[method_text(method)] = named.get(method_text(method), False) or bool(runs)
+        wanted = {name: run for asked in self.asked for name, run in self.declared(*asked).items()}
         recorded = {row["hash"] for row in self.records}
         commands = dict.fromkeys(run["command"] for name, run in wanted.items() if name not in recorded)
-        unnamed = tuple(method for method, is_named in named.items() if not is_named)
-        return Missing(len(wanted.keys() & recorded), len(wanted), tuple(commands), unnamed)
+        return Missing(len(wanted.keys() & recorded), len(wanted), tuple(commands))

@@ -24,8 +24,6 @@ def _missing(missing: Missing) -> str:
     text = f"{missing.recorded:,} of {missing.wanted:,} declared runs at the paper's settings are recorded"
     if missing.commands:
         text += "; the others are made by " + ", ".join(f"`{command}`" for command in missing.commands)
-    if missing.unnamed:
-        text += f". No specification names runs of {' and '.join(missing.unnamed)} yet"
     return text + "."
 
 
@@ -47,7 +45,7 @@ def cards(rows: Iterable[Row], here: str) -> str:
             first = deciding(row.findings)
             shown = [(finding, "" if finding in first else "*Remark:* ") for finding in row.findings]
             lines += ["", "*Measured:*", "", *(f"- {remark}{_finding(finding)}" for finding, remark in shown)]
-        if missing and (missing.recorded < missing.wanted or missing.unnamed):
+        if missing and missing.recorded < missing.wanted:
             lines += ["", f"*Missing:* {_missing(missing)}"]
         if claim.page:
             link = os.path.relpath(claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"

@@ -156,12 +156,6 @@ def better_trade_off(
             yield sides.finding(together(parts), "MIG at equal fit " + "; ".join(texts), complete)
 
 
-def _large(difference: Comparison, samples: Sequence[np.ndarray]) -> Outcome:
-    """Return the outcome of a difference that is large by Cohen's convention, 0.8 standard deviations of the runs."""
-    margin = 0.8 * math.sqrt(np.mean([np.var(sample, ddof=1) for sample in samples]))
-    return direction(Comparison(*(value - margin for value in difference[:3])))
-
-
 @measure
 def best_of_all(
     evidence: Evidence,
@@ -191,8 +185,10 @@ def best_of_all(
             complete &= (enough := enough_betas(*zip(*wanted, strict=True)))
             parts.append(_unless(not enough, direction(difference, parts=len(others))))
             if name in large_over:
-                best = [max(_mig(one), key=np.mean) for one in (rival, own)]
-                parts.append(_unless(not enough or min(map(len, best)) < 3, _large(difference, best)))
+                variances = [max(_mig(one), key=np.mean).var(ddof=1) for one in (rival, own) if one.n.min() > 1]
+                margin = 0.8 * math.sqrt(np.mean(variances)) if len(variances) == 2 else math.nan  # Cohen's convention
+                lead = Comparison(*(value - margin for value in difference[:3]))
+                parts.append(_unless(not enough, direction(lead)))
             texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
         if parts:
             yield sides.finding(together(parts), "MIG " + "; ".join(texts), complete)
