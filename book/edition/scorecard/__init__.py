@@ -113,21 +113,25 @@ class Scorecard:
         return {part: _sentence(part, rows) for part, rows in parts.items() if rows}
 
 
-def _counted(verdicts: Iterable[Verdict], ending: str = "") -> str:
-    """Return counts in words: ``2 reproduced, 1 partly and 3 not reproduced``."""
+def _counted(verdicts: Iterable[Verdict]) -> str:
+    """Return counts in words: ``2 reproduced, 1 partly reproduced and 3 not reproduced``."""
     counts = Counter(verdicts)
-    texts = [f"{counts[one]} {one}{' reproduced' * (one is Verdict.PARTLY)}{ending}" for one in Verdict if counts[one]]
+    texts = [f"{counts[one]} {one}{' reproduced' * (one is Verdict.PARTLY)}" for one in Verdict if counts[one]]
     return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
 def _sentence(part: str, rows: Sequence[Row]) -> str:
-    decided = [row for row in rows if row.verdict is not Verdict.OPEN]
+    own, short = (
+        [row.verdict for row in rows if bool(row.tags) is short and row.verdict is not Verdict.OPEN]
+        for short in (False, True)
+    )
     early = [row.provisional for row in rows if row.provisional not in (None, Verdict.OPEN)]
-    texts = [_counted(row.verdict for row in decided if not row.tags)]
-    if short := _counted(row.verdict for row in decided if row.tags):
-        texts.append(f"{short} at small scale or on stand-in data")
-    if count := len(rows) - len(decided):
-        texts.append(f"{count} open")
+    left = len(rows) - len(own) - len(short)
+    texts = [
+        _counted(own),
+        f"{_counted(short)} at small scale or on stand-in data" * bool(short),
+        f"{left} open" * bool(left),
+    ]
     text = f"{part}: of {len(rows)} claims, {'; '.join(filter(None, texts))}"
     return text + (f" (provisionally {_counted(early)})." if early else ".")
 

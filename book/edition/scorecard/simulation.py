@@ -2,9 +2,8 @@
 
 ``python -m edition.scorecard.simulation`` writes ``runs/rules.csv``, in a few minutes on one core.
 
-Every claim about trained models is judged by its own measure, on records of the runs that specifications declare for
-it. Spreads are those of the first records: of the MIG 0.06 at beta = 1, and above it 0.07 (beta-VAE) and 0.18 in two
-groups (ISA-VAE). Half the variance is of the seed, at all betas. Intervals are Student's t throughout.
+Spreads are those of the first records: of the MIG 0.06 at beta = 1, and above it 0.07 (beta-VAE) and 0.18 in two groups
+(ISA-VAE). Half the variance is of the seed, at all betas. Intervals are Student's t.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edition.scorecard import Row, Scorecard
-from edition.scorecard.evidence import Missing
 from edition.scorecard.rules import Finding, Verdict, deciding
 
 __all__ = ["cards", "counts"]
@@ -18,13 +17,6 @@ def _finding(finding: Finding) -> str:
     reading = ", ".join(filter(None, (finding.reading, finding.falls_short)))
     missing = f"; {finding.missing} declared runs missing" if finding.missing else ""
     return f"{reading}: {finding.text} ({finding.outcome.value}{missing})" if reading else finding.text
-
-
-def _missing(missing: Missing) -> str:
-    text = f"{missing.recorded:,} of {missing.wanted:,} declared runs at the paper's settings are recorded"
-    if missing.commands:
-        text += "; the others are made by " + ", ".join(f"`{command}`" for command in missing.commands)
-    return text + "."
 
 
 def cards(rows: Iterable[Row], here: str) -> str:
@@ -46,7 +38,9 @@ def cards(rows: Iterable[Row], here: str) -> str:
             shown = [(finding, "" if finding in first else "*Remark:* ") for finding in row.findings]
             lines += ["", "*Measured:*", "", *(f"- {remark}{_finding(finding)}" for finding, remark in shown)]
         if missing and missing.recorded < missing.wanted:
-            lines += ["", f"*Missing:* {_missing(missing)}"]
+            commands = ", ".join(f"`{command}`" for command in missing.commands)
+            text = f"{missing.recorded:,} of {missing.wanted:,} declared runs at the paper's settings are recorded"
+            lines += ["", f"*Missing:* {text}; the others are made by {commands}."]
         if claim.page:
             link = os.path.relpath(claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"
             lines += ["", ":::{card-footer}", f"[]({link})", ":::"]
