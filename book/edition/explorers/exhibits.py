@@ -123,7 +123,7 @@ def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, stat
 def _curve(runs: Sequence[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]]) -> stats.Curve:
     own = {row["beta"] for row in runs}
     members = [*runs, *(row for row in plain if row["beta"] == 1 and 1 not in own)]
-    return stats.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig")))
+    return stats.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig", "seed")))
 
 
 def _means(rows: Sequence[Mapping[str, Any]], titles: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
