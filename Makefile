@@ -14,12 +14,13 @@ LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 
-.PHONY: help book pdf test test-fast lint bench audit release clean
+.PHONY: help book pdf test test-fast coverage lint bench audit release clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
 	@echo "make test   build the book where it has changed, and run all tests"
 	@echo "make test-fast  run the tests that take seconds and need no built book"
+	@echo "make coverage  run all tests, and list the lines of isa that none of them reaches"
 	@echo "make lint   run the linter"
 	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
 	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
@@ -53,6 +54,10 @@ test: $(READY)
 test-fast: $(READY)
 	@$(BIN)/python -m pytest -m "not slow and not book"
 
+coverage: $(READY)
+	@$(BIN)/python -m coverage run -m pytest && $(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --show-missing --skip-covered --fail-under=95
+
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -65,7 +70,7 @@ audit:
 	@$(UNPINNED) _build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement locks/packages.txt --requirement locks/torch.txt
 
 release: $(READY)
-	@$(BIN)/python tests/release.py
+	@$(BIN)/python benchmarks/release.py
 
 .PHONY: clean-all
 clean:

@@ -16,13 +16,20 @@ from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, We
 
 from isa import LpNested, Node, isa_prior, models
 
-#: files of tests that are slow for a reason: sweeps with kills, schedulers, whole studies, kernels under an interpreter
+#: files, and tests of others, that are slow for a reason: sweeps with kills, schedulers, whole studies, kernels under
+#: an interpreter; and compilers, whole data sets, fits of many samples
 SLOW = {"test_cluster", "test_kernels", "test_kill", "test_numbers", "test_studies"}
+SLOW |= {"test_a_compiled_loss_is_one_graph", "test_compiled_sums_of_a_large_batch_in_single_precision"}
+SLOW |= {"test_compiling_changes_only_rounding", "test_log_prob_compiles_into_one_graph"}
+SLOW |= {"test_training_step_compiles_into_machine_code", "test_profile_has_every_kind_and_records_nothing"}
+SLOW |= {"test_training_needs_only_what_a_compute_node_has", "test_memory_does_not_grow_as_batch_by_batch_by_latents"}
+SLOW |= {"test_the_stand_in_is_that_of_the_records_and_drawn_once", "test_pictures_differ_and_are_inside_the_frame"}
+SLOW |= {"test_total_correlation_of_a_correlated_gaussian", "test_fit_recovers_exponents_with_calibrated_errors"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in SLOW:
+        if {item.path.stem, getattr(item, "originalname", None)} & SLOW:
             item.add_marker(pytest.mark.slow)
 
 

@@ -10,15 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-import yaml
 from browser import Page
-from pdf import contents
 from tiny_book import ROOT, make
 
 pytestmark = pytest.mark.book
 PHONE = 390  # CSS pixels
 HEAVIEST = 3_000_000  # bytes that a page may load before the reader asks for more
-TOC = [name for name, _, _ in contents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))]
+TOC = re.findall(r"(?:root|file): ([\w/-]+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
 
 
 class Document(HTMLParser):

@@ -6,30 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import release
-from release import (
-    COLUMNS,
-    EXPLAINED,
-    PERMISSIVE,
-    compare,
-    installed,
-    licence,
-    parts,
-    read_lock,
-    read_table,
-    statements,
-)
 
-from edition import page
-from edition.figures import style
-
-
-@pytest.mark.parametrize(
-    ("first", "other", "expected"),
-    [([4.0, 0.0], [4.0, 1.0], 0.25), ([2.0], [-4.0], 1.5), ([0.0], [-0.0], 0.0)],
-)
-def test_differences_are_relative_to_the_largest_number(first, other, expected):
-    assert release.differences(np.array(first), np.array(other)).max() == expected
+from benchmarks import release
+from benchmarks.release import COLUMNS, EXPLAINED, PERMISSIVE, compare, installed, licence, parts, read_lock, read_table
 
 
 def test_folders_are_compared_bit_by_bit(tmp_path):
@@ -55,17 +34,6 @@ def test_folders_are_compared_bit_by_bit(tmp_path):
         "figures as SVG": (True, "1 of 1 equal", None, None),
         "figures as PNG": (True, "1 of 1 equal", None, None),
     }
-
-
-def test_figure_is_shown_in_the_same_bytes_every_time(monkeypatch):
-    bundles = []
-    monkeypatch.setattr(page, "display", lambda bundle, raw: bundles.append(bundle))
-    for _ in range(2):
-        figure, axes = style.subplots(1, 2, height=1.5)
-        axes[0].plot([0, 1], [1, 0], marker="o")  # markers and clips have names in an SVG
-        axes[1].imshow([[0, 1], [1, 0]])
-        page.show(figure)
-    assert bundles[0] == bundles[1]
 
 
 @pytest.mark.parametrize(
@@ -107,5 +75,5 @@ def test_every_locked_package_has_a_licence_that_allows_this_project_its_own():
     assert stated <= PERMISSIVE | EXPLAINED and stated >= EXPLAINED
     of_module = {row["licence"] for row in rows.values() if row["for"] == "the module"}
     assert {name for name in of_module if not set(parts(name)) <= PERMISSIVE} <= {"MPL-2.0 AND MIT"}  # tqdm's own files
-    here = {name: licence(*statements(installed()[name])) for name in rows.keys() & installed()}
+    here = {name: licence(*release.statements(installed()[name])) for name in rows.keys() & installed()}
     assert len(here) > 50 and here == {name: rows[name]["licence"] for name in here}

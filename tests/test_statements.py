@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from edition.statements import complete, effect_of_beta, further_run, outcome, reached
-from edition.stats import Comparison, curve
+from edition.statements import effect_of_beta, further_run, outcome, reached
+from edition.stats import Comparison
 
 
 def test_word_follows_the_whole_interval():
@@ -15,15 +15,6 @@ def test_word_follows_the_whole_interval():
     words = ["higher", "lower", "not significantly different", "undecided"]
     assert [outcome(Comparison(0.1, *pair)) for pair in bounds] == words
     assert reached([0.115, 0.407, 0.419], 0.41) == "2 of 3"  # 0.407 is printed as 0.41
-
-
-def test_curve_suffices_with_all_betas_or_five_of_five_runs():
-    beta = np.repeat(np.arange(1, 7), 5)
-    whole = curve(beta, -beta, beta)
-    assert complete(whole, range(1, 10)) and complete(curve([1, 2], [0, 1], [0, 1]), [1, 2])
-    assert not complete(curve(beta[:20], -beta[:20], beta[:20]), range(1, 10)) and not complete(
-        curve([1], [0], [0]), [1]
-    )
 
 
 def test_range_of_a_further_run_covers():

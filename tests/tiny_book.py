@@ -51,7 +51,10 @@ class TinyBook:
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("_config.yml", "Makefile", "constraints.txt", "book/references.bib"):
             shutil.copy(ROOT / name, root / name)
-        self.write("_toc.yml", "format: jb-book\nroot: book/index\nchapters:\n  - file: book/page\n")
+        self.write(
+            "_toc.yml", "format: jb-book\nroot: book/index\nchapters: [{file: book/page}, {file: book/reproducing}]\n"
+        )
+        self.write("book/reproducing.md", "# Reproducing\n")  # the foot of a page refers to it
         self.write("book/index.md", "# A tiny book\n\nSee [the page](page).\n")
         for name, text in (files or {}).items():
             self.write(name, text)

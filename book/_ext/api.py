@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 
 from sphinx.ext import autosummary
 
@@ -24,15 +25,10 @@ def skip(app, what, name, member, skipped, options):
     return above or str(getattr(member, "__doc__", "")).startswith("Alias for field number") or None
 
 
-def hide_colon(app, what, name, obj, options, lines):
-    """Keep Napoleon from reading a type before a colon in the first sentence about a property."""
-    if what in ("attribute", "data", "property") and lines:
-        lines[0] = lines[0].replace(":", _COLON)
-
-
-def restore_colon(app, what, name, obj, options, lines):
-    """Undo :func:`hide_colon`."""
-    lines[:] = [line.replace(_COLON, ":") for line in lines]
+def replace(old, new, app, what, name, obj, options, lines):
+    """Replace a character in the words about a property."""
+    if what in ("attribute", "data", "property"):
+        lines[:] = [line.replace(old, new) for line in lines]
 
 
 def find_by_last_name(app, env, node, contnode):
@@ -51,7 +47,8 @@ def setup(app):
     # a summary is a first sentence, which does not end at these
     autosummary.WELL_KNOWN_ABBREVIATIONS = ("et al.", "e.g.", "i.e.", "Sec.", "App.", "Fig.", "Eq.")
     app.connect("autodoc-skip-member", skip)
-    app.connect("autodoc-process-docstring", hide_colon, priority=400)  # before Napoleon
-    app.connect("autodoc-process-docstring", restore_colon, priority=600)
+    # between these two Napoleon would read what stands before a colon as a type
+    app.connect("autodoc-process-docstring", partial(replace, ":", _COLON), priority=400)
+    app.connect("autodoc-process-docstring", partial(replace, _COLON, ":"), priority=600)
     app.connect("missing-reference", find_by_last_name)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,8 +2,8 @@
 
 The execution cache knows a notebook by its code cells alone. This extension adds a fingerprint of the files behind it:
 the modules of ``isa`` and ``edition`` that it imports (and those that these import), every file under ``book/``,
-``isa/`` or ``runs/`` that one of its string literals names (globs too; ``runs`` alone stands for all specifications and
-records), and the pinned versions in ``constraints.txt``. It works the same for ``make book`` and for a plain
+``isa/`` or ``runs/`` that one of its string literals names (globs too; ``runs`` alone stands for the files right below
+it), and the pinned versions in ``constraints.txt``. It works the same for ``make book`` and for a plain
 ``jupyter-book build .``.
 """
 
@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -49,8 +50,7 @@ def imported_files(root: Path, source: str) -> frozenset[Path]:
 
 def named_files(root: Path, text: str) -> Iterable[Path]:
     """Return the files that a string literal names."""
-    if text == "runs":
-        return [path for kind in ("yaml", "csv") for path in root.glob(f"runs/*.{kind}")]
+    text = "runs/*" if text == "runs" else text
     if text.startswith("runs/"):  # a record has the stem of its specification, so naming one depends on both
         text = str(Path(text).with_suffix(".*"))
     return filter(Path.is_file, root.glob(text)) if text.startswith(FOLDERS) else ()
@@ -100,15 +100,13 @@ def prepare(app, env, added, changed, removed):
             continue
         notebook = nbformat.read(path, as_version=4)
         now = env.notebook_fingerprints[name] = fingerprint(Path(app.srcdir), notebook)
-        try:
+        with suppress(KeyError):  # never executed, or its own cells have changed
             record = executions.match_cache_notebook(notebook)
-        except KeyError:  # never executed, or its own cells have changed
-            stale[name] = path, notebook
-        else:
-            env.notebook_seconds[name] = record.data.get("execution_seconds")
-            if record.data.get("fingerprint") != now:
-                executions.remove_cache(record.pk)
-                stale[name] = path, notebook
+            if record.data.get("fingerprint") == now:
+                env.notebook_seconds[name] = record.data["execution_seconds"]
+                continue
+            executions.remove_cache(record.pk)
+        stale[name] = path, notebook
     failures = []
     for number, (name, result) in enumerate(execute(stale, env.mystnb_config), 1):
         outcome = "failed" if result.err else f"{result.time:.0f} s"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docutils import nodes
 from myst_nb.core import render
+from PIL import Image
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
@@ -33,6 +34,8 @@ class FigureDownloads(SphinxTransform):
     default_priority = 400
 
     def apply(self, **kwargs) -> None:
+        self.thumbnails = Path(self.app.outdir, "_static", "thumbnails")
+        self.thumbnails.mkdir(parents=True, exist_ok=True)
         for figure in list(self.document.findall(nodes.figure)):
             formats = {node["mime_type"]: node for node in figure.findall(nodes.Element) if "mime_type" in node}
             if figure["names"] and set(IMAGES) <= set(formats):
@@ -51,6 +54,10 @@ class FigureDownloads(SphinxTransform):
         target.parent.mkdir(parents=True, exist_ok=True)
         if image := output.next_node(nodes.image):
             shutil.copyfile(Path(self.env.srcdir, self.env.relfn2path(image["uri"], self.env.docname)[0]), target)
+            if target.suffix == ".png":
+                small = Image.open(target).convert("RGB")  # for the front page
+                small.thumbnail((320, 960))
+                small.save(self.thumbnails / name, optimize=True)
         else:
             target.write_text(output.astext(), encoding="utf-8")
         # a path with ".." where the book is built outside of its source

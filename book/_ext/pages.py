@@ -15,8 +15,6 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from PIL import Image
-from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
@@ -29,7 +27,8 @@ From the repository's root, this command makes its figures and numbers with the 
 papermill {name}.ipynb {stem}-out.ipynb
 ```
 
-For other values add `-p NAME VALUE`, once for each of these names{listed}.
+For other values add `-p NAME VALUE`, once for each of these names;
+[all names and values](/book/reproducing) are listed.
 ::::
 """
 
@@ -42,36 +41,11 @@ def add_explorers(app, pagename, templatename, context, doctree):
         return
     app.add_css_file("explorers/explorers.css")
     for name in ("base", *names):
-        script = f"explorers/{name}.js"
-        if not any(Path(app.confdir, folder, script).is_file() for folder in app.config.html_static_path):
-            raise ExtensionError(f"{pagename} asks for {script}, which is in no folder of static files")
-        app.add_js_file(script, loading_method="defer")
+        app.add_js_file(f"explorers/{name}.js", loading_method="defer")
     for name in sorted(set(FILES.findall(body))):
-        try:
-            write(Path(app.srcdir, name), Path(app.outdir, "_static", "explorers", "files"))
-        except (OSError, ValueError) as error:
-            raise ExtensionError(f"{pagename} asks for {name}: {error}") from error
+        from edition.explorers.exhibits import write_file
 
-
-def write(source: Path, folder: Path) -> None:
-    """Write a decoder, or the traversals of a portrait, in a form that a page can load."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if source.suffix == ".npz":
-        traversals(source).save(folder / f"{source.stem}.png", optimize=True)
-    else:
-        from edition.explorers.decoders import to_script
-
-        (folder / f"{source.stem}.js").write_text(to_script(source), encoding="ascii")
-
-
-def traversals(path: Path) -> Image.Image:
-    """Return all traversals of a portrait as one picture: rows by start, then by latent, columns by step."""
-    from isa.latents import Portrait
-
-    tiles = Portrait.load(path).traversals  # (latents, starts, steps, channels, height, width)
-    latents, starts, steps, channels, height, width = tiles.shape
-    pixels = tiles.transpose(1, 0, 4, 2, 5, 3).reshape(starts * latents * height, steps * width, channels)
-    return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+        write_file(Path(app.srcdir, name), Path(app.outdir, "_static", "explorers", "files"))
 
 
 def add_foot(app, docname, source):
@@ -80,13 +54,10 @@ def add_foot(app, docname, source):
     if path.suffix == ".ipynb":
         seconds = getattr(app.env, "notebook_seconds", {}).get(docname)
         time = "" if seconds is None else f", in {max(seconds, 1):.0f} s when this book was built"
-        listed = (
-            "; [all names and values](/book/reproducing) are listed" if "book/reproducing" in app.env.found_docs else ""
-        )
         notebook = nbformat.reads(source[0], as_version=4)
         other = notebook.metadata.get("variant_of")
         origin = f", which `make book` writes from `{other}` by `book/variants.yaml`" if other else ""
-        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time, listed=listed)
+        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time)
         notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
         source[0] = nbformat.writes(notebook)
 
@@ -110,21 +81,6 @@ def mend_bibliography(app, pagename, templatename, context, doctree):
         context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
 
 
-def add_thumbnails(app, error):
-    """Write a small picture of each figure that the front page shows."""
-    front = Path(app.outdir, f"{app.config.root_doc}.html")
-    if error or app.builder.format != "html" or not front.is_file():
-        return
-    for name in set(re.findall(r'_static/thumbnails/([\w-]+)\.png"', front.read_text(encoding="utf-8"))):
-        target = Path(app.outdir, "_static", "thumbnails", f"{name}.png")
-        source = Path(app.doctreedir).parent / "jupyter_execute" / "figures" / target.name
-        target.parent.mkdir(exist_ok=True)
-        with Image.open(source) as picture:
-            picture = picture.convert("RGB")
-            picture.thumbnail((320, 960))
-            picture.save(target, optimize=True)
-
-
 def keep_local(app, config):
     """Disconnect ``sphinx_thebe``, which puts a script of a foreign host on every page; load MathJax in parts."""
     for event, listeners in app.events.listeners.items():
@@ -142,6 +98,5 @@ def setup(app):
     app.connect("source-read", add_foot)
     app.connect("html-page-context", add_explorers)
     app.connect("html-page-context", mend_bibliography)
-    app.connect("build-finished", add_thumbnails)
     app.add_post_transform(ParametersLast)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

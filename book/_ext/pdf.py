@@ -1,19 +1,17 @@
 """Print the built book to one PDF, with Chromium: ``make pdf``.
 
-All pages of ``_toc.yml`` are joined in order into one document, links between pages become links within it, and
-MathJax sets the formulas as on the pages. It is printed twice: the first print tells on which sheet each page begins,
-for the table of contents of the second.
+All pages of the menu are joined in order into one document, links between pages become links within it, and MathJax
+sets the formulas as on the pages. It is printed twice: the first print tells on which sheet each page begins, for the
+table of contents of the second.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
-from pypdf import PdfReader, PdfWriter
+from pypdf import PdfReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_CHROMIUM = "make pdf needs Chromium or Chrome, and neither was found on this machine (Debian: apt install chromium)."
@@ -31,6 +29,7 @@ DRAWN = """async () => {
   await document.fonts.ready;
   await new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
 }"""
+NUMBER = "sheets => { for (const [id, n] of Object.entries(sheets)) document.getElementById(id).textContent = n; }"
 UNPRINTED = "script, iframe, a.headerlink, .figure-downloads, details.hide"
 PATIENCE = 1_800_000  # ms for a step: a thousand formulas are set at once, perhaps on a busy machine
 SHEET = {"format": "A4", "scale": 0.8, "print_background": True, "tagged": True, "display_header_footer": True}
@@ -42,19 +41,6 @@ SHEET["footer_template"] = '<div style="width: 100%; font-size: 8px; text-align:
 def find_chromium() -> str | None:
     """Return the path of Chromium or Chrome, or None where neither is installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
-def contents(toc: dict) -> Iterator[tuple[str, str, int]]:
-    """Yield the name, the part and the depth of each page in the order of ``_toc.yml``."""
-
-    def walk(entries: list[dict], part: str, depth: int) -> Iterator[tuple[str, str, int]]:
-        for entry in entries:
-            yield entry["file"], part, depth
-            yield from walk(entry.get("sections", []), part, depth + 1)
-
-    yield toc["root"], "", 0
-    for part in toc.get("parts", [toc]):
-        yield from walk(part.get("chapters", []), part.get("caption", ""), 0)
 
 
 def anchor(name: str, fragment: str = "") -> str:
@@ -89,31 +75,35 @@ def read(path: Path, pages: dict[Path, str], folder: Path) -> BeautifulSoup:
     return soup
 
 
-def join(html: Path, toc: dict, config: dict, folder: Path) -> tuple[str, dict[str, str]]:
-    """Return the whole book as one document, to be put into a folder, and the titles of its pages in order."""
-    pages = {(html / f"{name}.html").resolve(): name for name, _, _ in contents(toc)}
-    read_pages = {name: read(path, pages, folder) for path, name in pages.items()}
-    titles = {name: page.h1.get_text() for name, page in read_pages.items()}
-    head = max((page.head for page in read_pages.values()), key=lambda head: "window.MathJax" in str(head))
-    scripts = [script for script in head.select("script") if "mathjax" in str(script).lower()]
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    chapters, listed, last = [], [], ""
-    for name, part, depth in contents(toc):
-        body = read_pages[name].article.decode_contents()
+def join(html: Path, root: str, config: dict, folder: Path) -> tuple[str, list[str]]:
+    """Return the whole book as one document, to be put into a folder, and the names of its pages in order."""
+    first = html.resolve() / f"{root}.html"
+    menu = BeautifulSoup(first.read_text(encoding="utf-8"), "html.parser").select_one("nav.bd-links > div")
+    links = {(first.parent / (link["href"].rstrip("#") or first)).resolve(): link for link in menu.select("a")}
+    pages = {path: path.relative_to(html.resolve()).with_suffix("").as_posix() for path in links}
+    chapters, heads = [], []
+    for path, name in pages.items():
+        page = read(path, pages, folder)
+        heads.append(page.head)
+        body = page.article.decode_contents()
         chapters.append(f'<section class="page" id="{anchor(name)}"><div class="bd-article">{body}</div></section>')
         # the number of its sheet comes later, into room for three digits
         number = f'<span class="dots"></span><span class="number" id="{anchor(name)}-number">000</span>'
-        link = f'<a href="#{anchor(name)}"><span>{escape(titles[name])}</span>{number}</a>'
-        caption = f'<p class="part">{escape(part)}</p>' if part != last else ""
-        listed.append(f'{caption}<div style="padding-left: {1.5 * depth}rem">{link}</div>')
-        last = part
+        links[path]["href"], links[path].string = f"#{anchor(name)}", page.h1.get_text()
+        links[path].append(BeautifulSoup(number, "html.parser"))
+    for fold in menu.select("summary"):
+        fold.parent.unwrap()
+        fold.decompose()
+    head = next((head for head in heads if "window.MathJax" in str(head)), heads[0])
+    scripts = [script for script in head.select("script") if "mathjax" in str(script).lower()]
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     title, author = escape(config["title"]), escape(config["author"])
     whole = f"""<!doctype html><html lang="en" data-theme="light" data-mode="light">
 <head><meta charset="utf-8"><title>{title}</title>
 {"".join(map(str, [*head.select("link[rel=stylesheet]"), *scripts]))}<style>{style}</style></head>
 <body><main class="bd-content"><section class="front"><h1>{title}</h1><p>{author}</p></section>
-<nav class="contents"><h1>Contents</h1>{"".join(listed)}</nav>{"".join(chapters)}</main></body></html>"""
-    return whole, titles
+<nav class="contents"><h1>Contents</h1>{menu.decode_contents()}</nav>{"".join(chapters)}</main></body></html>"""
+    return whole, list(pages.values())
 
 
 def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
@@ -123,36 +113,24 @@ def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
     return {name: reader.get_destination_page_number(places[anchor(name)]) + 1 for name in names}
 
 
-def print_twice(joined: Path, names: list[str], chromium: str) -> tuple[bytes, dict[str, int]]:
-    """Return the PDF of the joined document, with a complete table of contents, and where each page begins."""
+def make(root: Path, chromium: str) -> str:
+    """Print the book that was built below a folder; return a sentence about the PDF."""
+    toc, config = (yaml.safe_load((root / name).read_text(encoding="utf-8")) for name in ("_toc.yml", "_config.yml"))
+    output = root / "_build" / "pdf" / "book.pdf"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    whole, names = join(root / "_build" / "html", toc["root"], config, output.parent)
+    joined = output.with_suffix(".html")
+    joined.write_text(whole, encoding="utf-8")
     with sync_playwright() as driver:
         tab = driver.chromium.launch(executable_path=chromium, args=FLAGS).new_page()
         tab.set_default_timeout(PATIENCE)
         tab.goto(joined.resolve().as_uri())
         tab.evaluate(DRAWN)
         sheets = starts(tab.pdf(**SHEET), names)
-        numbers = json.dumps({f"{anchor(name)}-number": number for name, number in sheets.items()})
-        tab.evaluate(f"for (const [id, n] of Object.entries({numbers})) document.getElementById(id).textContent = n")
-        return tab.pdf(**SHEET), sheets
-
-
-def make(root: Path, chromium: str) -> str:
-    """Print the book that was built below a folder; return a sentence about the PDF."""
-    toc, config = (yaml.safe_load((root / name).read_text(encoding="utf-8")) for name in ("_toc.yml", "_config.yml"))
-    output = root / "_build" / "pdf" / "book.pdf"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    joined = output.with_suffix(".html")
-    whole, titles = join(root / "_build" / "html", toc, config, output.parent)
-    joined.write_text(whole, encoding="utf-8")
-    pdf, sheets = print_twice(joined, list(titles), chromium)
+        tab.evaluate(NUMBER, {f"{anchor(name)}-number": number for name, number in sheets.items()})
+        tab.pdf(path=output, outline=True, **SHEET)
     joined.unlink()
-    writer, above, last = PdfWriter(clone_from=io.BytesIO(pdf)), {}, ""
-    for name, part, depth in contents(toc):  # the outline: parts, and pages below them
-        if part != last:
-            above[-1], last = writer.add_outline_item(part, sheets[name] - 1), part
-        above[depth] = writer.add_outline_item(titles[name], sheets[name] - 1, parent=above.get(depth - 1))
-    writer.write(output)
-    return f"The book is printed: {len(writer.pages)} pages in {output.relative_to(root)}."
+    return f"The book is printed: {len(PdfReader(output).pages)} pages in {output.relative_to(root)}."
 
 
 if __name__ == "__main__":

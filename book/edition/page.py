@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import myst_nb
 import numpy as np
+from IPython.core.formatters import format_display_data
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -43,6 +43,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+_GLUED = "application/papermill.record/"  # what MyST-NB knows a number for the prose by
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository's root, since the book runs from an editable install. Notebooks read ``runs/`` and ``book/`` here.
@@ -128,7 +130,9 @@ def glue(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
             value = value.item()
-        myst_nb.glue(name, value, display=False)
+        data, metadata = format_display_data(value)
+        metadata["scrapbook"] = {"name": name, "mime_prefix": _GLUED}  # as myst_nb.glue, whose import takes long
+        display({_GLUED + kind: content for kind, content in data.items()}, raw=True, metadata=metadata)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:

@@ -3,16 +3,16 @@ r"""Statements of results pages that follow from records by rule, with the compa
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
-from edition.stats import LEVEL, Comparison, Curve, Interval, compare
+from edition.stats import LEVEL, Comparison, Interval, compare
 
-__all__ = ["PRINTED", "complete", "effect_of_beta", "further_run", "outcome", "reached"]
+__all__ = ["PRINTED", "effect_of_beta", "further_run", "outcome", "reached"]
 
 PRINTED = {
     ("beta-vae", 1.0): (0.14, -21.99),
@@ -40,11 +40,6 @@ def outcome(difference: Comparison | Interval, *words: str) -> str:
     if math.isnan(difference.low):
         return "undecided"
     return above if difference.low > 0 else below if difference.high < 0 else neither
-
-
-def complete(curve: Curve, named: Collection[float]) -> bool:
-    """True if a curve suffices for a verdict: it has all betas that are named, or five with five runs each."""
-    return len(curve.beta) > 1 and (set(named) <= set(curve.beta.tolist()) or (curve.n >= 5).sum() >= 5)
 
 
 def reached(values: ArrayLike, printed: float) -> str:

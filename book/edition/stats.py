@@ -6,6 +6,7 @@ Runs differ in their seed alone and are independent, so every function takes pla
     compare(mig_of_vae, mig_of_isa_vae)                       # difference of means, bounds, p-value
     representative(mig, log_likelihood)                       # index of the model that A.5 would show
     compare_curves(curve(beta_1, fit_1, mig_1), curve(beta_2, fit_2, mig_2))  # the trade-off of Fig. 5b as one number
+    compare_best(mig_by_beta_1, mig_by_beta_2)                # difference of the means at the best betas
     dip(mig_of_vae)                                           # p-value of a single mode
 
 An interval or a comparison formats as text, ``f"{compare(a, b):+.2f}"``. All values must be finite: leave out runs that
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -30,13 +32,20 @@ __all__ = [
     "Dip",
     "Interval",
     "compare",
+    "compare_best",
     "compare_curves",
+    "compare_maxima",
+    "compare_medians",
+    "contrast",
     "curve",
     "dip",
+    "dip_power",
+    "enough_betas",
     "holm",
     "mean_interval",
     "p_text",
     "representative",
+    "upper_half",
 ]
 
 LEVEL = 0.95
@@ -44,7 +53,6 @@ LEVEL = 0.95
 
 _RESAMPLES = 9_999
 _PERMUTATIONS = 19_999  # all of them for up to eight runs a side, of which there are 12,870
-_CURVE_RESAMPLES = 1_999
 _DIP_SAMPLES = 1_999
 
 
@@ -82,15 +90,16 @@ class Comparison(NamedTuple):
 
     def __format__(self, spec: str) -> str:
         """Return a text such as ``+0.05 (+0.03 to +0.07; p = 0.002; n = 50 and 50)``."""
-        counts = f"; n = {self.n_first} and {self.n_second}" if self.n_first else ""
-        return _text(spec, self.difference, self.low, self.high, p_text(self.p_value) + counts)
+        test = "" if math.isnan(self.p_value) and not math.isnan(self.low) else p_text(self.p_value)
+        counts = f"n = {self.n_first} and {self.n_second}" if self.n_first else ""
+        return _text(spec, self.difference, self.low, self.high, "; ".join(filter(None, (test, counts))))
 
 
 class Curve(NamedTuple):
-    """MIG against reconstruction over beta: a point for each beta, ascending, and the runs behind it.
+    """MIG against reconstruction over beta: a point for each beta, ascending, and its runs.
 
-    All ``(B,)`` but ``runs``, which is ``(R, 3)``: beta, log-likelihood and MIG of each run. A standard error of a
-    single run is NaN.
+    All ``(B,)`` except ``runs``, ``(R, 3)``: beta, log-likelihood and MIG of each run, and ``seeds``, ``(R,)``.
+    A standard error of a single run is NaN.
     """
 
     beta: np.ndarray
@@ -100,11 +109,13 @@ class Curve(NamedTuple):
     mig_error: np.ndarray
     n: np.ndarray
     runs: np.ndarray
+    seeds: tuple[float, ...]
 
     @property
     def groups(self) -> list[np.ndarray]:
-        """Log-likelihood and MIG of the runs at each beta, ``(n, 2)`` each."""
-        return [self.runs[self.runs[:, 0] == beta, 1:] for beta in self.beta]
+        """Log-likelihood, MIG and seed of the runs at each beta, ``(n, 3)`` each."""
+        runs = np.column_stack([self.runs, self.seeds])
+        return [runs[runs[:, 0] == beta, 1:] for beta in self.beta]
 
 
 class Dip(NamedTuple):
@@ -125,8 +136,8 @@ def p_text(p_value: float) -> str:
 def _text(spec: str, estimate: float, low: float, high: float, rest: str) -> str:
     if math.isnan(estimate):
         return "not recorded"
-    bounds = "" if math.isnan(low) else f"{low:{spec}} to {high:{spec}}; "
-    return f"{estimate:{spec}} ({bounds}{rest})"
+    bounds = "" if math.isnan(low) else f"{low:{spec}} to {high:{spec}}"
+    return f"{estimate:{spec}} ({'; '.join(filter(None, (bounds, rest)))})"
 
 
 def _difference(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -205,6 +216,47 @@ def compare(first: ArrayLike, second: ArrayLike) -> Comparison:
     return Comparison(float(_difference(first, second)), *bounds, float(p_value), len(first), len(second))
 
 
+def compare_medians(first: ArrayLike, second: ArrayLike) -> Comparison:
+    """Return the difference of two medians, second minus first, with an interval for any distribution.
+
+    Each median's interval is exact, between two of the values. They are combined as by Zou and Donner, *Construction of
+    confidence limits about effect measures* (2008). Bounds need six values on either side.
+    """
+    sides = [np.sort(np.asarray(side, dtype=float)) for side in (first, second)]
+    (m1, m2), n = map(np.median, sides), [*map(len, sides)]
+    ranks = [int(stats.binom.ppf((1 - LEVEL) / 2, size, 0.5)) for size in n]
+    if not all(ranks):
+        return Comparison(float(m2 - m1), n_first=n[0], n_second=n[1])
+    (l1, u1), (l2, u2) = ((side[rank - 1], side[-rank]) for side, rank in zip(sides, ranks, strict=True))
+    low, high = m2 - m1 - math.hypot(m2 - l2, u1 - m1), m2 - m1 + math.hypot(u2 - m2, m1 - l1)
+    return Comparison(float(m2 - m1), float(low), float(high), math.nan, *n)
+
+
+def compare_maxima(first: ArrayLike, second: ArrayLike) -> Comparison:
+    """Return the difference of two maxima, second minus first, with the p-value of a permutation test, in closed form.
+
+    Where the j highest values of all are on one side, of ``m`` values, the maxima differ as much in a share
+    ``m (m - 1) ... / N (N - 1) ...`` (j factors each) of all assignments of the N values to the sides. It is doubled.
+    """
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    sides = sorted([first, second], key=np.max)
+    above = int((sides[1] > sides[0].max()).sum())
+    total, winning = len(first) + len(second), np.arange(above)
+    p_value = min(1.0, 2 * float(np.prod((len(sides[1]) - winning) / (total - winning))))
+    return Comparison(float(second.max() - first.max()), p_value=p_value, n_first=len(first), n_second=len(second))
+
+
+def upper_half(values: ArrayLike, mig: ArrayLike) -> np.ndarray:
+    """Return numbers, one a run, whose mean is that of the values over the upper half by MIG, and varies like it.
+
+    They are the influences of the runs on that mean. ``values`` may be the MIG itself.
+    """
+    values, mig = np.asarray(values, dtype=float), np.asarray(mig, dtype=float)
+    upper = mig >= np.median(mig)
+    centre = np.median(mig) if np.array_equal(values, mig) else values.mean()
+    return centre + upper * (values - centre) * (len(upper) / upper.sum())
+
+
 def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:
     r"""Return the index of the model that represents the others, as A.5 chooses it.
 
@@ -241,10 +293,10 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike) -> Curve:
+def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike, seed: ArrayLike | None = None) -> Curve:
     """Return mean and standard error of MIG and log-likelihood at each beta, as Fig. 5b, 5c and 6 show them.
 
-    Each argument is ``(R,)``, one value a run.
+    Each argument is ``(R,)``, one value a run. Without seeds, all runs are taken for independent.
     """
     runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig)], 1)
     betas, n = np.unique(runs[:, 0], return_counts=True)
@@ -252,61 +304,107 @@ def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike) -> Curve:
     means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
     spread = [group.std(0, ddof=1) if len(group) > 1 else np.full(2, math.nan) for group in groups]
     errors = np.array(spread).reshape(-1, 2) / np.sqrt(n)[:, None]
-    return Curve(betas, *means.T, *errors.T, n, runs)
+    seeds = (math.nan,) * len(runs) if seed is None else map(float, seed)
+    return Curve(betas, *means.T, *errors.T, n, runs, tuple(seeds))
+
+
+def contrast(
+    values: Sequence[ArrayLike], weights: ArrayLike, seeds: Sequence[ArrayLike], estimate: float | None = None
+) -> Comparison:
+    """Return a weighted sum of the means of several cells of runs, or an estimate that varies like it, by Student's t.
+
+    Deviations from the cells' means are summed over each seed and squared, since runs of one seed may be correlated; a
+    NaN is a seed of its own. Degrees of freedom are Satterthwaite's for runs that are not correlated (Bell and
+    McCaffrey, 2002). Bounds are NaN if a cell has fewer than three runs.
+    """
+    cells = [weight * np.asarray(cell, dtype=float) for weight, cell in zip(weights, values, strict=True)]
+    sizes, names = np.array([*map(len, cells)]), np.concatenate([np.asarray(one, dtype=float) for one in seeds])
+    estimate = float(sum(cell.mean() for cell in cells)) if estimate is None else estimate
+    n = (int(sizes[0]), int(sizes[1])) if len(sizes) == 2 else (0, 0)
+    if sizes.min() < 3:
+        return Comparison(estimate, n_first=n[0], n_second=n[1])
+    names = np.where(np.isnan(names), -1.0 - np.arange(len(names)), names)
+    of_seed, of_cell = np.unique(names)[:, None] == names, np.repeat(np.arange(len(sizes)), sizes)
+    shares = np.repeat(1 / np.sqrt(sizes * (sizes - 1)), sizes)
+    same_cell = np.stack([of_seed[:, of_cell == cell].mean(1) for cell in range(len(sizes))], 1)[:, of_cell]
+    sums = (of_seed - same_cell) * shares  # what each run adds to the sum of a seed, (seeds, runs)
+    error = max(float(np.linalg.norm(sums @ np.concatenate(cells))), 1e-300)
+    expected = (sums * np.repeat([cell.var(ddof=1) for cell in cells], sizes)) @ sums.T
+    freedom = max(float(np.trace(expected) ** 2 / max((expected**2).sum(), 1e-300)), 1.0)
+    reach, p_value = stats.t.isf((1 - LEVEL) / 2, freedom) * error, 2 * stats.t.sf(abs(estimate) / error, freedom)
+    return Comparison(estimate, float(estimate - reach), float(estimate + reach), float(p_value), *n)
 
 
 def compare_curves(first: Curve, second: Curve) -> Comparison:
-    """Return how much more MIG the second method reaches at equal log-likelihood: the trade-off of Fig. 5b as a number.
+    """Return how much more MIG the second method reaches at equal log-likelihood, the trade-off of Fig. 5b.
 
     Each method's means, one a beta, are joined by straight lines in the plane of MIG and log-likelihood. The second
     line's height minus the first's is averaged over the log-likelihoods that both reach.
 
-    The interval is a percentile bootstrap: runs are resampled within each method and beta, their deviations from the
-    mean stretched by the square root of n / (n - 1), with which the spread of few runs is not underestimated. The test
-    permutes the runs of each beta that both methods have between the methods, and doubles the smaller tail.
+    Interval and p-value are those of :func:`contrast`, by the delta method: to first order, a run adds its deviation
+    from the means at its beta, times the derivative of this number with respect to them.
 
     All is NaN if the curves have no log-likelihood in common, bounds and p-value if a beta has fewer than three runs.
     """
     curves = (first, second)
     if not all(len(one.beta) > 1 for one in curves):
         return Comparison(math.nan)
-    left = float(max(one.log_likelihood.min() for one in curves))
-    right = float(min(one.log_likelihood.max() for one in curves))
+    means = np.concatenate([np.stack([one.log_likelihood, one.mig], 1) for one in curves])  # (B1 + B2, 2)
+    size = len(first.beta)
+
+    def height(means: np.ndarray) -> tuple[float, float, float]:
+        sides = [side[np.argsort(side[:, 0])] for side in (means[:size], means[size:])]
+        left, right = max(side[0, 0] for side in sides), min(side[-1, 0] for side in sides)
+        grid = np.linspace(left, right, 201)
+        below, above = (np.interp(grid, *side.T) for side in sides)
+        rise = above - below
+        return float(((rise[1:] + rise[:-1]) / 2).mean()), float(left), float(right)
+
+    difference, left, right = height(means)
     if left >= right:
         return Comparison(math.nan)
-    grid = np.linspace(left, right, 201)
-
-    def height(*sides: np.ndarray) -> float:
-        """Return the mean difference of two curves, whose means of log-likelihood and MIG are ``(B, 2)``."""
-        below, above = (np.interp(grid, *means[np.argsort(means[:, 0])].T) for means in sides)
-        return float(np.trapezoid(above - below, grid) / (right - left))
-
-    means = [np.stack([one.log_likelihood, one.mig], 1) for one in curves]
-    difference = height(*means)
     if min(first.n.min(), second.n.min()) < 3:
         return Comparison(difference, left=left, right=right)
-    rng = np.random.default_rng(0)
+    groups = [group for one in curves for group in one.groups]
+    parts = [np.zeros(len(group)) for group in groups]
+    for cell, coordinate in np.ndindex(means.shape):
+        step = np.zeros_like(means)
+        step[cell, coordinate] = 1e-4 * np.ptp(means[:, coordinate]) + 1e-12
+        slope = (height(means + step)[0] - height(means - step)[0]) / (2 * step[cell, coordinate])
+        parts[cell] += slope * groups[cell][:, coordinate]
+    stretched = [math.sqrt(len(part) / (len(part) - 1)) for part in parts]  # the statistic is not quite linear
+    found = contrast(parts, stretched, [group[:, 2] for group in groups], difference)
+    return found._replace(left=left, right=right)
 
-    def resampled(group: np.ndarray) -> np.ndarray:
-        n, mean = len(group), group.mean(0)
-        return mean + math.sqrt(n / (n - 1)) * (group[rng.integers(n, size=(_CURVE_RESAMPLES, n))].mean(1) - mean)
 
-    drawn = [np.stack([resampled(group) for group in one.groups], 1) for one in curves]  # (resamples, betas, 2)
-    heights = [height(*pair) for pair in zip(*drawn, strict=True)]
-    low, high = map(float, np.quantile(heights, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+def enough_betas(curves: Sequence[Curve], declared: Sequence[Collection[float]]) -> bool:
+    """True if curves are complete enough for a verdict: all declared betas, or at least five with five runs each."""
+    return all(
+        len(one.beta) > 1 and (set(betas) <= {*one.beta.tolist()} or (one.n >= 5).sum() >= 5)
+        for one, betas in zip(curves, declared, strict=True)
+    )
 
-    p_value = math.nan
-    _, at_first, at_second = np.intersect1d(first.beta, second.beta, return_indices=True)
-    if len(at_first):
-        dealt = [np.repeat(one[None], _CURVE_RESAMPLES, 0) for one in means]
-        for i, j in zip(at_first, at_second, strict=True):
-            both = np.concatenate([first.groups[i], second.groups[j]])
-            order = rng.permuted(np.tile(np.arange(len(both)), (_CURVE_RESAMPLES, 1)), axis=1)
-            dealt[0][:, i], dealt[1][:, j] = (both[part].mean(1) for part in np.split(order, [first.n[i]], axis=1))
-        heights = np.array([height(*pair) for pair in zip(*dealt, strict=True)])
-        beyond = min((heights <= difference + 1e-12).sum(), (heights >= difference - 1e-12).sum())
-        p_value = min(1.0, 2 * (1 + int(beyond)) / (1 + _CURVE_RESAMPLES))
-    return Comparison(difference, low, high, p_value, left=left, right=right)
+
+def compare_best(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> Comparison:
+    """Return the difference of the highest means, second minus first, of samples of which the best is chosen by them.
+
+    The interval allows for the choice: the lower bound is the highest, over the second side's samples, of their lowest
+    lower bound over the first side's, each by Welch's t with Bonferroni's correction for the number of the second
+    side's samples; the upper bound likewise. Bounds are NaN if a sample has fewer than three values.
+    """
+    sides = [[np.asarray(sample, dtype=float) for sample in side] for side in (first, second)]
+    best = [max(side, key=np.mean) for side in sides]
+    sizes = [np.array([len(sample) for sample in side]) for side in sides]
+    mean = [np.array([sample.mean() for sample in side]) for side in sides]
+    bounds = math.nan, math.nan
+    if min(map(np.min, sizes)) >= 3:
+        error = [np.array([sample.var(ddof=1) for sample in side]) / n for side, n in zip(sides, sizes, strict=True)]
+        gap, variance = mean[1][:, None] - mean[0], error[1][:, None] + error[0]  # (second, first)
+        parts = error[1][:, None] ** 2 / (sizes[1][:, None] - 1) + error[0] ** 2 / (sizes[0] - 1)
+        freedom = np.maximum(variance, 1e-150) ** 2 / np.maximum(parts, 1e-300)
+        reach = [np.sqrt(variance) * stats.t.isf((1 - LEVEL) / 2 / len(n), freedom) for n in sizes]
+        bounds = float((gap - reach[1]).min(1).max()), float((gap + reach[0]).max(0).min())
+    return Comparison(float(mean[1].max() - mean[0].max()), *bounds, n_first=len(best[0]), n_second=len(best[1]))
 
 
 def _hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -374,3 +472,11 @@ def dip(values: ArrayLike) -> Dip:
     statistic = _dip(values)
     beyond = int((_uniform_dips(len(values)) >= statistic - 1e-12).sum())
     return Dip(statistic, (1 + beyond) / (1 + _DIP_SAMPLES), len(values))
+
+
+@cache
+def dip_power(n: int, separation: float = 8.0) -> float:
+    """Return how often the dip test refutes one mode of n values from two, ``separation`` standard deviations apart."""
+    rng, shape = np.random.default_rng(0), (_DIP_SAMPLES // 5, n)
+    samples = rng.standard_normal(shape) + separation * (rng.random(shape) < 0.5)
+    return float(np.mean([dip(sample).p_value < 1 - LEVEL for sample in samples]))

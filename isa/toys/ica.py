@@ -122,21 +122,25 @@ def free_energy(
     return parts.reconstruction - beta * parts.kl
 
 
+_BLOCK = 600  # values at once, whose terms stay in a processor's cache: half the time of thousands
+
+
 def _log1p_derivatives(mean: Array, var: Array, dof: float) -> tuple[Array, Array, Array, Array, Array]:
     """Return :func:`expected_log1p` and ``d/dm, d/dS, d2/dm dS, d2/dS2``, with ``m`` mean and ``S`` variance.
 
     All come from the moments ``sum_t omega g r^j`` with ``r = t / (v + 2 t S)``; ``d2/dm2`` is ``2 d/dS``.
     """
-    square = mean**2
-    widened = dof + (2.0 * _T)[:, None] * var.ravel()
-    ratio = _T[:, None] / widened
-    g = np.sqrt(dof / widened) * np.exp(-ratio * square.ravel())
-    moments = []
-    for _ in range(5):
-        # einsum, because the threads of a BLAS cost more here than they save
-        moments.append(np.einsum("t,tn->n", _OMEGA, g).reshape(mean.shape))
-        g *= ratio
-    m0, m1, m2, m3, m4 = moments
+    square, moments = mean**2, np.empty((5, mean.size))
+    for start in range(0, mean.size, _BLOCK):
+        here = slice(start, start + _BLOCK)
+        widened = dof + (2.0 * _T)[:, None] * var.ravel()[here]
+        ratio = _T[:, None] / widened
+        g = np.sqrt(dof / widened) * np.exp(-ratio * square.ravel()[here])
+        for moment in moments:
+            # einsum, because the threads of a BLAS cost more here than they save
+            moment[here] = np.einsum("t,tn->n", _OMEGA, g)
+            g *= ratio
+    m0, m1, m2, m3, m4 = moments.reshape(5, *mean.shape)
     d_mixed, d_var_var = 4.0 * square * m3 - 6.0 * m2, 12.0 * square * m3 - 3.0 * m2 - 4.0 * square**2 * m4
     return _OMEGA.sum() - m0, 2.0 * mean * m1, m1 - 2.0 * square * m2, mean * d_mixed, d_var_var
 

@@ -16,13 +16,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from edition import stats
 from edition.explorers import decoders
 from edition.figures import style
 from edition.figures.results import METHODS, prior, scale
 from isa.latents import Portrait
 
-__all__ = ["PLAIN", "Exhibit", "choose", "curves", "latents", "measured", "method", "standing", "title", "trade_off"]
+__all__ = [
+    *("PLAIN", "Exhibit", "choose", "curves", "latents", "measured", "method", "standing", "title", "trade_off"),
+    "write_file",
+]
 
 PLAIN = {"beta-tcvae": "beta-vae", "isa-tcvae": "isa-vae"}
 """Objectives with a total correlation, and those that they equal at beta = 1, and are recorded as there."""
@@ -118,7 +123,7 @@ def curves(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, stat
 def _curve(runs: Sequence[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]]) -> stats.Curve:
     own = {row["beta"] for row in runs}
     members = [*runs, *(row for row in plain if row["beta"] == 1 and 1 not in own)]
-    return stats.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig")))
+    return stats.curve(*([row[field] for row in members] for field in ("beta", "log_likelihood", "mig", "seed")))
 
 
 def _means(rows: Sequence[Mapping[str, Any]], titles: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -224,3 +229,19 @@ def standing(run: Mapping[str, Any], studies: Iterable[Iterable[Mapping[str, Any
     if row["hash"] == run["hash"]:
         return f"represents {len(rows)} recorded runs"
     return f"one of {len(rows)} recorded runs, represented by seed {row['seed']}"
+
+
+def write_file(path: Path, folder: Path) -> None:
+    """Write what a page may load later: a decoder as a script, a portrait's traversals as one picture.
+
+    The picture has a row for each start and, within it, for each latent, and a column for each step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".npz":
+        (folder / f"{path.stem}.js").write_text(decoders.to_script(path), encoding="ascii")
+        return
+    tiles = Portrait.load(path).traversals  # (latents, starts, steps, channels, height, width)
+    latents, starts, steps, channels, height, width = tiles.shape
+    pixels = tiles.transpose(1, 0, 4, 2, 5, 3).reshape(starts * latents * height, steps * width, channels)
+    picture = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    picture.save(folder / f"{path.stem}.png", optimize=True)

@@ -194,7 +194,7 @@ def trade_off(
             label, colour, marker = METHODS[name]
             columns = {"panel": title, "method": label}
             if name in panel:
-                beta, fit, mig, fit_error, mig_error, _, runs = panel[name]
+                beta, fit, mig, fit_error, mig_error, _, runs = panel[name][:7]
                 axes.scatter(*runs[:, 1:].T, color=colour, **_RUN)
                 errors = {"xerr": np.nan_to_num(fit_error), "yerr": np.nan_to_num(mig_error)}
                 axes.errorbar(fit, mig, **errors, **_POINT, color=colour, marker=marker)

@@ -3,20 +3,21 @@
 ::
 
     card = scorecard("book/claims.yaml", "runs")
-    card.summary()                       # {"reproduced": 17, "partly reproduced": 6, ...}
+    card.sentences()                     # the summary in words: theory, the prior, trained models
     card.sections["The prior"][0].verdict
 
 **A claim** is data: what the paper says and where, in this edition's words; the values that it prints; the page
 that treats it; and the name of a measure (:mod:`edition.scorecard.register`), with its arguments.
 
 **A verdict** follows from the findings by the rules of :mod:`edition.scorecard.rules`, and from nothing else. Evidence
-at reduced scale or on stand-in images never makes a claim *reproduced*.
+at small scale or on stand-in data counts only where there is none on the paper's own terms, and is counted apart.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ import yaml
 from edition.scorecard import measures
 from edition.scorecard.evidence import Evidence, Missing
 from edition.scorecard.register import MEASURES
-from edition.scorecard.rules import Finding, Verdict, verdict
+from edition.scorecard.rules import Finding, Verdict, deciding, judge
 
-__all__ = ["Claim", "Row", "Scorecard", "Verdict", "measures", "read_claims", "scorecard"]
+__all__ = ["PARTS", "Claim", "Row", "Scorecard", "Verdict", "measures", "read_claims", "scorecard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,13 @@ class Claim:
     """The page of the book that treats it, relative to ``book/``, without suffix."""
     understood: str | None = None
     """Its interpretation here, where its words leave a choice."""
+    effect: Mapping[str, float] = field(default_factory=dict)
+    """Sizes with which :mod:`edition.scorecard.simulation` tests the rule."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim with a finding for each of its readings that there is evidence for, and the verdict."""
+    """A claim with a finding for each of its interpretations that there is evidence for, and the verdict."""
 
     claim: Claim
     findings: tuple[Finding, ...]
@@ -63,13 +66,29 @@ class Row:
     @property
     def verdict(self) -> Verdict:
         """The verdict that follows from the findings."""
-        return verdict(self.findings)
+        return judge(self.findings)[0]
+
+    @property
+    def provisional(self) -> Verdict | None:
+        """The verdict that the recorded runs would give, if they are fewer than declared."""
+        return judge(self.findings)[1]
+
+    @property
+    def tags(self) -> str:
+        """Tags of the evidence that decides: in what it falls short of the paper's own terms."""
+        return next((finding.falls_short for finding in deciding(self.findings)), "")
 
     @property
     def verdict_text(self) -> str:
-        """The verdict with what its evidence falls short in."""
-        short = {finding.falls_short for finding in self.findings}
-        return str(self.verdict) if "" in short or not short else f"{'; '.join(sorted(short))}: {self.verdict}"
+        """The verdict with the provisional one and with tags."""
+        early = self.provisional
+        more = [] if early is None else ["provisional" if early is Verdict.OPEN else f"provisional: {early}"]
+        more += [self.tags] * bool(self.tags)
+        return f"{self.verdict} ({'; '.join(more)})" if more else str(self.verdict)
+
+
+PARTS = ("Theory and linear models", "The prior", "Trained models")
+"""Parts of the summary. Sections on models are about trained ones; the first part takes all others but the prior's."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +105,35 @@ class Scorecard:
             sections.setdefault(row.claim.section, []).append(row)
         return sections
 
-    def summary(self) -> dict[str, int]:
-        """Return the number of claims with each verdict, all verdicts in their order."""
-        return {str(name): sum(row.verdict is name for row in self.rows) for name in Verdict}
+    def sentences(self) -> dict[str, str]:
+        """Return the summary in words, a sentence for each of the :data:`PARTS`."""
+        parts: dict[str, list[Row]] = {part: [] for part in PARTS}
+        for title, rows in self.sections.items():
+            parts[PARTS[2] if title.startswith("Models") else title if title in parts else PARTS[0]] += rows
+        return {part: _sentence(part, rows) for part, rows in parts.items() if rows}
 
-    def sentence(self) -> str:
-        """Return the summary in words: ``Of 50 claims, 17 are reproduced, 6 partly reproduced and 27 not yet run.``"""
-        parts, been = [], False
-        for name, count in self.summary().items():
-            if count and name.startswith("points"):
-                parts.append(f"{count} {name if count == 1 else name.replace('points', 'point')}")
-                been = False
-            elif count:
-                parts.append(f"{count} {'' if been else 'is ' if count == 1 else 'are '}{name}")
-                been = True
-        return f"Of {len(self.rows)} claims, {' and '.join(filter(None, (', '.join(parts[:-1]), parts[-1])))}."
+
+def _counted(verdicts: Iterable[Verdict]) -> str:
+    """Return counts in words: ``2 reproduced, 1 partly reproduced and 3 not reproduced``."""
+    counts = Counter(verdicts)
+    texts = [f"{counts[one]} {one}{' reproduced' * (one is Verdict.PARTLY)}" for one in Verdict if counts[one]]
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
+
+
+def _sentence(part: str, rows: Sequence[Row]) -> str:
+    own, short = (
+        [row.verdict for row in rows if bool(row.tags) is short and row.verdict is not Verdict.OPEN]
+        for short in (False, True)
+    )
+    early = [row.provisional for row in rows if row.provisional not in (None, Verdict.OPEN)]
+    left = len(rows) - len(own) - len(short)
+    texts = [
+        _counted(own),
+        f"{_counted(short)} at small scale or on stand-in data" * bool(short),
+        f"{left} open" * bool(left),
+    ]
+    text = f"{part}: of {len(rows)} claims, {'; '.join(filter(None, texts))}"
+    return text + (f" (provisionally {_counted(early)})." if early else ".")
 
 
 def read_claims(path: str | os.PathLike[str]) -> list[Claim]:

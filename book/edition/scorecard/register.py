@@ -19,7 +19,7 @@ def measure(function: Callable[..., Any]) -> Callable[..., Any]:
     """Enter a function into :data:`MEASURES`.
 
     With an argument ``evidence``, an :class:`~edition.scorecard.evidence.Evidence`, it yields a finding for every
-    reading of the claim that there is evidence for. Without, it computes, and returns an outcome and a text.
+    interpretation of the claim that there is evidence for. Without, it computes, and returns an outcome and a text.
     """
     reads = "evidence" in inspect.signature(function).parameters
 

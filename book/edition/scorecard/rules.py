@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -18,12 +18,14 @@ __all__ = [
     "Outcome",
     "Verdict",
     "checks",
+    "deciding",
     "direction",
+    "equivalent",
     "holds",
+    "judge",
     "majority",
     "printed_value",
     "together",
-    "verdict",
     "within",
 ]
 
@@ -49,19 +51,10 @@ class Verdict(StrEnum):
         verdict._value_, verdict.mark, verdict.meaning = text, mark, meaning
         return verdict
 
-    REPRODUCED = "reproduced", "✓", "It holds in every reading that decides, on the paper's own terms."
-    PARTLY = (
-        "partly reproduced",
-        "½",
-        "A part of it holds and a part does not, or it holds in one reading and not in another.",
-    )
-    NOT = "not reproduced", "✗", "It holds in no reading, and at least one decides."
-    UNDECIDED = "undecided", "?", "It was measured on the paper's own terms, and the measurements do not tell."
-    SAME_WAY = "points the same way", "✓", "As *reproduced*, but by evidence at reduced scale or on stand-in images."
-    BOTH_WAYS = "points both ways", "½", "As *partly reproduced*, by such evidence."
-    OTHER_WAY = "points the other way", "✗", "As *not reproduced*, by such evidence."
-    NO_WAY = "points neither way", "?", "As *undecided*, by such evidence."
-    MISSING = "not yet run", "–", "Nothing that bears on it is recorded."
+    REPRODUCED = "reproduced", "✓", "The claim holds, with all of its parts."
+    PARTLY = "partly", "½", "A part of it holds and a part does not, or the effect is smaller than the printed one."
+    NOT = "not reproduced", "✗", "A part of it does not hold, and no part was shown to hold."
+    OPEN = "open", "?", "The measurements do not decide, there are fewer than declared, or there are none."
 
 
 class Finding(NamedTuple):
@@ -71,9 +64,13 @@ class Finding(NamedTuple):
     text: str
     """The measurement, with its interval and number of runs."""
     reading: str = ""
-    """Reading of the claim, if there are several: a length of training, a stopping rule."""
+    """Interpretation of the claim, if there are several: a length of training, a stopping rule."""
     falls_short: str = ""
-    """Difference from the paper's own terms, such as ``at reduced scale``; empty if there is none."""
+    """Tags of the difference from the paper's own terms: ``small scale``, ``stand-in data``."""
+    order: tuple[Any, ...] = ()
+    """Rank of the interpretation. The lowest decides; several of one rank decide together."""
+    missing: int = 0
+    """Number of runs that are declared and not recorded; with any, the verdict is provisional."""
 
 
 Judged = tuple[Outcome, str]
@@ -90,14 +87,31 @@ def within(error: float, tolerance: float, text: str) -> Judged:
     return holds(error <= tolerance), f"{text} ({tolerance:g} allowed)"
 
 
-def direction(difference: Comparison | Interval, sign: int = 1) -> Outcome:
+def direction(
+    difference: Comparison | Interval, sign: int = 1, printed: float | None = None, parts: int = 1
+) -> Outcome:
     """Return the outcome of a difference that lies on the side of ``sign``, 1 or -1, as a claim has it.
 
-    Its bounds are NaN if there are too few values for an interval.
+    With a printed difference, which has that sign, an interval that lies below it says that ours is smaller: the claim
+    then holds in part, or not if the interval includes 0. Bounds are NaN if there are too few values for an interval.
+
+    One of several parts that does not hold decides alone. From three parts on, it is refuted by a wider interval, so
+    that all of them together are refuted by chance as seldom as one or two.
     """
-    if difference.low > 0 or difference.high < 0:
-        return holds(sign * difference.low > 0)
-    return Outcome.NO if difference.low == difference.high == 0 else Outcome.OPEN
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    wider = max(1.0, float(stats.norm.isf((1 - LEVEL) / parts) / stats.norm.isf((1 - LEVEL) / 2)))
+    highest = high + (wider - 1) * (high - sign * difference[0])
+    smaller = printed is not None and highest < abs(printed)
+    if low > 0:
+        return Outcome.PART if smaller else Outcome.YES
+    return Outcome.NO if highest < 0 or low == high == 0 or smaller else Outcome.OPEN
+
+
+def equivalent(difference: Comparison | Interval, margin: float) -> Outcome:
+    """Return the outcome of a claim that a difference is smaller than a margin, either way."""
+    if difference.low > margin or difference.high < -margin:
+        return Outcome.NO
+    return Outcome.YES if -margin < difference.low and difference.high < margin else Outcome.OPEN
 
 
 def majority(cases: Sequence[bool] | np.ndarray, name: str) -> Judged:
@@ -111,32 +125,43 @@ def majority(cases: Sequence[bool] | np.ndarray, name: str) -> Judged:
     return outcome, f"{count} of {n} {name} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def printed_value(values: Sequence[float] | np.ndarray, printed: float, name: str) -> Judged:
-    r"""Return the outcome of a printed value that could be one of these, and a text with the range that is expected.
+def printed_value(
+    values: Sequence[float] | np.ndarray, printed: float, scatter: float, widest: float, freedom: float, parts: int = 1
+) -> Judged:
+    r"""Return the outcome of a printed value with the expectation of these, and a text with the range around it.
 
-    If values are normal, the range holds a further one with probability :data:`edition.stats.LEVEL`:
+    The printed value has a variance of its own, ``scatter`` times that of the values. With ``freedom`` for the degrees
+    of freedom of that variance, and if all is normal, the range
+    includes all of several printed values (``parts``) with probability :data:`edition.stats.LEVEL`:
 
-    .. math:: \bar y \pm t_{n-1}\, \hat\sigma \sqrt{1 + 1/n}
+    .. math:: \bar y \pm t_{\nu}\, \hat\sigma \sqrt{1/n + \mathrm{scatter}}
 
-    For fewer than five values it would be too wide to say anything.
+    A range that is wider than ``widest``, for one value, is too wide to be met. For fewer than five values there is
+    none, and no text.
     """
     n = len(values)
     if n < 5:
         return Outcome.OPEN, ""
-    mean = float(np.mean(values))
-    reach = float(stats.t.isf((1 - LEVEL) / 2, n - 1) * np.std(values, ddof=1) * math.sqrt(1 + 1 / n))
-    return holds(abs(printed - mean) <= reach), f"; {name} expected from {mean - reach:.2f} to {mean + reach:.2f}"
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) * math.sqrt(1 / n + scatter))
+    reach, single = (float(stats.t.isf((1 - LEVEL) / 2 / k, freedom)) * error for k in (parts, 1))
+    met = holds(abs(printed - mean) <= reach)
+    wide = met is Outcome.YES and 2 * single > widest
+    text = f" expected {mean - reach:.2f} to {mean + reach:.2f}" + ", too wide to fail" * wide
+    return Outcome.OPEN if wide else met, text
 
 
 def together(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the outcome of a claim with several parts: all of them hold, none does, or some.
+    """Return the outcome of a claim with several parts.
 
-    A part that cannot be told leaves the whole open, unless others already differ.
+    It holds if all parts do. If a part does not, the claim holds in part where another was shown to hold, and
+    otherwise does not.
     """
     different = set(outcomes)
     if len(different) == 1:
         return different.pop()
-    return Outcome.PART if Outcome.PART in different or {Outcome.YES, Outcome.NO} <= different else Outcome.OPEN
+    if Outcome.PART in different or {Outcome.YES, Outcome.NO} <= different:
+        return Outcome.PART
+    return Outcome.NO if Outcome.NO in different else Outcome.OPEN
 
 
 def checks(parts: Mapping[str, Outcome | bool]) -> Judged:
@@ -146,19 +171,23 @@ def checks(parts: Mapping[str, Outcome | bool]) -> Judged:
     return together(outcomes.values()), "; ".join(f"{name}: {marks[outcome]}" for name, outcome in outcomes.items())
 
 
-def verdict(findings: Sequence[Finding]) -> Verdict:
-    """Judge a claim by all that was measured of it.
+def deciding(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings of the first interpretation in order; the others are remarks."""
+    findings = list(findings)
+    return [finding for finding in findings if finding.order == min(finding.order for finding in findings)]
 
-    Findings on the paper's own terms take precedence over those that fall short of them, which never make a claim
-    *reproduced*. Findings by which it cannot be told do not count if others decide.
+
+def judge(findings: Sequence[Finding]) -> tuple[Verdict, Verdict | None]:
+    """Return the verdict on a claim by all that was measured of it, and the provisional one if runs are missing.
+
+    Of several findings of equal rank, those by which it cannot be told do not count if others decide.
     """
-    if not findings:
-        return Verdict.MISSING
-    own = [finding for finding in findings if not finding.falls_short]
-    on_own_terms, short_of_them = {
-        Outcome.YES: (Verdict.REPRODUCED, Verdict.SAME_WAY),
-        Outcome.PART: (Verdict.PARTLY, Verdict.BOTH_WAYS),
-        Outcome.NO: (Verdict.NOT, Verdict.OTHER_WAY),
-        Outcome.OPEN: (Verdict.UNDECIDED, Verdict.NO_WAY),
-    }[together({finding.outcome for finding in own or findings} - {Outcome.OPEN})]
-    return on_own_terms if own else short_of_them
+    first = deciding(findings)
+    outcomes = {finding.outcome for finding in first}
+    found = {
+        Outcome.YES: Verdict.REPRODUCED,
+        Outcome.PART: Verdict.PARTLY,
+        Outcome.NO: Verdict.NOT,
+        Outcome.OPEN: Verdict.OPEN,
+    }[together(outcomes - {Outcome.OPEN} or outcomes) if first else Outcome.OPEN]
+    return (Verdict.OPEN, found) if any(finding.missing for finding in first) else (found, None)

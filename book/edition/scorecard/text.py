@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from edition.scorecard import Row, Scorecard
-from edition.scorecard.evidence import Missing
-from edition.scorecard.rules import Finding, Verdict
+from edition.scorecard.rules import Finding, Verdict, deciding
 
-__all__ = ["cards", "counts", "meanings"]
+__all__ = ["cards", "counts"]
 
 
 def _finding(finding: Finding) -> str:
     reading = ", ".join(filter(None, (finding.reading, finding.falls_short)))
-    return f"{reading}: {finding.text} ({finding.outcome.value})" if reading else finding.text
-
-
-def _missing(missing: Missing) -> str:
-    text = f"{missing.recorded:,} of {missing.wanted:,} runs at the paper's settings are recorded"
-    if missing.commands:
-        text += "; the others are made by " + ", ".join(f"`{command}`" for command in missing.commands)
-    if missing.unnamed:
-        text += f". No specification names runs of {' and '.join(missing.unnamed)} yet"
-    return text + "."
+    missing = f"; {finding.missing} declared runs missing" if finding.missing else ""
+    return f"{reading}: {finding.text} ({finding.outcome.value}{missing})" if reading else finding.text
 
 
 def cards(rows: Iterable[Row], here: str) -> str:
@@ -42,9 +34,13 @@ def cards(rows: Iterable[Row], here: str) -> str:
         if len(row.findings) == 1:
             lines += ["", f"*Measured:* {_finding(row.findings[0])}"]
         elif row.findings:
-            lines += ["", "*Measured:*", "", *(f"- {_finding(finding)}" for finding in row.findings)]
-        if missing and (missing.recorded < missing.wanted or missing.unnamed):
-            lines += ["", f"*Missing:* {_missing(missing)}"]
+            first = deciding(row.findings)
+            shown = [(finding, "" if finding in first else "*Remark:* ") for finding in row.findings]
+            lines += ["", "*Measured:*", "", *(f"- {remark}{_finding(finding)}" for finding, remark in shown)]
+        if missing and missing.recorded < missing.wanted:
+            commands = ", ".join(f"`{command}`" for command in missing.commands)
+            text = f"{missing.recorded:,} of {missing.wanted:,} declared runs at the paper's settings are recorded"
+            lines += ["", f"*Missing:* {text}; the others are made by {commands}."]
         if claim.page:
             link = os.path.relpath(claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"
             lines += ["", ":::{card-footer}", f"[]({link})", ":::"]
@@ -52,12 +48,7 @@ def cards(rows: Iterable[Row], here: str) -> str:
     return "\n\n".join(texts)
 
 
-def counts(card: Scorecard) -> list[tuple[str, int, str]]:
-    """Return rows of a table: verdicts that occur, how often, and their meanings."""
-    summary = card.summary()
-    return [(f"{one.mark} {one}", summary[one], one.meaning) for one in Verdict if summary[one]]
-
-
-def meanings() -> str:
-    """Return the meaning of each verdict, as a list."""
-    return "\n".join(f"- {one.mark} **{one}**: {one.meaning}" for one in Verdict)
+def counts(card: Scorecard) -> list[tuple[str, int, int, str]]:
+    """Return rows of a table: verdicts, counts on the paper's own terms and short of them, and meanings."""
+    seen = Counter((row.verdict, bool(row.tags)) for row in card.rows)
+    return [(f"{one.mark} {one}", seen[one, False], seen[one, True], one.meaning) for one in Verdict]

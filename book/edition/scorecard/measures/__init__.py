@@ -1,5 +1,5 @@
 """Measures of each claim, by subject. Each module enters its own into :data:`edition.scorecard.register.MEASURES`."""
 
-from edition.scorecard.measures import prior, records, toys
+from edition.scorecard.measures import models, prior, records, toys
 
-__all__ = ["prior", "records", "toys"]
+__all__ = ["models", "prior", "records", "toys"]

@@ -1,100 +1,63 @@
-"""Measures of claims about trained models, from the records of sweeps."""
+"""Measures of claims that compare trained models, from the records of sweeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, count, product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
-from edition import stats
-from edition.scorecard.evidence import Evidence, Method, Rows, Setting, method_text
+from edition.scorecard.evidence import Evidence, Method, Rows, method_text
 from edition.scorecard.register import measure
-from edition.scorecard.rules import (
-    Finding,
-    Judged,
-    Outcome,
-    direction,
-    holds,
-    majority,
-    printed_value,
-    together,
+from edition.scorecard.rules import Finding, Outcome, direction, equivalent, holds, together
+from edition.stats import (
+    LEVEL,
+    Comparison,
+    Curve,
+    compare_best,
+    compare_curves,
+    compare_maxima,
+    compare_medians,
+    contrast,
+    curve,
+    enough_betas,
+    upper_half,
 )
-from edition.stats import compare, compare_curves, mean_interval
-from edition.studies import load_record
 
-__all__ = ["change_of_difference"]
+__all__ = ["column"]
 
-_FEWEST = 6
-"""Runs a side from which medians and maxima are compared."""
-
-
-def _column(rows: Rows, name: str, beta: float | None = None) -> np.ndarray:
-    return np.array([row[name] for row in rows if beta in (None, row["beta"])], dtype=float)
+_SHOWN = {
+    "mig": "MIG {:+.3f}",
+    "log_likelihood": "log-likelihood {:+.2f}",
+    "divergence": "KL divergence {:+.2f}",
+    "heart": "log-likelihood of the heart beyond the other shapes' {:+.2f}",
+}
 
 
-def _finding(setting: Setting, outcome: Outcome, text: str) -> Finding:
-    return Finding(outcome, text, setting.text, setting.falls_short)
+def _value(row: Mapping, name: str) -> float | None:
+    """Return a measurement of a run; ``heart`` is the heart's log-likelihood minus the mean of the other shapes'."""
+    if name != "heart":
+        return row[name]
+    if "shape" not in (row.get("unscored") or ()):
+        return None
+    *others, heart = row["log_likelihood_by_value"][row["unscored"].index("shape")]
+    return heart - sum(others) / len(others)
 
 
-@measure
-def higher_distribution(
-    evidence: Evidence, dataset: str, first: Method, second: Method, beta: float
-) -> Iterator[Finding]:
-    """Test if mean, median and maximum of the MIG are higher for the second method."""
-    for setting, sides in evidence.compared(dataset, (first, beta), (second, beta)):
-        mig = [_column(side, "mig") for side in sides]
-        difference = compare(*mig)
-        n = min(map(len, mig))
-        text = f"mean MIG {difference:+.3f}"
-        parts = [direction(difference)]
-        for name, of in (("median", np.median), ("maximum", np.max)):
-            low, high = (float(of(values[:n])) for values in mig)
-            text += f"; {name} {low:.3f} and {high:.3f}"
-            parts.append(Outcome.OPEN if n < _FEWEST else holds(high > low))
-        yield _finding(setting, together(parts), text)
+def column(rows: Rows, name: str) -> np.ndarray:
+    """Return a measurement of every run that has it."""
+    return np.array([value for row in rows if (value := _value(row, name)) is not None], dtype=float)
 
 
-def _printed(setting: Setting, judged: Iterable[Judged], text: str) -> Finding:
-    """Return the finding on several printed values, which are not judged by evidence that falls short."""
-    outcomes, texts = zip(*judged, strict=True)
-    return _finding(setting, Outcome.OPEN if setting.falls_short else together(outcomes), text + "".join(texts))
+def _curve(rows: Rows) -> Curve:
+    return curve(*(column(rows, name) for name in ("beta", "log_likelihood", "mig", "seed")))
 
 
-@measure
-def printed_model(
-    evidence: Evidence, dataset: str, method: Method, beta: float, mig: float, log_likelihood: float
-) -> Iterator[Finding]:
-    """Test if the printed values of a representative model could be those of one of ours."""
-    for setting, rows in evidence.runs(dataset, method, beta).items():
-        ours, fit = _column(rows, "mig"), _column(rows, "log_likelihood")
-        chosen, upper = stats.representative(ours, fit), ours >= np.median(ours)
-        text = f"our representative of {len(rows)}: MIG {ours[chosen]:.2f}, log-likelihood {fit[chosen]:.2f}"
-        judged = [
-            printed_value(ours[upper], mig, "MIG"),
-            printed_value(fit[upper], log_likelihood, "log-likelihood"),
-        ]
-        yield _printed(setting, judged, text)
-
-
-@measure
-def differs(
-    evidence: Evidence, dataset: str, first: Method, second: Method, beta: float | list[float], signs: dict[str, int]
-) -> Iterator[Finding]:
-    """Test if MIG, log-likelihood or both are higher (sign 1) or lower (-1) on the second side.
-
-    Sides are two methods at one beta, or at a beta each.
-    """
-    shown = {"mig": "MIG {:+.3f}", "log_likelihood": "log-likelihood {:+.2f}"}
-    for setting, sides in evidence.compared(dataset, *zip((first, second), np.broadcast_to(beta, 2), strict=True)):
-        differences = {name: compare(*(_column(side, name) for side in sides)) for name in signs}
-        outcome = together(direction(differences[name], sign) for name, sign in signs.items())
-        yield _finding(setting, outcome, "; ".join(shown[name].format(one) for name, one in differences.items()))
-
-
-def _curve(rows: Rows) -> stats.Curve:
-    return stats.curve(*(_column(rows, name) for name in ("beta", "log_likelihood", "mig")))
+def _mig(one: Curve, where: Sequence[bool] | np.ndarray | None = None) -> list[np.ndarray]:
+    """Return the MIG of the runs at each beta, or at some of them."""
+    groups = [group[:, 1] for group in one.groups]
+    return groups if where is None else [group for group, chosen in zip(groups, where, strict=True) if chosen]
 
 
 def _over(methods: Sequence[Method], betas: Sequence[float]) -> list[tuple[Method, Sequence[float] | None]]:
@@ -102,60 +65,156 @@ def _over(methods: Sequence[Method], betas: Sequence[float]) -> list[tuple[Metho
     return [(method, None if method == "factor-vae" else betas) for method in methods]
 
 
+def _unless(undecided: bool, outcome: Outcome) -> Outcome:
+    return Outcome.OPEN if undecided else outcome
+
+
+@measure
+def higher_distribution(
+    evidence: Evidence, dataset: str, first: Method, second: Method, beta: float, printed: float
+) -> Iterator[Finding]:
+    """Test if mean, median and maximum of the MIG are higher for the second method, the mean as much as printed."""
+    for sides in evidence.compared(dataset, (first, beta), (second, beta)):
+        mig = [column(side, "mig") for side in sides.groups]
+        mean, median, maximum = evidence.compare(*mig), compare_medians(*mig), compare_maxima(*mig)
+        parts = [direction(mean, 1, None if sides.setting.falls_short else printed, 3), direction(median, parts=3)]
+        parts.append(_unless(maximum.p_value >= 1 - LEVEL, holds(maximum.difference > 0)))
+        text = f"mean MIG {mean:+.3f}; median {median:+.3f}; maximum {maximum:+.3f}"
+        yield sides.finding(together(parts), text)
+
+
+@measure
+def differs(
+    evidence: Evidence,
+    dataset: str,
+    first: Method | list[Method],
+    second: Method,
+    beta: float | list[float],
+    signs: Mapping[str, int],
+    printed: Mapping[str, float] | None = None,
+    margin: float | None = None,
+) -> Iterator[Finding]:
+    """Test if MIG, log-likelihood or both are higher (sign 1) or lower (-1) for the second method, or within a margin.
+
+    It may be compared with several methods, at several betas; methods that are one at a beta count once. Printed
+    differences are of representative models: then the upper halves by MIG are compared, and their sizes count.
+    """
+    firsts, betas = (one if isinstance(one, list) else [one] for one in (first, beta))
+    pairs = list(product(betas, firsts))
+    for sides in evidence.compared(dataset, *((second, one) for one in betas), *((name, one) for one, name in pairs)):
+        parts, texts = [], {}
+        for (one, name), rows in zip(pairs, sides.groups[len(betas) :], strict=True):
+            if (runs := frozenset(row["hash"] for row in rows)) in texts:
+                continue
+            texts[runs] = f"at β = {one:g} over {method_text(name)} " * (len(pairs) > 1)
+            for column_name, sign in signs.items():
+                pair = rows, sides.groups[betas.index(one)]
+                values = [column(side, column_name) for side in pair]
+                if printed:
+                    values = [upper_half(own, column(side, "mig")) for own, side in zip(values, pair, strict=True)]
+                difference = evidence.compare(*values)
+                size = printed[column_name] if printed and not sides.setting.reduced else None
+                outcome = direction(difference, sign, size, len(pairs) * len(signs))
+                parts.append(equivalent(difference, margin) if margin else outcome)
+                texts[runs] += _SHOWN[column_name].format(difference) + "; "
+        text = "upper halves by MIG: " * bool(printed) + "".join(texts.values())
+        yield sides.finding(together(parts), text.removesuffix("; "))
+
+
+@measure
+def changes_with_beta(
+    evidence: Evidence, dataset: str, methods: Sequence[Method], low: float, high: float, signs: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Test if measurements rise (sign 1) or fall (-1) from one beta to a higher one, for each method."""
+    for sides in evidence.compared(dataset, *product(methods, (low, high))):
+        parts, texts = [], []
+        for (number, method), (name, sign) in product(enumerate(methods), signs.items()):
+            pair = [[row for row in side if _value(row, name) is not None] for side in sides.groups[2 * number :][:2]]
+            if all(pair):
+                values, seeds = ([column(side, of) for side in pair] for of in (name, "seed"))
+                change = contrast(values, (-1, 1), seeds)
+                parts.append(direction(change, sign, parts=len(methods) * len(signs)))
+                texts.append(f"{method_text(method)} {_SHOWN[name].format(change)}")
+        if parts:
+            yield sides.finding(together(parts), "; ".join(texts))
+
+
 @measure
 def better_trade_off(
     evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
 ) -> Iterator[Finding]:
     """Test if a method reaches more MIG than each of the baselines at equal log-likelihood."""
-    for setting, (own, *others) in evidence.compared(dataset, *_over((method, *baselines), betas)):
-        differences = [compare_curves(_curve(other), _curve(own)) for other in others]
-        if not all(math.isnan(one.difference) for one in differences):
-            texts = [f"over {method_text(name)} {one:+.3f}" for name, one in zip(baselines, differences, strict=True)]
-            yield _finding(setting, together(map(direction, differences)), "MIG at equal fit " + "; ".join(texts))
-
-
-def _over_rivals(
-    mig: np.ndarray, names: Sequence[Method], rivals: Sequence[Rows], least_fit: float = -math.inf
-) -> Judged:
-    """Compare MIG with each rival's at the beta that suits it best, of those where it fits at least this well."""
-    parts, texts = [], []
-    for name, rows in zip(names, rivals, strict=True):
-        means = _curve(rows)
-        fits = np.flatnonzero(means.log_likelihood >= least_fit)
-        if len(means.beta) == 1:  # a single one recorded need not be the best
-            parts.append(Outcome.OPEN)
-            texts.append(f"over {method_text(name)} at other β not recorded")
-        elif len(fits):
-            beta = means.beta[fits[means.mig[fits].argmax()]]
-            difference = compare(_column(rows, "mig", beta), mig)
-            parts.append(direction(difference))
-            texts.append(f"over {method_text(name)} at β = {beta:g} {difference:+.3f}")
-    return together(parts), "; ".join(texts)
+    for sides in evidence.compared(dataset, *_over((method, *baselines), betas)):
+        own, *others = map(_curve, sides.groups)
+        parts, texts, complete, any_overlap = [], [], True, False
+        for name, other, declared in zip(baselines, others, sides.declared[1:], strict=True):
+            difference, enough = compare_curves(other, own), enough_betas((own, other), (sides.declared[0], declared))
+            parts.append(_unless(not enough, direction(difference, parts=len(others))))
+            texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
+            complete, any_overlap = complete and enough, any_overlap or not math.isnan(difference.difference)
+        if any_overlap:
+            yield sides.finding(together(parts), "MIG at equal fit " + "; ".join(texts), complete)
 
 
 @measure
 def best_of_all(
-    evidence: Evidence, dataset: str, method: Method, beta: float, others: Sequence[Method], betas: Sequence[float]
+    evidence: Evidence,
+    dataset: str,
+    method: Method,
+    beta: float | Sequence[float],
+    others: Sequence[Method],
+    betas: Sequence[float],
+    large_over: Sequence[Method] = (),
 ) -> Iterator[Finding]:
-    """Test if a method at one beta has a higher MIG than every other method at the beta that suits it best."""
-    for setting, (own, *rivals) in evidence.compared(dataset, (method, beta), *_over(others, betas)):
-        outcome, text = _over_rivals(_column(own, "mig"), others, rivals)
-        yield _finding(setting, outcome, "MIG " + text)
+    """Test if a method's MIG, at its best beta of those given, is above every other method's at its own best beta.
+
+    Runs that a method shares with another, those at beta = 1, count for the other. Over some methods the lead has to be
+    large as well.
+    """
+    for sides in evidence.compared(dataset, (method, beta), *_over(others, betas)):
+        parts, texts, complete = [], [], True
+        for name, rows, declared in zip(others, sides.groups[1:], sides.declared[1:], strict=True):
+            shared = {row["hash"] for row in rows}
+            own, rival = _curve([row for row in sides.groups[0] if row["hash"] not in shared]), _curve(rows)
+            if not len(own.beta):
+                continue
+            difference = compare_best(_mig(rival), _mig(own))
+            wanted = [(rival, declared)]
+            if isinstance(beta, Sequence):
+                wanted.append((own, sides.declared[0] - {1}))
+            complete &= (enough := enough_betas(*zip(*wanted, strict=True)))
+            parts.append(_unless(not enough, direction(difference, parts=len(others))))
+            if name in large_over:
+                variances = [max(_mig(one), key=np.mean).var(ddof=1) for one in (rival, own) if one.n.min() > 1]
+                margin = 0.8 * math.sqrt(np.mean(variances)) if len(variances) == 2 else math.nan  # Cohen's convention
+                lead = Comparison(*(value - margin for value in difference[:3]))
+                parts.append(_unless(not enough, direction(lead)))
+            texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
+        if parts:
+            yield sides.finding(together(parts), "MIG " + "; ".join(texts), complete)
 
 
 @measure
 def unmatched_at_better_fit(
     evidence: Evidence, dataset: str, method: Method, baselines: Sequence[Method], betas: Sequence[float]
 ) -> Iterator[Finding]:
-    """Test if baselines stay below the method's best MIG wherever their fit is at least as good as it has there."""
-    for setting, (own, *rivals) in evidence.compared(dataset, *_over((method, *baselines), betas)):
-        means = _curve(own)
-        if len(means.beta) > 1:
-            best = means.mig.argmax()
-            beta, fit = means.beta[best], means.log_likelihood[best]
-            outcome, text = _over_rivals(_column(own, "mig", beta), baselines, rivals, fit)
-            text = f"best at β = {beta:g}, log-likelihood {fit:.1f}; MIG {text or 'without a rival that fits as well'}"
-            yield _finding(setting, outcome, text)
+    """Test if baselines exceed the method's best MIG at a poorer fit than it has there, and not at a better one."""
+    for sides in evidence.compared(dataset, *_over((method, *baselines), betas)):
+        own, parts, texts = _curve(sides.groups[0]), [], []
+        best = own.mig.argmax()
+        for name, rows, declared in zip(baselines, sides.groups[1:], sides.declared[1:], strict=True):
+            rival = _curve(rows)
+            undecided = not enough_betas((own, rival), (sides.declared[0], declared))
+            anywhere = compare_best(_mig(own), _mig(rival))
+            parts.append(_unless(undecided, direction(anywhere, parts=2 * len(baselines))))
+            texts.append(f"MIG of {method_text(name)} at any fit {anywhere:+.3f}")
+            fits = rival.log_likelihood >= own.log_likelihood[best]
+            if fits.any():
+                there = compare_best(_mig(rival, fits), _mig(own))
+                parts.append(_unless(undecided, direction(there, parts=2 * len(baselines))))
+                texts.append(f"lead over it at a fit as good {there:+.3f}")
+        where = f"best {method_text(method)} at β = {own.beta[best]:g}, log-likelihood {own.log_likelihood[best]:.1f}; "
+        yield sides.finding(together(parts), where + "; ".join(texts))
 
 
 @measure
@@ -163,102 +222,9 @@ def shrinking_advantage(
     evidence: Evidence, dataset: str, first: Method, second: Method, low: float, high: float
 ) -> Iterator[Finding]:
     """Test if the second method's advantage in MIG is smaller at the larger beta."""
-    sides = [(method, beta) for beta, method in product((low, high), (first, second))]
-    for setting, groups in evidence.compared(dataset, *sides):
-        mig = [_column(rows, "mig") for rows in groups]
-        at_low, at_high = compare(*mig[:2]), compare(*mig[2:])
-        change = change_of_difference(at_low, at_high)
-        text = f"advantage {at_low:+.3f} at β = {low:g}, {at_high:+.3f} at β = {high:g}; change {change:+.3f}"
-        yield _finding(setting, direction(change, -1), text)
-
-
-def change_of_difference(before: stats.Comparison, after: stats.Comparison) -> stats.Interval:
-    """Return the difference of two independent differences, second minus first, with an interval made of theirs.
-
-    After Zou and Donner, *Construction of confidence limits about effect measures* (2008). Its number of values is the
-    smallest of any side.
-    """
-    change = after.difference - before.difference
-    low = change - math.hypot(after.difference - after.low, before.high - before.difference)
-    high = change + math.hypot(after.high - after.difference, before.difference - before.low)
-    return stats.Interval(change, low, high, min(before.n_first, before.n_second, after.n_first, after.n_second))
-
-
-def _pooled(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> list[tuple[Setting, list[Rows]]]:
-    """Return settings in which any of the methods was trained, each with the runs of those that were."""
-    pooled: dict[Setting, list[Rows]] = {}
-    for method in methods:
-        for setting, rows in evidence.runs(dataset, method).items():
-            pooled.setdefault(setting, []).append(rows)
-    return sorted(pooled.items())
-
-
-@measure
-def several_modes(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> Iterator[Finding]:
-    """Test if the MIG has more than one mode, for most methods and betas."""
-    for setting, groups in _pooled(evidence, dataset, methods):
-        samples = [_column(rows, "mig", beta) for rows in groups for beta in sorted({row["beta"] for row in rows})]
-        p_values = [stats.dip(values).p_value for values in samples if len(values) >= 10]
-        if p_values:
-            refuted = int((stats.holm(p_values) < 1 - stats.LEVEL).sum())
-            outcome = Outcome.YES if 2 * refuted > len(p_values) else Outcome.PART if refuted else Outcome.OPEN
-            text = f"one mode refuted for {refuted} of {len(p_values)} combinations of method and β"
-            yield _finding(setting, outcome, text)
-
-
-@measure
-def unused_latents(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> Iterator[Finding]:
-    """Test if most runs leave latents unused."""
-    for setting, groups in _pooled(evidence, dataset, methods):
-        active, latents = (_column([*chain(*groups)], name) for name in ("active_units", "latent_dim"))
-        outcome, text = majority(active < latents, "runs")
-        yield _finding(setting, outcome, f"{text}; median {np.median(active):g} of {latents.max():g} latents active")
-
-
-def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple[Setting, np.ndarray]]:
-    """Iterate over settings with the exponents of the subspaces of each run, ascending, ``(R, S)``."""
-    for setting, rows in evidence.runs(dataset, method).items():
-        yield setting, np.sort([row["exponents"][1:] for row in rows], axis=1)
-
-
-@measure
-def exponents_differ(
-    evidence: Evidence, dataset: str, method: Method, root: float, sides: Sequence[int]
-) -> Iterator[Finding]:
-    """Test if each learned exponent, in ascending order, lies on its side (-1 or 1) of the root's."""
-    for setting, exponents in _learned(evidence, dataset, method):
-        intervals = [mean_interval(column - root) for column in exponents.T]
-        text = "; ".join(f"p{i} − p0: {interval:+.3f}" for i, interval in enumerate(intervals, 1))
-        yield _finding(setting, together(map(direction, intervals, sides)), text)
-
-
-@measure
-def exponents_printed(evidence: Evidence, dataset: str, method: Method, modes: Sequence[float]) -> Iterator[Finding]:
-    """Test if the printed most frequent exponents could be learned ones of ours."""
-    for setting, exponents in _learned(evidence, dataset, method):
-        medians = ", ".join(f"{median:.2f}" for median in np.median(exponents, axis=0))
-        judged = map(printed_value, exponents.T, modes, (f"p{i}" for i in count(1)))
-        yield _printed(setting, judged, f"medians of {len(exponents)} runs {medians}")
-
-
-@measure
-def largest_exponent_above(evidence: Evidence, dataset: str, method: Method, bound: float) -> Iterator[Finding]:
-    """Test if the largest exponent is above a bound."""
-    for setting, exponents in _learned(evidence, dataset, method):
-        outcome, text = majority(exponents[:, -1] > bound, "runs")
-        yield _finding(setting, outcome, f"{text}; smallest p{exponents.shape[1]} {exponents[:, -1].min():.3f}")
-
-
-@measure
-def codes_follow_prior(evidence: Evidence, study: str, leptokurtic: float, platykurtic: float) -> Iterator[Finding]:
-    """Test if trained codes lie along the diagonals under a leptokurtic prior, and along the axes under the other."""
-    path = evidence.folder / f"{study}.csv"
-    table = load_record(path) if path.exists() else {"beta": np.array([]), "steps": np.array([])}
-    for beta, steps in np.unique(np.stack([table["beta"], table["steps"]], 1), axis=0):
-        same = (table["beta"] == beta) & (table["steps"] == steps) & np.isfinite(table["alignment"])
-        sides = [table["alignment"][same & (table["exponent"] == p)] for p in (leptokurtic, platykurtic)]
-        if all(map(len, sides)):
-            low, high = map(mean_interval, sides)
-            text = f"alignment {low:+.2f} with p = {leptokurtic:g}, {high:+.2f} with p = {platykurtic:g}"
-            outcome = together([direction(low, -1), direction(high, 1)])
-            yield Finding(outcome, text, f"β = {beta:g}, {steps:,.0f} steps", "at reduced scale")
+    cells = product((first, second), (low, high))
+    for sides in evidence.compared(dataset, *cells):
+        mig, seeds = ([column(rows, name) for rows in sides.groups] for name in ("mig", "seed"))
+        change = contrast(mig, (1, -1, -1, 1), seeds)
+        at = [f"{evidence.compare(*mig[i::2]):+.3f} at β = {beta:g}" for i, beta in enumerate((low, high))]
+        yield sides.finding(direction(change, -1), f"advantage {', '.join(at)}; change {change:+.3f}")

@@ -2,10 +2,10 @@
 
 ::
 
-    python tests/release.py machines ["one core" ...]   # in fresh environments: runs/machines.csv
-    python tests/release.py reproduce                   # what is the same every time: runs/reproducibility.csv
-    python tests/release.py licences                    # of all locked packages: runs/licences.csv
-    python tests/release.py lock                        # hashes of the pinned set, by uv: locks/
+    python benchmarks/release.py machines ["one core" ...]   # in fresh environments: runs/machines.csv
+    python benchmarks/release.py reproduce                   # what is the same every time: runs/reproducibility.csv
+    python benchmarks/release.py licences                    # of all locked packages: runs/licences.csv
+    python benchmarks/release.py lock                        # hashes of the pinned set, by uv: locks/
 
 All work on clones of the last commit. ``machines`` makes an environment of several gigabytes for each machine.
 """
@@ -302,7 +302,7 @@ def work_in(path: Path, target: Path, environment: Mapping[str, str], options: d
         words = [sys.executable, *map(str, command)]
         subprocess.run(words, cwd=path, env=env | environment, check=True, stdout=subprocess.DEVNULL)
 
-    call(path / "tests" / "release.py", "measure", json.dumps({"target": f"{target}/numbers.npz"} | options))
+    call(path / "benchmarks" / "release.py", "measure", json.dumps({"target": f"{target}/numbers.npz"} | options))
     if more:
         (target / "tiny.yaml").write_text(SPEC, encoding="utf-8")
         call(path / "tests" / "tiny_sweep.py", "sweep", target / "tiny.yaml", "--device", "cpu", "--tier", 1)
@@ -400,7 +400,7 @@ def lock() -> None:
             by_name["triton"],  # the tests take it without CUDA, too
         ],
     }
-    made = "# Made by `python tests/release.py lock`: exact versions, with the hashes of all files of each.\n"
+    made = "# Made by `python benchmarks/release.py lock`: exact versions, with the hashes of all files of each.\n"
     for name, lines in files.items():
         (LOCKS / name).write_text(made + "\n".join(lines) + "\n", encoding="utf-8")
 
