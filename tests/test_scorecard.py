@@ -404,10 +404,14 @@ def test_scorecard(folder):
     assert [one.verdict for one in card.rows] == [Verdict.OPEN, Verdict.REPRODUCED, Verdict.OPEN]
     assert list(card.sentences().values()) == ["Theory and linear models: of 3 claims, 1 reproduced; 2 open."]
     shown = text.cards(card.rows, "here/score")
-    assert shown.count("::::{card}\n") == 3 == shown.count("\n::::\n\n") + 1
-    assert "**? Open (provisional)** · Sec. 1\n:::\n\nMIG 1.0." in shown and "**? Open** · Sec. 1" in shown
+    assert shown.count("::::{dropdown}") == 3 == shown.count("\n::::\n\n") + 1
+    assert "? **Open (provisional)** · MIG 1.0.\n\n*Paper:* Sec. 1\n" in shown and "? **Open** · MIG" in shown
     assert "(cannot be told; 1 declared runs missing)" in shown
-    assert "\n[](../there/b.ipynb)\n" in shown and "*As read here:* In two models." in shown
+    assert "\n*Page:* [](../there/b.ipynb)\n" in shown and "*Interpretation:* In two models." in shown
+    (of_page,) = scorecard(folder / "claims.yaml", folder, page="there/b").rows
+    assert of_page == card.rows[1] and "{dropdown}" not in text.answer([of_page])
+    box, folded = text.answer([of_page, card.rows[0]]).split("{dropdown}")
+    assert "**Therefore.** ✓ reproduced." in box and "**Therefore.** ? open (provisional); 7 of 8 declared" in folded
     assert "7 of 8 declared runs at the paper's settings are recorded; the others are made by `isa sweep" in shown
     assert [one[1:3] for one in text.counts(card)] == [(1, 0), (0, 0), (0, 0), (2, 0)] and list(card.sections) == [
         "One"

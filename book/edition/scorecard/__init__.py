@@ -157,11 +157,15 @@ def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
     return claims
 
 
-def scorecard(claims: str | os.PathLike[str], runs: str | os.PathLike[str]) -> Scorecard:
-    """Measure and judge the claims of a file by the records and specifications in the folder ``runs``."""
+def scorecard(claims: str | os.PathLike[str], runs: str | os.PathLike[str], page: str | None = None) -> Scorecard:
+    """Measure and judge the claims of a file by the records and specifications in the folder ``runs``.
+
+    With ``page``, only the claims that this page treats, such as ``results/trade-off``.
+    """
     evidence, rows = Evidence(Path(runs)), []
     for claim in read_claims(claims):
-        evidence.asked.clear()
-        findings = MEASURES[claim.measure](evidence, **claim.given)
-        rows.append(Row(claim, tuple(findings), evidence.missing()))
+        if page in (None, claim.page):
+            evidence.asked.clear()
+            findings = MEASURES[claim.measure](evidence, **claim.given)
+            rows.append(Row(claim, tuple(findings), evidence.missing()))
     return Scorecard(tuple(rows))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from edition.scorecard import Row, Scorecard
 from edition.scorecard.rules import Finding, Verdict, deciding
 
-__all__ = ["cards", "counts"]
+__all__ = ["answer", "cards", "counts"]
 
 
 def _finding(finding: Finding) -> str:
@@ -20,17 +21,17 @@ def _finding(finding: Finding) -> str:
 
 
 def cards(rows: Iterable[Row], here: str) -> str:
-    """Return a card for each row: verdict and place, the claim, the findings, and a link to the page that treats it.
+    """Return a folded card for each row: verdict and claim, below them place, findings, and a link to its page.
 
     ``here`` is the page that the text is for, relative to ``book/``.
     """
     texts = []
     for row in rows:
         claim, missing = row.claim, row.missing
-        head = f"**{row.verdict.mark} {row.verdict_text.capitalize()}** · {claim.where}"
-        lines = ["::::{card}", ":shadow: none", "", ":::{card-header}", head, ":::", "", claim.says]
+        head = f"{row.verdict.mark} **{row.verdict_text.capitalize()}** · {claim.says}"
+        lines = [f"::::{{dropdown}} {head}", "", f"*Paper:* {claim.where}"]
         if claim.understood:
-            lines += ["", f"*As read here:* {claim.understood}"]
+            lines += ["", f"*Interpretation:* {claim.understood}"]
         if len(row.findings) == 1:
             lines += ["", f"*Measured:* {_finding(row.findings[0])}"]
         elif row.findings:
@@ -43,9 +44,32 @@ def cards(rows: Iterable[Row], here: str) -> str:
             lines += ["", f"*Missing:* {text}; the others are made by {commands}."]
         if claim.page:
             link = os.path.relpath(claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"
-            lines += ["", ":::{card-footer}", f"[]({link})", ":::"]
+            lines += ["", f"*Page:* []({link})"]
         texts.append("\n".join([*lines, "::::"]))
     return "\n\n".join(texts)
+
+
+def _answer(row: Row) -> list[str]:
+    found = [_finding(finding) for finding in deciding(row.findings)] or ["nothing is recorded yet"]
+    runs = row.missing and f"{row.missing.recorded:,} of {row.missing.wanted:,} declared runs are recorded"
+    verdict = f"{row.verdict.mark} {row.verdict_text}"
+    return [
+        f"**Paper** ({row.claim.where}). {row.claim.says}",
+        f"**Here.** {'; '.join(found)}.",
+        f"**Therefore.** {'; '.join(filter(None, (verdict, runs)))}.",
+    ]
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """Return the box at the top of a page: what the paper says, what is found here, and the verdict.
+
+    The first claim about a figure stands in the box, the others are folded below it.
+    """
+    first, *others = sorted(rows, key=lambda row: "Fig." not in row.claim.where)
+    lines = ["::::{admonition} Paper and findings\n:class: short-answer", *_answer(first), "::::"]
+    if others:
+        lines += ["::::{dropdown} Other claims that this page treats", *chain(*map(_answer, others)), "::::"]
+    return "\n\n".join(lines)
 
 
 def counts(card: Scorecard) -> list[tuple[str, int, int, str]]:
