@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import scipy.stats
 import torch
+from scipy.special import entr
 
 from isa import mig
 from isa.data.base import SourceError, reading
@@ -82,7 +82,7 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
         raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
     options = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
     gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
-    entropy = [scipy.stats.entropy(np.unique(values, return_counts=True)[1]) for values in table.T]
+    entropy = [entr(np.unique(values, return_counts=True)[1] / len(table)).sum() for values in table.T]
     ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
     between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
     result = {"rows": len(mean), "latents": mean.shape[1], "factors": names, "factor_entropy": entropy}
