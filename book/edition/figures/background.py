@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edition.stats import Curve
     from isa.latents import Portrait
 
-__all__ = ["gaps", "networks", "overview"]
+__all__ = ["figure_5", "gaps", "networks", "overview"]
 
 
 @style.styled
@@ -90,6 +90,48 @@ def _latent(figure: style.BookFigure, axes: Axes, method: str, model: Portrait, 
     axes.set_box_aspect(1)
 
 
+def _plane(figure: style.BookFigure, axes: Axes, curves: Mapping[str, Curve], **columns: str) -> None:
+    """Draw MIG against reconstruction: runs as small dots, means over seeds joined in the order of beta."""
+    for method, curve in curves.items():
+        label, colour, marker = METHODS[method]
+        axes.scatter(*curve.runs[:, 1:].T, s=10, color=colour, alpha=0.35, linewidth=0)
+        look = {"color": colour, "marker": marker, "markersize": 6, "linewidth": 1.2, "label": label}
+        axes.plot(curve.log_likelihood, curve.mig, **look)
+        means = {FIT: curve.log_likelihood, MIG: curve.mig}
+        figure.record(columns | {"method": label, "beta": curve.beta} | means)
+    axes.set(xlabel=FIT_LABEL)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+
+
+_BOX = {"showfliers": False, "manage_ticks": False, "medianprops": {"color": style.BLACK}}
+
+
+@style.styled
+def figure_5(distributions: Mapping[str, np.ndarray], panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Draw Fig. 5 as one picture: the MIG at beta = 1 by method, then MIG against reconstruction on each data set.
+
+    ``distributions``: by method, the MIG ``(n,)`` of every run; ``panels``: title to curves by method, empty where
+    nothing is recorded.
+    """
+    options = {"width_ratios": [0.8] + [1] * len(panels)}
+    figure, (first, *others) = style.subplots(1, 1 + len(panels), height=3.3, **options)
+    for place, (method, values) in enumerate(distributions.items()):
+        label, colour, _ = METHODS[method]
+        first.boxplot(values, positions=[place], widths=0.5, **_BOX)
+        spread = np.linspace(-0.14, 0.14, len(values))
+        first.scatter(place + spread, values, s=14, color=colour, alpha=0.6, linewidth=0)
+        figure.record({"panel": "β = 1", "method": label, MIG: values})
+    first.set(xlim=(-0.5, len(distributions) - 0.5), ylabel=MIG, title="(a) dSprites\nβ = 1")
+    first.set_xticks(range(len(distributions)), [METHODS[method].label for method in distributions])
+    for letter, axes, (title, curves) in zip("bcd", others, panels.items(), strict=False):
+        _plane(figure, axes, curves, panel=title)
+        axes.set_title(f"({letter}) {title}".replace(", ", "\n"))
+        if not curves:
+            axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes, color=style.GREY)
+    figure.key(ncols=3)
+    return figure
+
+
 @style.styled
 def overview(
     solids: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -113,14 +155,8 @@ def overview(
         axes.text2D(0.5, -0.12, title, transform=axes.transAxes, ha="center", va="center")
 
     plane = right.subplots()
-    for method, curve in curves.items():
-        label, colour, marker = METHODS[method]
-        plane.scatter(*curve.runs[:, 1:].T, s=10, color=colour, alpha=0.35, linewidth=0)
-        plane.plot(curve.log_likelihood, curve.mig, color=colour, marker=marker, markersize=6, linewidth=1.2)
-        means = {FIT: curve.log_likelihood, MIG: curve.mig}
-        figure.record({"method": label, "beta": curve.beta} | means)
-    plane.set(xlabel=FIT_LABEL, ylabel=MIG)
-    plane.xaxis.set_major_locator(MaxNLocator(4))
+    _plane(figure, plane, curves)
+    plane.set_ylabel(MIG)
 
     grid = bottom.subplots(len(models), len(factors), squeeze=False)
     for axes, factor in zip(grid[0], factors, strict=True):
