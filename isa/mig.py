@@ -40,6 +40,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn.functional import pad, threshold_
 
+from isa.disentanglement import Disentanglement, disentanglement
 from isa.subspaces import as_posteriors, as_tensor, factor_labels, log_sums, map_in_threads
 
 __all__ = ["MutualInformationGap", "active_units", "mutual_information_gap", "mutual_information_gap_binned"]
@@ -84,6 +85,12 @@ class MutualInformationGap:
     unscored_mutual_information: Tensor  #: (U, K)
     subsampled_score: float | None  #: The score from ``subsample`` draws per mixture.
     resampled_gaps: Tensor | None  #: (B, F) ``gaps`` of the bootstrap resamples.
+    factor_entropy: Tensor  #: (F,)
+
+    @property
+    def disentanglement(self) -> Disentanglement:
+        """InfoM, InfoC, modularity and completeness of the same matrix."""
+        return disentanglement(self.mutual_information, self.factor_entropy)
 
 
 @torch.no_grad()
@@ -209,7 +216,8 @@ def mutual_information_gap(
         resampled = (_gap(resampled.clamp(min=0.0).transpose(1, 2)) / sizes).T
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
-    return MutualInformationGap(*values, *spread, scored, tuple(unscored), information[f:], subsampled, resampled)
+    rest = information[f:], subsampled, resampled, size
+    return MutualInformationGap(*values, *spread, scored, tuple(unscored), *rest)
 
 
 def mutual_information_gap_binned(

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from scipy.special import entr
 
 from isa import mig
 from isa.data.base import SourceError, reading
@@ -82,13 +81,14 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
         raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
     options = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
     gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
-    entropy = [entr(np.unique(values, return_counts=True)[1] / len(table)).sum() for values in table.T]
     ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
     between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
-    result = {"rows": len(mean), "latents": mean.shape[1], "factors": names, "factor_entropy": entropy}
+    result = {"rows": len(mean), "latents": mean.shape[1], "factors": names}
     result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
-    result |= {name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy")}
-    measures = disentanglement(gap.mutual_information, entropy)._asdict().items()
+    result |= {
+        name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy", "factor_entropy")
+    }
+    measures = gap.disentanglement._asdict().items()
     result |= {name: value for name, value in measures if name in _LABELS and math.isfinite(value)}
     result |= {"mig_sampled": gap.subsampled_score} if samples else {}
     if binned:
@@ -100,7 +100,7 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
         information = joint.mutual_information[0].clamp(min=0.0)
         result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": count}
         result["subspace_standard_error"] = joint.standard_error[0].tolist()
-        result["mig_of_subspaces"] = disentanglement(information, entropy).mig
+        result["mig_of_subspaces"] = disentanglement(information, gap.factor_entropy).mig
     return result
 
 

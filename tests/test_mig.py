@@ -281,6 +281,9 @@ def test_a_latent_that_names_the_factor_has_its_entropy(copies):
     wanted = np.outer([0, 1, 0], [0, math.log(16), math.log(8)])
     np.testing.assert_allclose(result.mutual_information, wanted, atol=1e-5)
     np.testing.assert_allclose(result.gaps, [0, 0.25, 0], atol=1e-5)  # the best two: log 16 and log 8
+    np.testing.assert_allclose(result.factor_entropy, np.log(sizes), atol=1e-12)
+    code = result.disentanglement  # one factor a latent
+    assert (code.mig, code.info_modularity) == pytest.approx((result.score, 1), abs=1e-5)
     assert result.score == pytest.approx(1 / 12, abs=1e-5) and (result.error_bound == 0) == (copies == 1)
 
 
