@@ -83,9 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = ("--factors", "--deterministic", "--binned", "--samples", "--subspaces", "--json")
     _add(commands, _mig, "file", *scores)
     arguments = parser.parse_args(argv)
-    devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *map("cuda:{}".format, range(torch.cuda.device_count()))]
-    if not getattr(arguments, "scheduler", None) and getattr(arguments, "device", None) not in (None, *devices):
-        parser.error(f"argument --device: must be one of {', '.join(devices)}, got {arguments.device!r}")
+    device = getattr(arguments, "device", None)
+    if device and not getattr(arguments, "scheduler", None):
+        names = ["cpu", *["cuda"] * torch.cuda.is_available(), *map("cuda:{}".format, range(torch.cuda.device_count()))]
+        if device not in names:
+            parser.error(f"argument --device: must be one of {', '.join(names)}, got {device!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("always", data.CacheWarning)
         warnings.showwarning = lambda message, *_: print(f"isa: warning: {_one_line(message)}", file=sys.stderr)

@@ -63,7 +63,7 @@ def add_foot(app, docname, source):
 
 
 class ParametersLast(SphinxPostTransform):
-    """Move the cell of parameters to the foot of the page, where the command is that takes them."""
+    """Move the cell of parameters to the foot of the page, next to the command that takes them."""
 
     default_priority = 400
 

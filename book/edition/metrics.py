@@ -63,7 +63,7 @@ def gap_of_unscored(row: Mapping[str, Any]) -> float | None:
 
 
 def agreement(found: Mapping[str, Comparison]) -> str:
-    """Return if measures, by name, come to one result, as a sentence."""
+    """Return a sentence that states if measures, by name, agree."""
     signs = {"higher": 1, "lower": -1}
     names = {word: [name for name, one in found.items() if one.direction == sign] for word, sign in signs.items()}
     significant = "; ".join(f"{', '.join(some)} {word}" for word, some in names.items() if some)

@@ -14,7 +14,22 @@ from scipy.special import roots_jacobi
 from edition.factorise import coordinate_pdf
 from isa.prior import LpNested, Node
 
-__all__ = ["excess_kurtosis", "interaction", "rotation_cost", "sample_laws", "sample_tests"]
+__all__ = ["excess_kurtosis", "interaction", "rotation_cost", "sample_laws", "sample_tests", "surface"]
+
+
+def surface(tree: Node, resolution: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Return points of the surface f(z) = 1 of three variables, and its unit normals there.
+
+    Both are ``(resolution + 1, 2 * resolution + 1, 3)``, over latitude and longitude. A point is a direction divided by
+    its value under f; the gradient of f is normal to the surface.
+    """
+    latitude = torch.linspace(0, torch.pi, resolution + 1, dtype=torch.float64)
+    longitude = torch.linspace(0, 2 * torch.pi, 2 * resolution + 1, dtype=torch.float64)
+    theta, phi = torch.meshgrid(latitude, longitude, indexing="ij")
+    directions = torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], -1)
+    points = (directions / tree.norm(directions)[..., None]).requires_grad_()
+    (gradient,) = torch.autograd.grad(tree.norm(points).sum(), points)
+    return points.detach().numpy(), torch.nn.functional.normalize(gradient, dim=-1).numpy()
 
 
 def excess_kurtosis(size: int, p0: float, p1: float) -> float:
