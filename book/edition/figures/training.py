@@ -37,24 +37,20 @@ def learning_curve(panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 @style.styled
-def information(share: np.ndarray, factors: Sequence[str], active: np.ndarray) -> Figure:
-    """Draw the mutual information of every latent with every factor, as a table that is coloured and printed.
+def information(share: np.ndarray, factors: Sequence[str], latents: np.ndarray) -> Figure:
+    """Draw the mutual information of some latents with every factor, as a table that is coloured and printed.
 
     ``share`` ``(F, K)``: mutual information over the logarithm of the number of the factor's values, 0 to 1;
-    ``factors``: their names; ``active`` ``(K,)``: latents that are not active are named in grey.
+    ``factors``: their names; ``latents`` ``(A,)``: indices of the latents to draw.
     """
-    latents = share.shape[1]
-    label = "share of the factor's entropy"
-    figure, axes = style.subplots(height=0.8 + 0.26 * latents)
-    image = style.printed_table(axes, share.T, np.vectorize("{:.2f}".format)(share.T), cmap=_SHARE, vmin=0, vmax=1)
+    shown, label = share.T[latents], "share of the factor's entropy"
+    figure, axes = style.subplots(height=1.2 + 0.26 * len(latents))
+    image = style.printed_table(axes, shown, np.vectorize("{:.2f}".format)(shown), cmap=_SHARE, vmin=0, vmax=1)
     axes.set_xticks(range(len(factors)), factors)
     axes.xaxis.tick_top()
-    axes.set_yticks(range(latents), [f"$z_{{{latent + 1}}}$" for latent in range(latents)])
-    for name, on in zip(axes.get_yticklabels(), active, strict=True):
-        name.set_color(style.BLACK if on else style.GREY)
+    axes.set_yticks(range(len(latents)), [f"$z_{{{latent + 1}}}$" for latent in latents])
     style.colour_bar(image, [axes], label, aspect=40, pad=0.02)
-    rows = {"latent": np.arange(1, latents + 1)[:, None], "active": active[:, None], "factor": np.array(factors)}
-    figure.record(rows | {label: share.T})
+    figure.record({"latent": latents[:, None] + 1, "factor": np.array(factors), label: shown})
     return figure
 
 
