@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from edition.statements import effect_of_beta, further_run, outcome, reached
-from edition.stats import Comparison
+from edition.statements import cells, effect_of_beta, further_run, outcome, reached
+from edition.stats import Comparison, Interval
 
 
 def test_word_follows_the_whole_interval():
@@ -15,6 +15,12 @@ def test_word_follows_the_whole_interval():
     words = ["higher", "lower", "not significantly different", "undecided"]
     assert [outcome(Comparison(0.1, *pair)) for pair in bounds] == words
     assert reached([0.115, 0.407, 0.419], 0.41) == "2 of 3"  # 0.407 is printed as 0.41
+
+
+def test_cells_of_a_table_have_one_number_each():
+    assert cells(Comparison(0.1, 0.05, 0.15, 0.0004, 5, 6), "+.2f") == ("+0.10", "+0.05 to +0.15", "< 0.001", "5 and 6")
+    assert cells(Comparison(0.1), ".1f") == ("0.1", "", "no test", "")
+    assert cells(Interval(1, 0, 2, 7), ".1f") == ("1.0", "0.0 to 2.0", "7")
 
 
 def test_range_of_a_further_run_covers():

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
-from edition.stats import LEVEL, Comparison, Interval, compare
+from edition.stats import LEVEL, Comparison, Interval, compare, p_text
 
-__all__ = ["PRINTED", "effect_of_beta", "further_run", "outcome", "reached"]
+__all__ = ["PRINTED", "cells", "effect_of_beta", "further_run", "outcome", "reached"]
 
 PRINTED = {
     ("beta-vae", 1.0): (0.14, -21.99),
@@ -40,6 +40,16 @@ def outcome(difference: Comparison | Interval, *words: str) -> str:
     if math.isnan(difference.low):
         return "undecided"
     return above if difference.low > 0 else below if difference.high < 0 else neither
+
+
+def cells(found: Comparison | Interval, digits: str) -> tuple[str, ...]:
+    """Return cells of a table: a mean or difference, its interval, the p-value of a comparison, and the runs."""
+    value, low, high = found[:3]
+    bounds = "" if math.isnan(low) else f"{low:{digits}} to {high:{digits}}"
+    if isinstance(found, Interval):
+        return f"{value:{digits}}", bounds, f"{found.n}"
+    counts = f"{found.n_first} and {found.n_second}" if found.n_first else ""
+    return f"{value:{digits}}", bounds, p_text(found.p_value).removeprefix("p = ").removeprefix("p "), counts
 
 
 def reached(values: ArrayLike, printed: float) -> str:
