@@ -119,7 +119,7 @@ def test_citation_names_this_version_and_prefers_the_paper():
 
 # References that readers follow; everything else that looks like a host or a path of one machine stays out.
 REFERENCES = ("arxiv.org/", "doi.org/", "github.com/", "proceedings.mlr.press/", "openreview.net/", "mybinder.org")
-REFERENCES += ("creativecommons.org/", "example.org/", "scottreed.info/", "w3.org/")
+REFERENCES += ("creativecommons.org/", "example.org/", "jmlr.org/", "papers.nips.cc/", "scottreed.info/", "w3.org/")
 FOREIGN = re.compile(
     rf"(?:https?|ftp|git|ssh)://(?!(?i:(?:www\.)?(?:{'|'.join(map(re.escape, REFERENCES))})))[^\s)>\]\"'`}}]+"
     r"|(?<![\w.$}/-])/(?:home|root|Users|work|opt|mnt|media|srv|tmp)/[\w.-]+"
