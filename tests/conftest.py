@@ -1,13 +1,15 @@
-"""Fixtures of several files: a browser, and the table of Lp-nested distributions that general tests run over."""
+"""Tools of several files: a browser, golden values, and the Lp-nested distributions that general tests run over."""
 
-from __future__ import annotations
-
+import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for numpy and PyTorch, before either is imported: tests share the cores
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from browser import Page, find_chromium
@@ -15,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, Weibull
 
 from isa import LpNested, Node, isa_prior, models
+
+ROOT = Path(__file__).resolve().parent.parent
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 #: files, and tests of others, that are slow for a reason: sweeps with kills, schedulers, whole studies, kernels under
 #: an interpreter; and compilers, whole data sets, fits of many samples
@@ -56,6 +61,18 @@ def fresh_compiler() -> Iterator[None]:
     Distribution.set_default_validate_args(False)
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def closed() -> Iterator[None]:
+    """Close the figures of a test."""
+    yield
+    plt.close("all")
+
+
+def golden(name: str) -> Any:
+    """Return values that were recorded once."""
+    return json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text())
 
 
 def wide(values, grad: bool = False) -> torch.Tensor:

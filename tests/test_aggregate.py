@@ -1,7 +1,5 @@
 """The aggregate posterior: its weights by enumeration, its total correlation against the full table."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,14 +1,12 @@
 """Architecture: imports have no circle, private names stay in their file, and no file is too long."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"isa": ROOT / "isa", "edition": ROOT / "book" / "edition"}
 LINES = {"isa": 7_500, "edition": 6_300}  # at most, in all
 ALONE = {"prior": set(), "models": set(), "data": set(), "toys": {"isa", "isa.prior"}}

@@ -1,7 +1,5 @@
 """The build on a tiny book: what is executed when, what a page offers, what fails, and the book on paper."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

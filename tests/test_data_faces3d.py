@@ -1,7 +1,5 @@
 """The software renderer, the procedural heads, and the reader of the published renders."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

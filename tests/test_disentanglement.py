@@ -1,7 +1,5 @@
 """Measures of disentanglement against codes whose scores follow by hand, and their invariances."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

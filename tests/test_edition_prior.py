@@ -1,7 +1,5 @@
 """Rotations of the ISA prior against closed forms and simulation; tests of samples that are right, and wrong."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

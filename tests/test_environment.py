@@ -1,7 +1,5 @@
 """The files that state the environment agree, nothing foreign is committed, and notebooks keep their form."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import re
@@ -17,12 +15,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from papermill import inspect_notebook
-from tiny_book import run
+from tiny_book import NOTEBOOKS, run
 
 import isa
 from benchmarks.release import OF_TORCH, PROJECT, PYPROJECT, ROOT, needed, read_lock
 
-NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(lambda x: x[0] != "#", CONSTRAINTS))}
@@ -105,9 +102,6 @@ def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, comple
     assert complete or ("chromium" in setup[1].split() and "make" not in setup[1].split())
 
 
-# --- what is committed ------------------------------------------------------------------------------------------------
-
-
 def test_citation_names_this_version_and_prefers_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"] == isa.__version__ == importlib.metadata.version("isa")
@@ -146,9 +140,6 @@ def test_no_build_host_address_or_machine_path_is_committed():
         versions = path.name in ("constraints.txt", "licences.csv") or path.parent.name == "locks"
         if b"\0" not in data and path != Path(__file__):
             assert not foreign_places(data.decode("utf-8"), versions), path
-
-
-# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_page_is_in_the_toc_once():
@@ -197,11 +188,8 @@ def test_every_figure_has_its_own_name_a_caption_an_alternative_text_and_a_refer
     for cell in cells:
         if cell.cell_type == "code" and re.search(r"\bshow\(", cell.source):
             options = cell.metadata["mystnb"]
-            name, caption, alt = (
-                options["figure"]["name"],
-                options["figure"]["caption"].strip(),
-                options["image"]["alt"],
-            )
+            name, caption, alt = *map(options["figure"].get, ("name", "caption")), options["image"]["alt"]
+            caption = caption.strip()
             assert re.fullmatch(r"fig-[a-z0-9-]+", name) and caption.endswith((".", ")", "}")), name
             assert len(alt) >= 40 and alt.strip() != caption, f"{name}: the alternative text describes nothing: {alt!r}"
             names.append(name)

@@ -1,7 +1,5 @@
 """Maps to independent coordinates: p-generalised normal outputs, inverse, log determinant; marginal densities."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -25,7 +23,7 @@ def draw(prior: LpNested, count: int) -> torch.Tensor:
     return prior.sample((count,)).double()
 
 
-def gennorm(p: float, scale: float) -> scipy.stats.rv_frozen:
+def gennorm(p: float, scale: float) -> scipy.stats.distributions.rv_frozen:
     return scipy.stats.gennorm(p, scale=scale ** (1 / p))
 
 

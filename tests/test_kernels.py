@@ -1,7 +1,5 @@
 """The Triton kernels of the total correlation: in Triton's interpreter against double precision, and compiled."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import cuda
 from posteriors import batch, exact
 
 from isa import aggregate, kernels
@@ -116,7 +115,7 @@ def test_kernels_are_optional(monkeypatch):
     assert not kernels.available()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
+@cuda
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_operator_on_a_gpu(monkeypatch, enabled, name):

@@ -1,7 +1,5 @@
 """Comparison by several measures, and the concentration of factors in subspaces, on codes that are made up."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,16 +1,13 @@
 """The mutual information gap against the double sum in plain numpy, closed cases, and its invariances."""
 
-from __future__ import annotations
-
-import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
@@ -254,7 +251,7 @@ def posteriors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(mean), torch.tensor(log_var)
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
+GOLDEN = golden("mig")
 
 
 @pytest.mark.parametrize("case", [x for x in GOLDEN if x["call"].startswith("mutual")], ids=lambda x: str(x["options"]))

@@ -1,15 +1,12 @@
 """The ELBO's terms and objectives against enumeration, quadrature, closed forms and recorded values."""
 
-from __future__ import annotations
-
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import golden
 from posteriors import batch, draw, exact, log_density_table
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -159,7 +156,7 @@ def test_bad_arguments_are_refused():
             likelihood(torch.zeros(6, 1, 4, 4), torch.full((6, 1, 4, 4), 255))
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "objectives.json").read_text())
+GOLDEN = golden("objectives")
 
 
 @pytest.mark.parametrize("case", [name for name in GOLDEN if name.startswith("beta-vae")])

@@ -1,7 +1,5 @@
 """Pages: parameters that are checked, figures in three formats, numbers for the prose."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import io
@@ -21,14 +19,12 @@ import torch
 from matplotlib import pyplot as plt
 from myst_nb.ext import glue as mystnb
 from pydantic import Field
+from tiny_book import NOTEBOOKS, ROOT
 
 from edition import page
 from edition.figures.style import BookFigure
 from edition.page import Count, Exponent, ParameterError, Positive, Probability, Seed, parameters
 from isa.sweep import Records, Spec, sweep
-
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 
 
 def defaults(path: Path) -> dict[str, Any]:

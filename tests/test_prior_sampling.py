@@ -1,7 +1,5 @@
 """Samples against the density (Algorithm 1), and closed forms: moments, entropy, marginals."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

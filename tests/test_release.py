@@ -1,7 +1,5 @@
 """Comparisons and licences of the release checks on cases whose answer is known, and the committed tables."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

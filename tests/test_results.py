@@ -1,7 +1,5 @@
 """Records, files of trained models, and the command ``isa train``."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

@@ -1,12 +1,10 @@
 """The rules of the scorecard by themselves, and how often they are right."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import stats
 
 from edition.scorecard import Verdict, read_claims
@@ -14,7 +12,6 @@ from edition.scorecard.rules import Finding, Outcome, direction, equivalent, jud
 from edition.scorecard.simulation import read_rates, simulate
 from edition.stats import Interval
 
-ROOT = Path(__file__).resolve().parent.parent
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
 

@@ -1,7 +1,5 @@
 """The scorecard: outcomes of each rule and each measure on made-up records and computations; claims and cards."""
 
-from __future__ import annotations
-
 import csv
 import math
 from pathlib import Path
@@ -10,21 +8,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, scorecard, text
 from edition.scorecard.evidence import Evidence, Missing, Setting
 from edition.scorecard.register import MEASURES
-from edition.scorecard.rules import (
-    Finding,
-    Outcome,
-    judge,
-)
+from edition.scorecard.rules import Finding, Outcome, judge
 from edition.stats import compare
 from isa import LpNested
 from isa.run import Run
 from isa.sweep import Spec
 
-ROOT = Path(__file__).resolve().parent.parent
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
 

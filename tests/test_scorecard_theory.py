@@ -1,7 +1,5 @@
 """Measures of claims about linear models and the prior: their outcomes on made-up studies and other constants."""
 
-from __future__ import annotations
-
 import csv
 import math
 from itertools import product
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from edition.scorecard import read_claims
 from edition.scorecard.evidence import Evidence
@@ -17,7 +16,6 @@ from edition.scorecard.register import MEASURES
 from edition.scorecard.rules import Outcome
 from edition.studies import read_study
 
-ROOT = Path(__file__).resolve().parent.parent
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
 

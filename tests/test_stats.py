@@ -1,7 +1,5 @@
 """Statistics over records: cases by hand, slow definitions, properties, and coverage on simulated data."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

@@ -1,16 +1,12 @@
 """Studies of ICA: recorded values, resuming after a cut, and bad specifications."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import ROOT, golden
 
 from edition import orientation, studies
 
-GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("toys.json").read_text())["study"]
+GOLDEN = golden("toys")["study"]
 SPEC = "\n".join(GOLDEN["spec"]) + "\n"
 
 
@@ -109,7 +105,7 @@ def test_record_with_other_columns_stays_as_it_is(tmp_path, trained):
 
 @pytest.mark.parametrize("name", ["orientation", "ica-beta", "ica-map", "ica-lpnested"])
 def test_committed_record_matches_its_specification(name):
-    path = Path(__file__).resolve().parents[1] / "runs" / f"{name}.yaml"
+    path = ROOT / "runs" / f"{name}.yaml"
     study, table = studies.read_study(path), studies.load_record(path.with_suffix(".csv"))
     keys = list(zip(*(table[column].tolist() for column in study.keys), strict=True))
     assert list(table) == list(study.header)

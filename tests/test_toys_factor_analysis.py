@@ -1,7 +1,5 @@
 """Factor analysis under mean-field inference: closed forms against brute force, and the paper's three experiments."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

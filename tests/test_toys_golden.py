@@ -1,18 +1,14 @@
 """Toy models: values for fixed seeds, recorded before the code was shortened."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import golden
 
 from isa import isa_prior
 from isa.toys import factor_analysis as fa
 from isa.toys import ica
 
-GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("toys.json").read_text())
+GOLDEN = golden("toys")
 W = ica.directions([30.0, 90.0, 150.0])
 
 

@@ -1,7 +1,5 @@
 """Over-complete ICA: the objective and its derivatives as numbers, the fits as statistics over data sets."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import autograd.numpy as anp
