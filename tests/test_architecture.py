@@ -20,8 +20,8 @@ def module_name(path: Path, folder: Path) -> str:
 
 def nodes(text: str) -> list[ast.AST]:
     """Return all nodes of a module's syntax tree, without imports for type checkers."""
-    typing = "if TYPE_CHECKING:"
-    return [n for top in ast.parse(text).body if not ast.unparse(top).startswith(typing) for n in ast.walk(top)]
+    tops = [top for top in ast.parse(text).body if not (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top))]
+    return [node for top in tops for node in ast.walk(top)]
 
 
 FILES = {module_name(path, folder): path for folder in FOLDERS.values() for path in folder.rglob("*.py")}

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -165,14 +166,19 @@ def test_notebook_is_valid_and_committed_without_results(path):
         assert not re.search(r"sys\.path|os\.chdir|%cd", cell.source), f"cell {cell.id} manipulates paths"
 
 
-@notebooks
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_parameters_are_typed_commented_literals_and_checked_first(path):
+def parameter_values(path: Path) -> dict[str, Any]:
+    """Return the values of the parameters of a notebook, which are typed literals in its first cell of code."""
     cell, preamble = code(nbformat.read(path, as_version=4))[:2]
     assert "parameters" in cell.metadata.get("tags", []) and "hide-input" in preamble.metadata.get("tags", [])
     statements = ast.parse(cell.source).body
     assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
-    expected = {statement.target.id: ast.literal_eval(statement.value) for statement in statements}
+    return {statement.target.id: ast.literal_eval(statement.value) for statement in statements}
+
+
+@notebooks
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_parameters_are_typed_commented_literals_and_checked_first(path):
+    preamble, expected = code(nbformat.read(path, as_version=4))[1], parameter_values(path)
     inspected = inspect_notebook(path)
     assert {name: ast.literal_eval(parameter["default"]) for name, parameter in inspected.items()} == expected
     assert all(parameter["help"].strip() for parameter in inspected.values()), "no comment"
