@@ -35,6 +35,8 @@ CASES = {
     "collapsed": batch(1, 40, 2, dtype=torch.float32, spread=1e-3, level=0.0),
     "one outlier": outlier(*batch(1, 70, 5, **SINGLE)),
 }
+CALLS = [(case, "stratified") for case in CASES]
+CALLS += [(case, "weighted") for case in ("one run, whole tiles", "two runs", "narrow and wide")]
 PACK = batch(3, 40, 3, **SINGLE)
 for values in PACK:
     values[1] = torch.nan  # a run that has diverged
@@ -52,7 +54,7 @@ torch.save({key: kernels.total_correlation(*arguments) for key, arguments in cal
 def interpreted(tmp_path_factory) -> dict[tuple[str, str], tuple[torch.Tensor, ...]]:
     """Results of all cases. Triton reads at its import whether to interpret, hence another process."""
     path = tmp_path_factory.mktemp("kernels") / "tensors.pt"
-    calls = {(case, name): (*inputs, *WEIGHTS[name]) for case, inputs in CASES.items() for name in WEIGHTS}
+    calls = {(case, name): (*CASES[case], *WEIGHTS[name]) for case, name in CALLS}
     torch.save(calls | {case: (*inputs, *WEIGHTS["stratified"]) for case, inputs in PACKS.items()}, path)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", INTERPRET, path], env=environment, check=True)
@@ -60,8 +62,7 @@ def interpreted(tmp_path_factory) -> dict[tuple[str, str], tuple[torch.Tensor, .
 
 
 @needs_triton
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "name"), CALLS)
 def test_interpreted_kernels_match_double_precision(interpreted, case, name):
     joint, marginals, gradient = interpreted[case, name]
     inputs = [tensor.double().requires_grad_() for tensor in CASES[case]]

@@ -211,14 +211,14 @@ def test_copies_of_rows_are_weights():
 
 def test_resampled_gaps_scatter_as_data_sets_do():
     rng, runs = np.random.default_rng(0), []
-    for seed in range(150):
+    for seed in range(100):
         table = rng.choice(4, (400, 1), p=[0.4, 0.3, 0.2, 0.1])
         mean = table * [1.0, 0.4] + rng.standard_normal((400, 2))
         options = {"factor_values": table, "resamples": 100}
         runs.append(gap(mean, np.full(mean.shape, -2.0), None, seed, **options))
     scatter = torch.stack([run.gaps for run in runs]).std(0)
     reported = torch.stack([run.resampled_gaps.std(0) for run in runs]).mean(0)
-    np.testing.assert_allclose(reported / scatter, 1.0, atol=4 * (2 * 150) ** -0.5)
+    np.testing.assert_allclose(reported / scatter, 1.0, atol=4 * (2 * 100) ** -0.5)
     assert runs[0].resampled_gaps.shape == (100, 1)
     np.testing.assert_allclose(runs[0].resampled_gaps.mean(0), runs[0].gaps, atol=float(4 * reported[0] / 10))
     none = gap(np.zeros((9, 1)), np.zeros((9, 1)), (3, 3), resamples=5, n_samples=2)
