@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edition.parts import part
 from isa.data import _head, _render, faces3d
 from isa.data.base import restrict_factors
 
@@ -208,3 +209,15 @@ def test_the_published_renders_are_loaded(tmp_path, monkeypatch):
     assert not dataset.procedural and dataset.units["azimuth"] == "" and dataset.factor_sizes == faces.shape[:4]
     assert dataset.provenance.source_checksum.startswith("sha256:")
     np.testing.assert_array_equal(dataset.storage.numpy().ravel(), faces.ravel())
+
+
+def test_a_part_of_the_faces_is_drawn_as_the_whole_is(monkeypatch, tmp_path):
+    some = part("faces3d", identity=[7], azimuth=[0, 10], elevation=5, lighting=[2, 9])
+    assert some.factor_sizes == (1, 2, 1, 2) and some.procedural
+    assert list(some.values["lighting"]) == [-45.0, 60.0] and some.units["azimuth"] == "degrees"
+
+    chosen = ([7], [0, 10], [5], [2, 9])
+    monkeypatch.setattr(faces3d, "FACTORS", restrict_factors(faces3d.FACTORS, chosen))
+    whole = faces3d.load(cache_dir=tmp_path)
+    assert torch.equal(some.storage, whole.storage)
+    assert all(np.array_equal(some.values[name], whole.values[name]) for name in whole.factor_names)

@@ -34,8 +34,6 @@ def model() -> models.VAE:
 
 
 POSTERIORS = torch.randn(600, 3, generator=torch.Generator().manual_seed(1)), torch.full((600, 3), -3.0)
-
-
 Z = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
 
 

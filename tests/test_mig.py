@@ -375,9 +375,7 @@ class EmulatedGPU(TorchFunctionMode):
     """Tensors of the CPU say that they are on another device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function == torch.Tensor.is_cpu.__get__:
-            return False
-        return function(*args, **kwargs or {})
+        return function != torch.Tensor.is_cpu.__get__ and function(*args, **kwargs or {})
 
 
 def test_the_path_of_a_gpu_matches_the_cpu():
@@ -425,21 +423,16 @@ def test_active_units():
     assert mig.active_units(mean, 0.0099).tolist() == mig.active_units(mean, 0).tolist() == [False, True, True]
 
 
-TWELVE = "factor_values must be .12, F. integers"
-
-
 @pytest.mark.parametrize(
-    ("log_var", "sizes", "factors", "table", "message"),
+    ("log_var", "options", "message"),
     [
-        (-501.0, (3, 4), None, None, "log_var must lie between"),
-        (0.0, (3, 5), None, None, r"of factor_sizes must be N = 12, got \(3, 5\)"),
-        (0.0, (3, 1, 4), (0, 1), None, r"must have more than one value, got factors \(0, 1\) of \[3, 1, 4\]"),
-        *(
-            (0.0, None, None, table, TWELVE)
-            for table in (torch.zeros(11, 2).int(), torch.zeros(12).int(), torch.zeros(12, 2))
-        ),
+        (-501.0, {"factor_sizes": (3, 4)}, "log_var must lie between"),
+        (0.0, {"factor_sizes": (3, 5)}, r"of factor_sizes must be N = 12, got \(3, 5\)"),
+        (0.0, {"factor_sizes": (3, 1, 4), "factors": (0, 1)}, r"more than one value, got factors \(0, 1\) of \[3, 1"),
+        *((0.0, {"factor_values": torch.zeros(n).int()}, "must be .12, F. integers") for n in ((11, 2), (12,))),
+        (0.0, {"factor_values": torch.zeros(12, 2)}, "must be .12, F. integers"),
     ],
 )
-def test_bad_input_is_refused(log_var, sizes, factors, table, message):
+def test_bad_input_is_refused(log_var, options, message):
     with pytest.raises(ValueError, match=message):
-        gap(torch.zeros(12, 3), torch.full((12, 3), log_var), sizes, factors=factors, factor_values=table)
+        mig.mutual_information_gap(torch.zeros(12, 3), torch.full((12, 3), log_var), **options)

@@ -183,7 +183,8 @@ def test_papermill_with_a_parameter_out_of_range_ends_in_one_sentence(tmp_path):
     """It runs in another folder than the notebook's, with a file of parameters."""
     (tmp_path / "x.yaml").write_text("p0: 0.0\n")
     notebook = os.path.relpath(ROOT / "book" / "prior" / "functions.ipynb", tmp_path)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", "-f", "x.yaml"]
+    options = ["--no-progress-bar", "--start-timeout", "300", "-f", "x.yaml"]
+    command = [sys.executable, "-m", "papermill", *options, notebook, "out.ipynb"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     ended = subprocess.run(command, cwd=tmp_path, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert ended.returncode != 0 and "book/edition/page.py" not in ended.stderr and "Input In" not in ended.stderr

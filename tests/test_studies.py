@@ -32,12 +32,8 @@ def test_study_repeats_recorded_values_and_resumes(tmp_path):
 
 def test_pruning_exponents():
     powers, betas = np.repeat([-0.5, -1.0, -0.7], 3), np.tile([1.0, 2.0, 4.0], 3)
-    record = {
-        "method": np.full(9, "em"),
-        "seed": np.repeat([0, 1, 2], 3),
-        "beta": betas,
-        "pruned_at": 9 * betas**powers,
-    }
+    record = {"method": np.full(9, "em"), "seed": np.repeat([0, 1, 2], 3), "beta": betas}
+    record["pruned_at"] = 9 * betas**powers
     record["pruned_at"][-1] = np.nan  # not in time
     np.testing.assert_allclose(studies.pruning_exponents(record), [-0.5, -1.0])
     record["method"][:3] = "newton"
