@@ -30,9 +30,9 @@ SLOW |= {"test_a_compiled_loss_is_one_graph", "test_compiled_sums_of_a_large_bat
 SLOW |= {"test_compiling_changes_only_rounding", "test_log_prob_compiles_into_one_graph"}
 SLOW |= {"test_training_step_compiles_into_machine_code", "test_profile_has_every_kind_and_records_nothing"}
 SLOW |= {"test_training_needs_only_what_a_compute_node_has", "test_memory_does_not_grow_as_batch_by_batch_by_latents"}
-SLOW |= {"test_the_stand_in_is_that_of_the_records_and_drawn_once", "test_pictures_differ_and_are_inside_the_frame"}
+SLOW |= {"test_stand_in_is_that_of_the_records", "test_pictures_differ_and_are_inside_the_frame"}
 SLOW |= {"test_total_correlation_of_a_correlated_gaussian", "test_fit_recovers_exponents_with_calibrated_errors"}
-SLOW |= {"test_papermill_with_a_parameter_out_of_range_ends_in_one_sentence"}
+SLOW |= {"test_papermill_ends_in_one_sentence"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from isa.aggregate import sampling_weights, total_correlation
 
 @given(st.integers(2, 40), st.integers(0, 10**6))
 @settings(max_examples=15)
-def test_stratified_weights_average_the_published_ones_over_the_last_image(b, rest):
+def test_stratified_weights_average_published_ones(b, rest):
     n, m = b + rest, b - 1
     published = torch.full((b, b, b), 1 / m, dtype=torch.float64)  # (last, i, m): image i + 1 + last stands last
     rows = torch.arange(b)

@@ -20,7 +20,7 @@ def ball(x, y, z, centre=(0.0, 0.0, 0.0), radius=1.0):
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.01, 3))
-def test_blends_are_bounded_and_exact_where_solids_are_far_apart(a, b, blend):
+def test_blends_are_bounded(a, b, blend):
     a32, b32 = np.float32(a), np.float32(b)
     union = _render.union(a32, b32, blend)
     assert min(a32, b32) - blend / 4 - 1e-5 <= union <= min(a32, b32) + 1e-5
@@ -103,7 +103,7 @@ def test_directions_are_uniform_and_lobes_are_averages():
     np.testing.assert_allclose(mean / np.linalg.norm(mean, axis=1, keepdims=True), centre, atol=0.06)
 
 
-def test_a_ball_casts_no_shadow_on_itself_and_follows_lamberts_law():
+def test_ball_follows_lamberts_law():
     mesh = _render.polygonise(ball, GRID)
     directions = _render.sphere_directions(128)
     cosine = directions @ mesh.normals.T
@@ -187,7 +187,7 @@ def test_positive_angles_turn_and_light_to_the_right():
     assert shaded[:, 26:30].mean() < 0.7 * shaded[:, 35:39].mean()
 
 
-def test_the_stand_in_is_that_of_the_records_and_drawn_once(tmp_path, monkeypatch):
+def test_stand_in_is_that_of_the_records(tmp_path, monkeypatch):
     chosen = [[3, 17, 44], [1, 9, 14], [0, 7], [0, 7]]
     monkeypatch.setattr(faces3d, "FACTORS", restrict_factors(faces3d.FACTORS, chosen))
     dataset = faces3d.load(cache_dir=tmp_path)

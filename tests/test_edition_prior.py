@@ -104,7 +104,7 @@ def test_log_determinant_matches_finite_differences(prior, exponents):
 
 
 @priors
-def test_coordinates_have_the_density_of_independent_generalised_normals(prior, exponents):
+def test_coordinates_are_independent_generalised_normals(prior, exponents):
     z = draw(prior, 200)
     y, log_det = factorise(prior, z)
     pieces = [gennorm(p, float(prior.scale)).logpdf(column) for p, column in zip(exponents, y.numpy().T, strict=True)]

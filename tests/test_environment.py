@@ -26,7 +26,7 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(lambda x: x[0] != "#", CONSTRAINTS))}
 
 
-def test_constraints_are_sorted_exact_versions_that_dependencies_allow():
+def test_constraints_are_exact_versions():
     names = [pin.name.lower() for pin in PINS.values()]
     assert names == sorted(names)
     for pin in PINS.values():
@@ -84,7 +84,7 @@ def test_make_installs_by_hash_on_request(tmp_path, locked, last):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, complete):
+def test_ci_installs_what_is_missing(tmp_path, complete):
     clone, commands, log = tmp_path / "a clone", tmp_path / "bin", tmp_path / "log"
     for folder in (clone / ".ci", commands, *[tmp_path / "shared" / "cars3d"] * complete):
         folder.mkdir(parents=True)
@@ -177,7 +177,7 @@ def parameter_values(path: Path) -> dict[str, Any]:
 
 @notebooks
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_parameters_are_typed_commented_literals_and_checked_first(path):
+def test_parameters_are_typed_commented_and_checked(path):
     preamble, expected = code(nbformat.read(path, as_version=4))[1], parameter_values(path)
     inspected = inspect_notebook(path)
     assert {name: ast.literal_eval(parameter["default"]) for name, parameter in inspected.items()} == expected
@@ -188,7 +188,7 @@ def test_parameters_are_typed_commented_literals_and_checked_first(path):
     assert check.func.id == "parameters" and sorted(keyword.arg for keyword in check.keywords) == sorted(expected)
 
 
-def test_every_figure_has_its_own_name_a_caption_an_alternative_text_and_a_reference():
+def test_figures_are_named_described_and_referred_to():
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
     names = []
     for cell in cells:

@@ -162,7 +162,7 @@ def test_grids_tables_and_groups_match_double_sums(case):
 
 @pytest.mark.parametrize("sizes", [(3, 5, 20), SIZES])  # direct sums, fast sums
 @pytest.mark.parametrize("array", [np.array, torch.tensor])
-def test_a_table_of_a_full_grid_scores_like_the_grid_in_any_order(sizes, array):
+def test_table_of_a_full_grid_in_any_order(sizes, array):
     (mean, log_var), table = random_posteriors(math.prod(sizes), 3), grid(sizes)
     order = np.random.default_rng(1).permutation(len(mean))
     shuffled = gap(mean[order], log_var[order], None, factor_values=array(7 * table[order] - 3))
@@ -347,7 +347,7 @@ def test_standard_errors_cover_the_scatter_of_draws():
     assert torch.equal(gap(mean, log_var, (20, 12)).gaps, runs[0].gaps) and runs[0].score != runs[1].score
 
 
-def test_a_subsample_scores_fewer_draws_and_changes_nothing_else():
+def test_subsample_scores_fewer_draws():
     mean, log_var = two_latents(240)
     without, some, every = (gap(mean, log_var, (20, 12), subsample=count) for count in (None, 50, 240))
     assert without.subsampled_score is None and without.score == some.score == every.score != some.subsampled_score

@@ -95,7 +95,7 @@ def test_each_term_of_eq_3_converges_to_its_integral(enumerated, term):
     assert abs(values.mean().item() - truth[term]) < 5 * values.std().item() / math.sqrt(len(values))
 
 
-def test_permuting_dimensions_keeps_marginals_and_breaks_dependence():
+def test_permuted_dimensions_are_independent():
     n = 20_000
     z = draw(2, n, 1).expand(2, n, 3) + 0.01 * draw(2, n, 3, seed=1)
     permuted = objectives.permute_dims(z.clone().requires_grad_(), torch.Generator().manual_seed(0))

@@ -179,7 +179,7 @@ def test_notebook_checks_types_and_ranges_of_its_parameters(path):
                 run_preamble(path, **{name: given})
 
 
-def test_papermill_with_a_parameter_out_of_range_ends_in_one_sentence(tmp_path):
+def test_papermill_ends_in_one_sentence(tmp_path):
     """It runs in another folder than the notebook's, with a file of parameters."""
     (tmp_path / "x.yaml").write_text("p0: 0.0\n")
     notebook = os.path.relpath(ROOT / "book" / "prior" / "functions.ipynb", tmp_path)

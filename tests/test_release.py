@@ -51,7 +51,7 @@ def test_committed_tables_have_their_columns_and_no_failure():
     assert equal[release.SEED, "parameters, fp32"] == equal[release.SEED, "mig, bf16"] == "no"
 
 
-def test_every_locked_package_has_a_licence_that_allows_this_project_its_own():
+def test_licences_of_locked_packages_are_permissive():
     locked = read_lock("packages.txt") | read_lock("torch.txt")
     rows = {row["package"]: row for row in read_table("licences")}
     assert {name: f"=={row['version']}" for name, row in rows.items()} == {
