@@ -32,7 +32,7 @@ SLOW |= {"test_training_step_compiles_into_machine_code", "test_profile_has_ever
 SLOW |= {"test_training_needs_only_what_a_compute_node_has", "test_memory_does_not_grow_as_batch_by_batch_by_latents"}
 SLOW |= {"test_stand_in_is_that_of_the_records", "test_pictures_differ_and_are_inside_the_frame"}
 SLOW |= {"test_total_correlation_of_a_correlated_gaussian", "test_fit_recovers_exponents_with_calibrated_errors"}
-SLOW |= {"test_papermill_ends_in_one_sentence"}
+SLOW |= {"test_papermill_ends_in_one_sentence", "test_exact_likelihood_recovers_the_directions"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -79,7 +79,7 @@ def test_lp_nested(name):
     p0, p1, sizes = name.split()
     prior = isa_prior([int(size) for size in sizes.split("+")], float(p0), float(p1))
     x, _ = ica.sample(40, W, 0.1, seed=4)
-    result, expected = ica.fit_lp_nested(x, 2 * W, 0.1, prior, 2.0, draws=64, tol=1e-12), GOLDEN["lp_nested"][name]
+    result, expected = ica.fit_lp_nested(x, 2 * W, 0.1, prior, 2.0, draws=64, tol=1e-9), GOLDEN["lp_nested"][name]
     compare(prior.variance.numpy(), expected["variance"], rtol=1e-6)
     compare(result.free_energy[[0, -1]], [expected["start"], expected["end"]], rtol=1e-4)
     compare(ica.lengths(result.W), expected["lengths"], atol=0.01)
