@@ -19,7 +19,7 @@ class Page:
     Use as a context manager; ``timeout`` is in seconds and holds for each command.
     """
 
-    def __init__(self, executable: str, timeout: float = 60):
+    def __init__(self, executable: str, timeout: float = 300):
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.files: set[Path] = set()

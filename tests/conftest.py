@@ -1,13 +1,16 @@
-"""Fixtures of several files: a browser, and the table of Lp-nested distributions that general tests run over."""
+"""Tools of several files: a browser, golden values, and the Lp-nested distributions that general tests run over."""
 
-from __future__ import annotations
-
+import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for numpy and PyTorch, before either is imported: tests share the cores
 
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from browser import Page, find_chromium
@@ -15,16 +18,21 @@ from hypothesis import HealthCheck, settings
 from torch.distributions import Distribution, HalfNormal, LogNormal, Uniform, Weibull
 
 from isa import LpNested, Node, isa_prior, models
+from isa.data import FactorDataset, dsprites, load
+
+ROOT = Path(__file__).resolve().parent.parent
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 #: files, and tests of others, that are slow for a reason: sweeps with kills, schedulers, whole studies, kernels under
-#: an interpreter; and compilers, whole data sets, fits of many samples
+#: an interpreter; and compilers, kernels of notebooks, whole data sets, fits of many samples
 SLOW = {"test_cluster", "test_kernels", "test_kill", "test_numbers", "test_studies"}
 SLOW |= {"test_a_compiled_loss_is_one_graph", "test_compiled_sums_of_a_large_batch_in_single_precision"}
 SLOW |= {"test_compiling_changes_only_rounding", "test_log_prob_compiles_into_one_graph"}
 SLOW |= {"test_training_step_compiles_into_machine_code", "test_profile_has_every_kind_and_records_nothing"}
 SLOW |= {"test_training_needs_only_what_a_compute_node_has", "test_memory_does_not_grow_as_batch_by_batch_by_latents"}
-SLOW |= {"test_the_stand_in_is_that_of_the_records_and_drawn_once", "test_pictures_differ_and_are_inside_the_frame"}
+SLOW |= {"test_stand_in_is_that_of_the_records", "test_pictures_differ_and_are_inside_the_frame"}
 SLOW |= {"test_total_correlation_of_a_correlated_gaussian", "test_fit_recovers_exponents_with_calibrated_errors"}
+SLOW |= {"test_papermill_ends_in_one_sentence", "test_exact_likelihood_recovers_the_directions"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,6 +64,27 @@ def fresh_compiler() -> Iterator[None]:
     Distribution.set_default_validate_args(False)
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def closed() -> Iterator[None]:
+    """Close the figures of a test."""
+    yield
+    plt.close("all")
+
+
+dsprites.draw_packed = cache(dsprites.draw_packed)  # once a process: the whole set takes seconds and 377 MB
+
+
+@cache
+def drawn() -> FactorDataset:
+    """Return dSprites as it is drawn."""
+    return load("dsprites")
+
+
+def golden(name: str) -> Any:
+    """Return values that were recorded once."""
+    return json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text())
 
 
 def wide(values, grad: bool = False) -> torch.Tensor:

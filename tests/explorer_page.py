@@ -1,7 +1,5 @@
 """Pages with explorers as the book's build makes them, and their use by keyboard."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from browser import Page
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "book" / "_static" / "explorers"
 FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0))))"
 STATE = "document.querySelector('.explorer').explorer"

@@ -1,7 +1,5 @@
 """Random posteriors, and the densities of their mixture from the full table."""
 
-from __future__ import annotations
-
 import torch
 from torch.distributions import Normal
 

@@ -1,7 +1,5 @@
 """The aggregate posterior: its weights by enumeration, its total correlation against the full table."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -16,9 +14,9 @@ from isa import objectives
 from isa.aggregate import sampling_weights, total_correlation
 
 
-@given(st.integers(2, 60), st.integers(0, 10**6))
-@settings(deadline=None, max_examples=25)
-def test_stratified_weights_average_the_published_ones_over_the_last_image(b, rest):
+@given(st.integers(2, 40), st.integers(0, 10**6))
+@settings(max_examples=15)
+def test_stratified_weights_average_published_ones(b, rest):
     n, m = b + rest, b - 1
     published = torch.full((b, b, b), 1 / m, dtype=torch.float64)  # (last, i, m): image i + 1 + last stands last
     rows = torch.arange(b)
@@ -88,7 +86,7 @@ HARD = {
 @pytest.mark.parametrize("case", HARD)
 @pytest.mark.parametrize("sampling", ["weighted", "stratified"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("b", [2, 23, 602])  # one block of samples, and several
+@pytest.mark.parametrize("b", [2, 23, 400])  # one block of samples, and several
 def test_values_and_gradients_match_the_full_table(case, sampling, dtype, b):
     inputs = [v.to(dtype).requires_grad_() for v in HARD[case](b)]
     # The reference is double precision on the same, possibly rounded, inputs.

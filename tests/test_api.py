@@ -1,7 +1,5 @@
 """The chapter of the programming interface has everything that modules offer, and its examples are run."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect
@@ -11,7 +9,7 @@ import tomllib
 from types import ModuleType
 
 import pytest
-from tiny_book import ROOT
+from conftest import ROOT
 
 import edition
 import isa

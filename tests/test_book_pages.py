@@ -1,7 +1,5 @@
 """The whole book, built as ``make book`` builds it and read as a reader without a network does."""
 
-from __future__ import annotations
-
 import re
 from html.parser import HTMLParser
 from importlib.resources import files

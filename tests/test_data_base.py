@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from conftest import cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -60,7 +61,7 @@ def test_images_by_index(dataset):
         torch.testing.assert_close(images.double(), expected.double(), atol=tolerance, rtol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@cuda
 def test_images_on_an_accelerator(dataset):
     tested, _ = dataset
     there = tested.to("cuda")

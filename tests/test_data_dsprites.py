@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_dsprites import drawn
+from conftest import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edition.parts import part
 from isa.data import SourceError, dsprites, load
 
 FINGERPRINTS = Path(__file__).parent / "data" / "dsprites_fingerprints.csv"
@@ -104,3 +105,11 @@ def test_comparison_refuses_other_files_in_one_sentence(small, tmp_path, other):
     np.savez(path, **small | other)
     with pytest.raises(SourceError, match=r"^\S+other\.npz is damaged, truncated or not an \.npz file[^\n]*$"):
         dsprites.compare(path, drawn().storage.numpy())
+
+
+def test_a_part_of_a_set_that_is_read_or_drawn_whole():
+    some, whole = part("dsprites", shape=2, scale=[5, 0], x=range(0, 32, 8), y=7), drawn()
+    assert some.factor_sizes == (1, 2, 40, 4, 1) and some.packed and some.title == whole.title
+    assert list(some.values["scale"]) == [1.0, 0.5] and list(some.values["shape"]) == ["heart"]
+    index = whole.index(shape=2, scale=[5, 0], x=range(0, 32, 8), y=7)
+    assert torch.equal(some.images(torch.arange(len(some))), whole.images(index))

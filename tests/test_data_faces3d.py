@@ -1,13 +1,12 @@
 """The software renderer, the procedural heads, and the reader of the published renders."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edition.parts import part
 from isa.data import _head, _render, faces3d
 from isa.data.base import restrict_factors
 
@@ -21,7 +20,7 @@ def ball(x, y, z, centre=(0.0, 0.0, 0.0), radius=1.0):
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.01, 3))
-def test_blends_are_bounded_and_exact_where_solids_are_far_apart(a, b, blend):
+def test_blends_are_bounded(a, b, blend):
     a32, b32 = np.float32(a), np.float32(b)
     union = _render.union(a32, b32, blend)
     assert min(a32, b32) - blend / 4 - 1e-5 <= union <= min(a32, b32) + 1e-5
@@ -104,7 +103,7 @@ def test_directions_are_uniform_and_lobes_are_averages():
     np.testing.assert_allclose(mean / np.linalg.norm(mean, axis=1, keepdims=True), centre, atol=0.06)
 
 
-def test_a_ball_casts_no_shadow_on_itself_and_follows_lamberts_law():
+def test_ball_follows_lamberts_law():
     mesh = _render.polygonise(ball, GRID)
     directions = _render.sphere_directions(128)
     cosine = directions @ mesh.normals.T
@@ -188,7 +187,7 @@ def test_positive_angles_turn_and_light_to_the_right():
     assert shaded[:, 26:30].mean() < 0.7 * shaded[:, 35:39].mean()
 
 
-def test_the_stand_in_is_that_of_the_records_and_drawn_once(tmp_path, monkeypatch):
+def test_stand_in_is_that_of_the_records(tmp_path, monkeypatch):
     chosen = [[3, 17, 44], [1, 9, 14], [0, 7], [0, 7]]
     monkeypatch.setattr(faces3d, "FACTORS", restrict_factors(faces3d.FACTORS, chosen))
     dataset = faces3d.load(cache_dir=tmp_path)
@@ -210,3 +209,15 @@ def test_the_published_renders_are_loaded(tmp_path, monkeypatch):
     assert not dataset.procedural and dataset.units["azimuth"] == "" and dataset.factor_sizes == faces.shape[:4]
     assert dataset.provenance.source_checksum.startswith("sha256:")
     np.testing.assert_array_equal(dataset.storage.numpy().ravel(), faces.ravel())
+
+
+def test_a_part_of_the_faces_is_drawn_as_the_whole_is(monkeypatch, tmp_path):
+    some = part("faces3d", identity=[7], azimuth=[0, 10], elevation=5, lighting=[2, 9])
+    assert some.factor_sizes == (1, 2, 1, 2) and some.procedural
+    assert list(some.values["lighting"]) == [-45.0, 60.0] and some.units["azimuth"] == "degrees"
+
+    chosen = ([7], [0, 10], [5], [2, 9])
+    monkeypatch.setattr(faces3d, "FACTORS", restrict_factors(faces3d.FACTORS, chosen))
+    whole = faces3d.load(cache_dir=tmp_path)
+    assert torch.equal(some.storage, whole.storage)
+    assert all(np.array_equal(some.values[name], whole.values[name]) for name in whole.factor_names)

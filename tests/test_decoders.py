@@ -1,17 +1,15 @@
 """Compressed decoders: distance from the original, files, measured error, and the command that writes them."""
 
-from __future__ import annotations
-
 import base64
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_sweep
 import torch
+from conftest import ROOT
 from tiny_runs import tiny, train
 from torch import nn
 
@@ -36,8 +34,6 @@ def model() -> models.VAE:
 
 
 POSTERIORS = torch.randn(600, 3, generator=torch.Generator().manual_seed(1)), torch.full((600, 3), -3.0)
-
-
 Z = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
 
 
@@ -145,7 +141,7 @@ def test_command(tmp_path, monkeypatch, capsys):
 
 
 def test_committed_decoders_and_portraits_are_small():
-    root = Path(__file__).resolve().parent.parent / "runs"
+    root = ROOT / "runs"
     portraits = {path.stem: latents.Portrait.load(path) for path in (root / "portraits").iterdir()}
     decoded = {path.stem: CompressedDecoder.load(path) for path in (root / "decoders").iterdir()}
     assert decoded and all(portrait.about["key"] == key for key, portrait in portraits.items())

@@ -1,7 +1,5 @@
 """Measures of disentanglement against codes whose scores follow by hand, and their invariances."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -59,7 +57,7 @@ MATRICES = arrays(float, st.tuples(st.integers(2, 5), st.integers(2, 7)), elemen
 
 
 @given(MATRICES, st.randoms(use_true_random=False))
-def test_scores_are_in_bounds_and_ignore_the_order_of_factors_and_latents(shares, random):
+def test_scores_are_bounded_and_ignore_order(shares, random):
     entropy = np.arange(1.0, len(shares) + 1)
     rows, columns = ([*range(size)] for size in shares.shape)
     random.shuffle(rows), random.shuffle(columns)

@@ -1,7 +1,5 @@
 """The files that state the environment agree, nothing foreign is committed, and notebooks keep their form."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import re
@@ -9,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -17,18 +16,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from papermill import inspect_notebook
-from tiny_book import run
+from tiny_book import NOTEBOOKS, run
 
 import isa
 from benchmarks.release import OF_TORCH, PROJECT, PYPROJECT, ROOT, needed, read_lock
 
-NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(lambda x: x[0] != "#", CONSTRAINTS))}
 
 
-def test_constraints_are_sorted_exact_versions_that_dependencies_allow():
+def test_constraints_are_exact_versions():
     names = [pin.name.lower() for pin in PINS.values()]
     assert names == sorted(names)
     for pin in PINS.values():
@@ -86,7 +84,7 @@ def test_make_installs_by_hash_on_request(tmp_path, locked, last):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, complete):
+def test_ci_installs_what_is_missing(tmp_path, complete):
     clone, commands, log = tmp_path / "a clone", tmp_path / "bin", tmp_path / "log"
     for folder in (clone / ".ci", commands, *[tmp_path / "shared" / "cars3d"] * complete):
         folder.mkdir(parents=True)
@@ -103,9 +101,6 @@ def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, comple
     assert last == f"make test CI=true CARS={tmp_path / 'shared' / 'cars3d' if complete else ''}"
     assert [line.split()[1] for line in setup] == ([] if complete else ["update", "install"])
     assert complete or ("chromium" in setup[1].split() and "make" not in setup[1].split())
-
-
-# --- what is committed ------------------------------------------------------------------------------------------------
 
 
 def test_citation_names_this_version_and_prefers_the_paper():
@@ -148,9 +143,6 @@ def test_no_build_host_address_or_machine_path_is_committed():
             assert not foreign_places(data.decode("utf-8"), versions), path
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------
-
-
 def test_every_page_is_in_the_toc_once():
     listed = re.findall(r"(?:root|file): ([\w/-]+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
     written = [*NOTEBOOKS, *(ROOT / "book").rglob("*.md")]
@@ -174,14 +166,19 @@ def test_notebook_is_valid_and_committed_without_results(path):
         assert not re.search(r"sys\.path|os\.chdir|%cd", cell.source), f"cell {cell.id} manipulates paths"
 
 
-@notebooks
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_parameters_are_typed_commented_literals_and_checked_first(path):
+def parameter_values(path: Path) -> dict[str, Any]:
+    """Return the values of the parameters of a notebook, which are typed literals in its first cell of code."""
     cell, preamble = code(nbformat.read(path, as_version=4))[:2]
     assert "parameters" in cell.metadata.get("tags", []) and "hide-input" in preamble.metadata.get("tags", [])
     statements = ast.parse(cell.source).body
     assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
-    expected = {statement.target.id: ast.literal_eval(statement.value) for statement in statements}
+    return {statement.target.id: ast.literal_eval(statement.value) for statement in statements}
+
+
+@notebooks
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_parameters_are_typed_commented_and_checked(path):
+    preamble, expected = code(nbformat.read(path, as_version=4))[1], parameter_values(path)
     inspected = inspect_notebook(path)
     assert {name: ast.literal_eval(parameter["default"]) for name, parameter in inspected.items()} == expected
     assert all(parameter["help"].strip() for parameter in inspected.values()), "no comment"
@@ -191,17 +188,14 @@ def test_parameters_are_typed_commented_literals_and_checked_first(path):
     assert check.func.id == "parameters" and sorted(keyword.arg for keyword in check.keywords) == sorted(expected)
 
 
-def test_every_figure_has_its_own_name_a_caption_an_alternative_text_and_a_reference():
+def test_figures_are_named_described_and_referred_to():
     cells = [cell for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
     names = []
     for cell in cells:
         if cell.cell_type == "code" and re.search(r"\bshow\(", cell.source):
             options = cell.metadata["mystnb"]
-            name, caption, alt = (
-                options["figure"]["name"],
-                options["figure"]["caption"].strip(),
-                options["image"]["alt"],
-            )
+            name, caption, alt = *map(options["figure"].get, ("name", "caption")), options["image"]["alt"]
+            caption = caption.strip()
             assert re.fullmatch(r"fig-[a-z0-9-]+", name) and caption.endswith((".", ")", "}")), name
             assert len(alt) >= 40 and alt.strip() != caption, f"{name}: the alternative text describes nothing: {alt!r}"
             names.append(name)

@@ -1,14 +1,11 @@
 """Figures show the numbers they are given, carry them as a table, and their texts do not overlap."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.text import Annotation
 
 from edition.figures import data, factor_analysis, ica, orientation, prior, results, scorecard, style, training
@@ -16,6 +13,7 @@ from edition.stats import Interval, curve, mean_interval
 from isa.prior import Node
 from isa.run import Run
 
+pytestmark = pytest.mark.usefixtures("closed")
 RNG = np.random.default_rng(0)
 X, Y, Z = np.sort(RNG.random((3, 6)), axis=1) + 0.1
 PAIRS = RNG.normal(size=(6, 2))
@@ -78,12 +76,6 @@ FIGURES = [
     (training.information, (SQUARES[1] / 2, "xy", np.ones(2, bool)), {"share of the factor's entropy": SQUARES[1] / 2}),
     (training.paired_differences, ({"MIG": ({"bf16": X}, {"bf16": (0, -1, 1)}, 0.4)},), {"value": [0.4, *X, 0.0]}),
 ]
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def as_number(cell: str) -> float | str:

@@ -1,7 +1,5 @@
 """The Triton kernels of the total correlation: in Triton's interpreter against double precision, and compiled."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import cuda
 from posteriors import batch, exact
 
 from isa import aggregate, kernels
@@ -36,6 +35,8 @@ CASES = {
     "collapsed": batch(1, 40, 2, dtype=torch.float32, spread=1e-3, level=0.0),
     "one outlier": outlier(*batch(1, 70, 5, **SINGLE)),
 }
+CALLS = [(case, "stratified") for case in CASES]
+CALLS += [(case, "weighted") for case in ("one run, whole tiles", "two runs", "narrow and wide")]
 PACK = batch(3, 40, 3, **SINGLE)
 for values in PACK:
     values[1] = torch.nan  # a run that has diverged
@@ -53,7 +54,7 @@ torch.save({key: kernels.total_correlation(*arguments) for key, arguments in cal
 def interpreted(tmp_path_factory) -> dict[tuple[str, str], tuple[torch.Tensor, ...]]:
     """Results of all cases. Triton reads at its import whether to interpret, hence another process."""
     path = tmp_path_factory.mktemp("kernels") / "tensors.pt"
-    calls = {(case, name): (*inputs, *WEIGHTS[name]) for case, inputs in CASES.items() for name in WEIGHTS}
+    calls = {(case, name): (*CASES[case], *WEIGHTS[name]) for case, name in CALLS}
     torch.save(calls | {case: (*inputs, *WEIGHTS["stratified"]) for case, inputs in PACKS.items()}, path)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", INTERPRET, path], env=environment, check=True)
@@ -61,8 +62,7 @@ def interpreted(tmp_path_factory) -> dict[tuple[str, str], tuple[torch.Tensor, .
 
 
 @needs_triton
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "name"), CALLS)
 def test_interpreted_kernels_match_double_precision(interpreted, case, name):
     joint, marginals, gradient = interpreted[case, name]
     inputs = [tensor.double().requires_grad_() for tensor in CASES[case]]
@@ -116,7 +116,7 @@ def test_kernels_are_optional(monkeypatch):
     assert not kernels.available()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
+@cuda
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_operator_on_a_gpu(monkeypatch, enabled, name):

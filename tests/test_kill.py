@@ -1,7 +1,5 @@
 """Sweeps killed at any moment lose nothing that was recorded, and two over one specification share its runs."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

@@ -1,16 +1,13 @@
 """The mutual information gap against the double sum in plain numpy, closed cases, and its invariances."""
 
-from __future__ import annotations
-
-import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from conftest import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
@@ -109,7 +106,7 @@ def gaps(entropies: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 PAIRS = [(list(HARD)[j : j + 2], 1) for j in range(0, len(HARD), 2)]
-SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in (2, 3, 4)]
+SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in (2, 3)]
 
 
 @pytest.mark.parametrize(("names", "seed"), PAIRS + SINGLE)
@@ -165,7 +162,7 @@ def test_grids_tables_and_groups_match_double_sums(case):
 
 @pytest.mark.parametrize("sizes", [(3, 5, 20), SIZES])  # direct sums, fast sums
 @pytest.mark.parametrize("array", [np.array, torch.tensor])
-def test_a_table_of_a_full_grid_scores_like_the_grid_in_any_order(sizes, array):
+def test_table_of_a_full_grid_in_any_order(sizes, array):
     (mean, log_var), table = random_posteriors(math.prod(sizes), 3), grid(sizes)
     order = np.random.default_rng(1).permutation(len(mean))
     shuffled = gap(mean[order], log_var[order], None, factor_values=array(7 * table[order] - 3))
@@ -214,14 +211,14 @@ def test_copies_of_rows_are_weights():
 
 def test_resampled_gaps_scatter_as_data_sets_do():
     rng, runs = np.random.default_rng(0), []
-    for seed in range(150):
+    for seed in range(100):
         table = rng.choice(4, (400, 1), p=[0.4, 0.3, 0.2, 0.1])
         mean = table * [1.0, 0.4] + rng.standard_normal((400, 2))
         options = {"factor_values": table, "resamples": 100}
         runs.append(gap(mean, np.full(mean.shape, -2.0), None, seed, **options))
     scatter = torch.stack([run.gaps for run in runs]).std(0)
     reported = torch.stack([run.resampled_gaps.std(0) for run in runs]).mean(0)
-    np.testing.assert_allclose(reported / scatter, 1.0, atol=4 * (2 * 150) ** -0.5)
+    np.testing.assert_allclose(reported / scatter, 1.0, atol=4 * (2 * 100) ** -0.5)
     assert runs[0].resampled_gaps.shape == (100, 1)
     np.testing.assert_allclose(runs[0].resampled_gaps.mean(0), runs[0].gaps, atol=float(4 * reported[0] / 10))
     none = gap(np.zeros((9, 1)), np.zeros((9, 1)), (3, 3), resamples=5, n_samples=2)
@@ -254,7 +251,7 @@ def posteriors(sizes) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(mean), torch.tensor(log_var)
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
+GOLDEN = golden("mig")
 
 
 @pytest.mark.parametrize("case", [x for x in GOLDEN if x["call"].startswith("mutual")], ids=lambda x: str(x["options"]))
@@ -350,7 +347,7 @@ def test_standard_errors_cover_the_scatter_of_draws():
     assert torch.equal(gap(mean, log_var, (20, 12)).gaps, runs[0].gaps) and runs[0].score != runs[1].score
 
 
-def test_a_subsample_scores_fewer_draws_and_changes_nothing_else():
+def test_subsample_scores_fewer_draws():
     mean, log_var = two_latents(240)
     without, some, every = (gap(mean, log_var, (20, 12), subsample=count) for count in (None, 50, 240))
     assert without.subsampled_score is None and without.score == some.score == every.score != some.subsampled_score
@@ -378,9 +375,7 @@ class EmulatedGPU(TorchFunctionMode):
     """Tensors of the CPU say that they are on another device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function == torch.Tensor.is_cpu.__get__:
-            return False
-        return function(*args, **kwargs or {})
+        return function != torch.Tensor.is_cpu.__get__ and function(*args, **kwargs or {})
 
 
 def test_the_path_of_a_gpu_matches_the_cpu():
@@ -428,21 +423,16 @@ def test_active_units():
     assert mig.active_units(mean, 0.0099).tolist() == mig.active_units(mean, 0).tolist() == [False, True, True]
 
 
-TWELVE = "factor_values must be .12, F. integers"
-
-
 @pytest.mark.parametrize(
-    ("log_var", "sizes", "factors", "table", "message"),
+    ("log_var", "options", "message"),
     [
-        (-501.0, (3, 4), None, None, "log_var must lie between"),
-        (0.0, (3, 5), None, None, r"of factor_sizes must be N = 12, got \(3, 5\)"),
-        (0.0, (3, 1, 4), (0, 1), None, r"must have more than one value, got factors \(0, 1\) of \[3, 1, 4\]"),
-        *(
-            (0.0, None, None, table, TWELVE)
-            for table in (torch.zeros(11, 2).int(), torch.zeros(12).int(), torch.zeros(12, 2))
-        ),
+        (-501.0, {"factor_sizes": (3, 4)}, "log_var must lie between"),
+        (0.0, {"factor_sizes": (3, 5)}, r"of factor_sizes must be N = 12, got \(3, 5\)"),
+        (0.0, {"factor_sizes": (3, 1, 4), "factors": (0, 1)}, r"more than one value, got factors \(0, 1\) of \[3, 1"),
+        *((0.0, {"factor_values": torch.zeros(n).int()}, "must be .12, F. integers") for n in ((11, 2), (12,))),
+        (0.0, {"factor_values": torch.zeros(12, 2)}, "must be .12, F. integers"),
     ],
 )
-def test_bad_input_is_refused(log_var, sizes, factors, table, message):
+def test_bad_input_is_refused(log_var, options, message):
     with pytest.raises(ValueError, match=message):
-        gap(torch.zeros(12, 3), torch.full((12, 3), log_var), sizes, factors=factors, factor_values=table)
+        mig.mutual_information_gap(torch.zeros(12, 3), torch.full((12, 3), log_var), **options)

@@ -1,7 +1,5 @@
 """The networks: parameter counts of A.4, shapes, seeding, layout of the encoder's outputs."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,7 +1,5 @@
 """Every training ends in a result of finite numbers or in a recorded divergence."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

@@ -1,14 +1,11 @@
 """Fig. 3: preferences of priors against quadrature, orientation of known codes, training, recorded codes, figures."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
+from conftest import ROOT
 from scipy.stats import trapezoid
 
 from edition import orientation
@@ -17,7 +14,7 @@ from edition.orientation import Learned
 from edition.stats import mean_interval
 from isa import LpNested, Node
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("closed")
 ANGLES = (0.0, 1e-7, 0.3, math.pi / 4, 2.5)
 
 
@@ -136,12 +133,6 @@ def test_recorded_code_is_read_and_another_is_trained(tmp_path, monkeypatch):
         code = orientation.learned_code(run, ROOT / "runs" / "orientation-codes.npz")
         assert orientation.measure(code).active == 2
     assert trained == [1, 4, 1]
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_priors_fill_the_better_square():

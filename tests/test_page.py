@@ -1,7 +1,5 @@
 """Pages: parameters that are checked, figures in three formats, numbers for the prose."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import io
@@ -21,20 +19,13 @@ import torch
 from matplotlib import pyplot as plt
 from myst_nb.ext import glue as mystnb
 from pydantic import Field
+from test_environment import parameter_values
+from tiny_book import NOTEBOOKS, ROOT
 
 from edition import page
 from edition.figures.style import BookFigure
 from edition.page import Count, Exponent, ParameterError, Positive, Probability, Seed, parameters
 from isa.sweep import Records, Spec, sweep
-
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-
-
-def defaults(path: Path) -> dict[str, Any]:
-    cells = nbformat.read(path, as_version=4).cells
-    (cell,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    return {line.target.id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body}
 
 
 def check(declared: dict[str, Any], **given: Any) -> None:
@@ -158,7 +149,7 @@ def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch):
 def test_parameter_table_has_every_parameter_of_every_notebook():
     text = page.parameter_table(NOTEBOOKS).data
     rows = re.findall(r"^\*\*(book/\S+)\*\*$|^\| `(\w+)` \| \w+ \| `(.+)` \| \S.* \|$", text, re.MULTILINE)
-    expected = [(path.relative_to(ROOT).as_posix(), defaults(path).items()) for path in NOTEBOOKS]
+    expected = [(path.relative_to(ROOT).as_posix(), parameter_values(path).items()) for path in NOTEBOOKS]
     expected = [item for path, items in expected for item in (path, *items)]
     assert [path or (name, ast.literal_eval(default)) for path, name, default in rows] == expected
 
@@ -180,7 +171,7 @@ def outside(value: Any) -> Any:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_checks_types_and_ranges_of_its_parameters(path):
-    for name, value in defaults(path).items():
+    for name, value in parameter_values(path).items():
         wrong = [0 if isinstance(value, str) else "text"]
         wrong += [] if isinstance(value, str | bool) or value == [] else [outside(value)]
         for given in wrong:
@@ -188,11 +179,12 @@ def test_notebook_checks_types_and_ranges_of_its_parameters(path):
                 run_preamble(path, **{name: given})
 
 
-def test_papermill_with_a_parameter_out_of_range_ends_in_one_sentence(tmp_path):
+def test_papermill_ends_in_one_sentence(tmp_path):
     """It runs in another folder than the notebook's, with a file of parameters."""
     (tmp_path / "x.yaml").write_text("p0: 0.0\n")
     notebook = os.path.relpath(ROOT / "book" / "prior" / "functions.ipynb", tmp_path)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, "out.ipynb", "-f", "x.yaml"]
+    options = ["--no-progress-bar", "--start-timeout", "300", "-f", "x.yaml"]
+    command = [sys.executable, "-m", "papermill", *options, notebook, "out.ipynb"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     ended = subprocess.run(command, cwd=tmp_path, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert ended.returncode != 0 and "book/edition/page.py" not in ended.stderr and "Input In" not in ended.stderr

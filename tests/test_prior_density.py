@@ -1,7 +1,5 @@
 """The density: Eq. 7 and 8, normalisation, special cases, derivatives, and values at 0, 1e-30 and 1e15."""
 
-from __future__ import annotations
-
 import math
 
 import mpmath as mp

@@ -1,25 +1,17 @@
 """The prior's numbers stay the same: densities, gradients, samples, moments and fits, recorded once."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import LP_NESTED
+from conftest import LP_NESTED, golden
 from torch.distributions import Independent, Normal, kl_divergence
 
 from isa import LpNested, Node, isa_prior
 
-GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("prior.json").read_text())
+GOLDEN = golden("prior")
 PAIRS = {
     "same subspaces": (isa_prior((2, 3), p0=1.5, p1=[2.4, 0.9], scale=0.8), isa_prior((2, 3), p0=2.6, p1=[2.4, 0.9])),
-    "subtree": (
-        LpNested(Node(1.5, [Node(2.4, [Node(0.9, 2), 1]), 1]), 0.8),
-        LpNested(Node(1.1, [Node(0.9, 2), 2])),
-    ),
+    "subtree": (LpNested(Node(1.5, [Node(2.4, [Node(0.9, 2), 1]), 1]), 0.8), LpNested(Node(1.1, [Node(0.9, 2), 2]))),
 }
 FITS = {
     "one exponent": (Node(2.0, 3), LpNested(Node(1.3, 3), 0.7)),

@@ -1,7 +1,5 @@
 """Samples against the density (Algorithm 1), and closed forms: moments, entropy, marginals."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -57,9 +55,7 @@ def test_samples_and_moments(lp_nested):
 
 
 @pytest.mark.parametrize(
-    ("tree", "scale"),
-    [(Node(2.1, [Node(2.2, 4)] * 2), 1.0), (DEEP, 1.2), (Node(0.2, [Node(3.0, 2), 1]), 0.3)],
-    ids=str,
+    ("tree", "scale"), [(Node(2.1, [Node(2.2, 4)] * 2), 1.0), (DEEP, 1.2), (Node(0.2, [Node(3.0, 2), 1]), 0.3)], ids=str
 )
 def test_energies_are_gamma_and_shares_dirichlet_distributed(tree, scale):
     """The root's energy is a Gamma variable; shares of a node's energy are independent of it."""
@@ -116,11 +112,7 @@ def test_gradients_of_samples_are_those_of_moments(order):
 
 @pytest.mark.parametrize(
     ("tree", "scale"),
-    [
-        (isa_prior().tree, 2.0931),
-        (Node(2.0, 3), 2.0),
-        (Node(3.0, [Node(0.9, [Node(5.0, 2), Node(5.0, 2)])]), None),
-    ],
+    [(isa_prior().tree, 2.0931), (Node(2.0, 3), 2.0), (Node(3.0, [Node(0.9, [Node(5.0, 2), Node(5.0, 2)])]), None)],
 )
 def test_unit_variance(tree, scale):
     prior, z = LpNested(tree, "unit"), torch.ones(tree.n_leaves, dtype=torch.float64)

@@ -1,7 +1,5 @@
 """torch.compile, torch.func, autocast, default dtypes, copies and pickles, changing parameters, and KL divergences."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle

@@ -1,7 +1,5 @@
 """Trees and their text form, maximum-likelihood fits, and learned exponents."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle

@@ -1,7 +1,5 @@
 """Records, files of trained models, and the command ``isa train``."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess
@@ -106,21 +104,6 @@ def test_commit_is_marked_if_code_differs(tmp_path, monkeypatch):
 
 def _train(*arguments: str) -> int:
     return cli.main(["train", "--dataset", "cars3d", "--device", "cpu", *arguments])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--beta", "-1"], "beta must be greater than or equal to 0, got -1"),
-        (["--objective", "isa-vae", "--prior", "2.1[4"], "'2.1[4' is not a tree"),
-        (["--source", "/no/such/folder"], "published data of cars3d lie, got /no/such/folder"),
-    ],
-)
-def test_command_checks_its_arguments_before_loading(arguments, sentence, monkeypatch, capsys):
-    monkeypatch.setattr(data, "load", lambda *arguments, **options: pytest.fail("loaded"))
-    assert _train(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("isa: error: ") and sentence in err and err.count("\n") == 1
 
 
 def test_command_trains_and_saves_once(monkeypatch, capsys, tmp_path):

@@ -1,12 +1,10 @@
 """The rules of the scorecard by themselves, and how often they are right."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import stats
 
 from edition.scorecard import Verdict, read_claims
@@ -14,21 +12,18 @@ from edition.scorecard.rules import Finding, Outcome, direction, equivalent, jud
 from edition.scorecard.simulation import read_rates, simulate
 from edition.stats import Interval
 
-ROOT = Path(__file__).resolve().parent.parent
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
 
-def test_direction():
-    expected = {(0.1, 0.3): YES, (-0.3, -0.1): NO, (-0.1, 0.3): OPEN, (0.0, 0.0): NO, (math.nan, math.nan): OPEN}
+ANY_SIZE = {(0.1, 0.3): YES, (-0.3, -0.1): NO, (-0.1, 0.3): OPEN, (0.0, 0.0): NO, (math.nan, math.nan): OPEN}
+OF_A_QUARTER = {(0.1, 0.2): PART, (-0.1, 0.2): NO, (0.1, 0.3): YES, (-0.1, 0.3): OPEN}
+
+
+@pytest.mark.parametrize(("printed", "expected"), [((), ANY_SIZE), ((0.25,), OF_A_QUARTER)])
+def test_direction(printed, expected):
     for (low, high), outcome in expected.items():
         interval, mirrored = Interval((low + high) / 2, low, high, 10), Interval(-(low + high) / 2, -high, -low, 10)
-        assert direction(interval) is direction(mirrored, -1) is outcome
-
-
-def test_direction_of_a_printed_size():
-    for (low, high), outcome in {(0.1, 0.2): PART, (-0.1, 0.2): NO, (0.1, 0.3): YES, (-0.1, 0.3): OPEN}.items():
-        interval, mirrored = Interval((low + high) / 2, low, high, 10), Interval(-(low + high) / 2, -high, -low, 10)
-        assert direction(interval, 1, 0.25) is direction(mirrored, -1, -0.25) is outcome
+        assert direction(interval, 1, *printed) is direction(mirrored, -1, *(-size for size in printed)) is outcome
 
 
 def test_one_of_many_parts_is_refuted_by_a_wider_interval():

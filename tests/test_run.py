@@ -1,7 +1,5 @@
 """Fields of a run: defaults of the paper, checks, and hashes that identify committed records."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

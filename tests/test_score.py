@@ -1,7 +1,5 @@
 """The command ``isa mig``: files of both kinds, its numbers, and one sentence for every kind of bad input."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,14 +1,13 @@
 """Measures of claims about linear models and the prior: their outcomes on made-up studies and other constants."""
 
-from __future__ import annotations
-
-import csv
 import math
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from test_scorecard import write_csv
 
 from edition.scorecard import read_claims
 from edition.scorecard.evidence import Evidence
@@ -17,7 +16,6 @@ from edition.scorecard.register import MEASURES
 from edition.scorecard.rules import Outcome
 from edition.studies import read_study
 
-ROOT = Path(__file__).resolve().parent.parent
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
 
@@ -35,10 +33,7 @@ def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence
             pruned_at = {1: 60, 5: 30}[beta] if method == "em" else ""
             values = [method, seed, 3.5, 0.05, beta, 1, 1, 0.0, likelihood, pruned_at, *weights]
             records.append(dict(zip(read_study(spec).header, values, strict=True)))
-    with open(folder / "made-up.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, records[0])
-        writer.writeheader()
-        writer.writerows(records)
+    write_csv(folder / "made-up.csv", records)
     return Evidence(folder)
 
 

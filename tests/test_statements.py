@@ -1,7 +1,5 @@
 """Statements of results pages: words by intervals, printed heights, ranges of a further run, effects of beta."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

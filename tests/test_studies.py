@@ -1,16 +1,12 @@
 """Studies of ICA: recorded values, resuming after a cut, and bad specifications."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import ROOT, golden
 
 from edition import orientation, studies
 
-GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("toys.json").read_text())["study"]
+GOLDEN = golden("toys")["study"]
 SPEC = "\n".join(GOLDEN["spec"]) + "\n"
 
 
@@ -36,12 +32,8 @@ def test_study_repeats_recorded_values_and_resumes(tmp_path):
 
 def test_pruning_exponents():
     powers, betas = np.repeat([-0.5, -1.0, -0.7], 3), np.tile([1.0, 2.0, 4.0], 3)
-    record = {
-        "method": np.full(9, "em"),
-        "seed": np.repeat([0, 1, 2], 3),
-        "beta": betas,
-        "pruned_at": 9 * betas**powers,
-    }
+    record = {"method": np.full(9, "em"), "seed": np.repeat([0, 1, 2], 3), "beta": betas}
+    record["pruned_at"] = 9 * betas**powers
     record["pruned_at"][-1] = np.nan  # not in time
     np.testing.assert_allclose(studies.pruning_exponents(record), [-0.5, -1.0])
     record["method"][:3] = "newton"
@@ -109,7 +101,7 @@ def test_record_with_other_columns_stays_as_it_is(tmp_path, trained):
 
 @pytest.mark.parametrize("name", ["orientation", "ica-beta", "ica-map", "ica-lpnested"])
 def test_committed_record_matches_its_specification(name):
-    path = Path(__file__).resolve().parents[1] / "runs" / f"{name}.yaml"
+    path = ROOT / "runs" / f"{name}.yaml"
     study, table = studies.read_study(path), studies.load_record(path.with_suffix(".csv"))
     keys = list(zip(*(table[column].tolist() for column in study.keys), strict=True))
     assert list(table) == list(study.header)

@@ -1,15 +1,12 @@
 """The mutual information of subspaces against double sums in plain numpy."""
 
-from __future__ import annotations
-
-import json
 import math
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import cuda, golden
 from scipy.special import logsumexp
 from test_mig import LOG_VAR, MEAN, SIZES, grid, posteriors
 
@@ -68,8 +65,7 @@ def test_subspace_information_matches_double_sums(sizes, cast):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_golden_results(dtype):
-    cases = json.loads((Path(__file__).parent / "golden" / "mig.json").read_text())
-    (case,) = (x for x in cases if x["options"].get("dtype") == str(dtype)[6:])
+    (case,) = (x for x in golden("mig") if x["options"].get("dtype") == str(dtype)[6:])
     groupings = random_groupings((2, 3, 1), 3, torch.Generator().manual_seed(0))
     assert groupings == case["options"]["groupings"]
     mean, log_var = (x.to(dtype) for x in posteriors(SMALL))
@@ -106,7 +102,7 @@ def test_densities_of_extreme_ratio_stay_finite(dtype, limit):
     assert result.mutual_information.isfinite().all() and result.standard_error.isfinite().all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@cuda
 def test_a_gpu_matches_the_cpu():
     mean, log_var = (torch.tensor(x, dtype=torch.float32) for x in five_latents())
     cpu, gpu = (information(mean.to(d), log_var.to(d), [[[0, 3], [1, 2]]], n_draws=20) for d in ("cpu", "cuda"))

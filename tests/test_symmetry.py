@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from drawn_dsprites import drawn
+from conftest import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad

@@ -1,7 +1,5 @@
 """Factor analysis under mean-field inference: closed forms against brute force, and the paper's three experiments."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,7 +144,7 @@ def test_aligned_weights_have_the_given_values(n, noise, likelihood, energy, ang
 
 
 @betas
-def test_experiments_1_and_3_free_energy_is_best_where_weights_are_orthogonal(beta):
+def test_experiments_1_and_3_prefer_orthogonal_weights(beta):
     W, angles = fa.aligned_weights(), np.linspace(0, np.pi, 181)
     cov = W @ W.T + 0.01 * np.eye(2)
     curve = fa.free_energy(fa.rotate(W, angles), 0.01, cov, 100, beta)

@@ -1,7 +1,5 @@
 """Over-complete ICA: the objective and its derivatives as numbers, the fits as statistics over data sets."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import autograd.numpy as anp
@@ -63,7 +61,7 @@ def test_expected_log1p_and_its_slope(mean, sd, dof):
 
 @given(seeds, st.floats(0.1, 8.0), st.floats(0.5, 20.0))
 @few
-def test_gradient_of_the_free_energy_matches_finite_differences(seed, beta, dof):
+def test_gradient_of_free_energy(seed, beta, dof):
     (weights, x, mean, sd), rng = problem(seed), np.random.default_rng(seed)
     parts = weights, mean, sd
     ways = [rng.normal(size=part.shape) * size for part, size in ((weights, 1), (mean, 1), (sd, sd))]
@@ -80,7 +78,7 @@ def test_gradient_of_the_free_energy_matches_finite_differences(seed, beta, dof)
 
 
 @pytest.mark.parametrize("dof", [0.5, 3.5, 30.0])
-def test_log_likelihood_of_three_sources_matches_their_characteristic_function(dof):
+def test_log_likelihood_matches_characteristic_function(dof):
     # One observation of three sources: the density is the Fourier transform of a product.
     def integrand(t, point):
         s = np.sqrt(dof) * t * np.array([1.0, 0.6, 0.3])
@@ -145,7 +143,7 @@ def test_posteriors_are_at_least_as_good_as_those_of_scipy():
         assert -ica.free_energy(W, *ica.infer(point, W, 0.2), point, 0.2) <= best + 1e-6
 
 
-def test_variational_inference_prefers_orthogonal_directions_and_beta_five_prunes():
+def test_orthogonal_directions_and_pruning():
     # The truth has 60 degrees between any two directions.
     data = [ica.sample(200, W, NOISE, seed=seed)[0] for seed in range(4)]
     plain, strong = ([ica.fit(x, W, NOISE, beta=beta).W for x in data] for beta in (1.0, 5.0))
@@ -166,7 +164,7 @@ def test_exact_likelihood_recovers_the_directions():
     assert best - ica.log_likelihood(x, ica.fit(x, W, NOISE).W, NOISE).sum() > 5.0
 
 
-def test_a_zero_column_stays_zero_and_its_posterior_is_the_best_gaussian_for_the_prior():
+def test_zero_column_and_its_posterior():
     x, _ = ica.sample(60, W, NOISE, seed=0)
     with_zero = np.column_stack([W[:, :2], np.zeros(2)])
     three, two = ica.fit(x, with_zero, NOISE, beta=2.0), ica.fit(x, W[:, :2], NOISE, beta=2.0)

@@ -1,8 +1,5 @@
 """Pages that share a notebook differ from it as ``book/variants.yaml`` says."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -10,9 +7,9 @@ import pages
 import pytest
 import variants
 import yaml
+from conftest import ROOT
 from papermill import inspect_notebook
 
-ROOT = Path(__file__).resolve().parent.parent
 CHANGES = yaml.safe_load((ROOT / "book/variants.yaml").read_text("utf-8"))
 
 

@@ -1,7 +1,5 @@
 """A small book of one notebook, built by the repository's own configuration and Makefile."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -10,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 BIN = Path(sys.executable).parent
 
 

@@ -1,9 +1,5 @@
 """Runs that take milliseconds, of every objective with every kind of prior, for the tests of training."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import torch
 from tiny_sweep import DATASET
@@ -25,8 +21,6 @@ KINDS = {
     "factor-vae": {"objective": "factor-vae", "beta": 4.0},
     "gaussian": {"objective": "beta-vae", "likelihood": "gaussian"},
 }
-GOLDEN = Path(__file__).parent / "golden" / "training.json"
-"""Fifty steps of these kinds, seeds 0 and 7, in both precisions, as the first engine of this package took them."""
 
 
 def narrow(latent_dim: int, channels: int) -> models.VAE:

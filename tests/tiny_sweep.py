@@ -4,8 +4,6 @@ Importing this module puts them there, in the process that imports it: the tests
 that of a sweep started as ``python tests/tiny_sweep.py ARGUMENTS OF isa``.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
