@@ -236,8 +236,9 @@ class Networks(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.prior, self.dtype = encoder, decoder, prior, dtype
-        self.discriminator: nn.Module | None = None
+        self.encoder, self.decoder, self.dtype = encoder, decoder, dtype
+        self.prior: Any = prior  # isa.prior.StackedPrior, which this module does not import
+        self.discriminator: nn.Module = nn.Identity()  # until it is set
         for module in self.modules():
             if isinstance(module, _Layer) and module.kind is not nn.BatchNorm2d:
                 module.to(dtype)
