@@ -29,7 +29,7 @@ draws give the error bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -55,7 +55,7 @@ _EXACT_PAIRS, _LEAF_PAIRS = 2**22, 2**16  # draws times posteriors that are summ
 _RARE = 32  # values of fewer images are summed directly
 _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared with direct sums: more if N is small
 _WHOLE = 2**30  # weights of a posterior on a GPU, which sums whole numbers
-_BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
+_BLOCK = 2**15  # images that are resampled at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -296,8 +296,8 @@ def _resample(n: int, count: int, generator: torch.Generator) -> Tensor:
 def _reweighted(x: Tensor, counts: Tensor) -> Tensor:
     """Return the (R, B) means of x, (R, N), over images of which B resamples contain these counts, (B, N)."""
     n, total = x.shape[1], x.new_zeros(len(x), len(counts), dtype=torch.float64)
-    for block in _blocks(n, x):
-        total += x[:, block].float() @ counts[:, block].float().T
+    for values, weights in zip(x.split(_BLOCK, 1), counts.split(_BLOCK, 1), strict=True):
+        total += values.float() @ weights.float().T
     return total / n
 
 
@@ -319,12 +319,6 @@ def _averages(log_q: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
 def _bound(off: Tensor, m: int) -> Tensor:
     """Return (R,) bounds on mean errors over m draws: the mean of (R, P) errors and three standard errors of it."""
     return off.mean(1).abs() + 3.0 * off.square().mean().sqrt() * math.sqrt(1.0 / off.shape[1] + 1.0 / m)
-
-
-def _blocks(n: int, like: Tensor) -> Iterator[slice]:
-    """Cut n images into blocks: as many as fit into a cache on a CPU, as many as fit into memory on a GPU."""
-    size = _BLOCK if like.is_cpu else 2**20
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 class _Mixtures:
@@ -359,8 +353,8 @@ class _Posteriors(NamedTuple):
     label: Tensor
     row: Tensor
 
-    def at(self, index: slice | Tensor) -> _Posteriors:
-        return _Posteriors(*(x[..., index] if isinstance(index, slice) else x.index_select(-1, index) for x in self))
+    def at(self, index: Tensor) -> _Posteriors:
+        return _Posteriors(*(x.index_select(-1, index) for x in self))
 
     def draws(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the step to the draw: sigma may be below the rounding error of the mean."""
@@ -448,25 +442,24 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
     values, size = mixtures.rows[-1] - 1, rows * cells
     bins = torch.zeros(values * size, dtype=torch.float64 if cpu else torch.int64, device=device)
-    for block in _blocks(len(of.mean), bins):
-        mean, log_var = of.mean[block].double(), of.log_var[block].double()
-        row = ((log_var - least) * (1.0 / height)).int().clamp_(max=rows - 1)
-        position = (mean - low).add_(margin).mul_(1.0 / spacing)
-        cell = position.floor()
-        f = position.sub_(cell)
-        s = log_var.exp().mul_(1.0 / spacing**2).sub_(variance.index_select(0, row))
-        second = f.square().add_(s)  # moments of N(f, s)
-        third = second.add(s, alpha=2.0).mul_(f)
-        above = (third - f).mul_(1.0 / 6.0)  # weights of the cells -1, 0, 1, 2: expectations of Lagrange's cubics
-        below = (second - f).mul_(0.5).sub_(above)
-        right = (f + below).sub_(above, alpha=2.0)
-        left = 1.0 - (below + right).add_(above)
-        weights = [w if cpu else (w * _WHOLE).round_().long() for w in (below, left, right, above)]
-        first = cell.long().add_(row, alpha=cells).sub_(1 + size)  # row 0 of the values has no bins
-        for value in of.row[1:, block]:
-            index = torch.add(first, value, alpha=size)
-            for shift, w in enumerate(weights):
-                bins[shift:].scatter_add_(0, index, w)
+    mean, log_var = of.mean.double(), of.log_var.double()
+    row = ((log_var - least) * (1.0 / height)).int().clamp_(max=rows - 1)
+    position = (mean - low).add_(margin).mul_(1.0 / spacing)
+    cell = position.floor()
+    f = position.sub_(cell)
+    s = log_var.exp().mul_(1.0 / spacing**2).sub_(variance.index_select(0, row))
+    second = f.square().add_(s)  # moments of N(f, s)
+    third = second.add(s, alpha=2.0).mul_(f)
+    above = (third - f).mul_(1.0 / 6.0)  # weights of the cells -1, 0, 1, 2: expectations of Lagrange's cubics
+    below = (second - f).mul_(0.5).sub_(above)
+    right = (f + below).sub_(above, alpha=2.0)
+    left = 1.0 - (below + right).add_(above)
+    weights = [w if cpu else (w * _WHOLE).round_().long() for w in (below, left, right, above)]
+    first = cell.long().add_(row, alpha=cells).sub_(1 + size)  # row 0 of the values has no bins
+    for value in of.row[1:]:
+        index = torch.add(first, value, alpha=size)
+        for shift, w in enumerate(weights):
+            bins[shift:].scatter_add_(0, index, w)
 
     bins = (bins if cpu else bins.double() * (1.0 / _WHOLE)).view(values, rows, cells)
     omega = torch.arange(cells // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / cells)
@@ -477,16 +470,14 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     torch.sum(spectra[a:b], 0, out=spectra[0])
     table = _log_table(spectra, nodes, length, (length / nodes / (per_sigma * spacing)) ** 2)
 
+    mean, step = at.draws()
+    position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
+    cell = position.floor()
+    f, cell = position.sub_(cell).float(), cell.long()
     out = torch.empty(at.row.shape, dtype=torch.float32, device=device)
-    for block in _blocks(out.shape[1], out):
-        draws = at.at(block)
-        mean, step = draws.draws()
-        position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
-        cell = position.floor()
-        f, cell = position.sub_(cell).float(), cell.long()
-        for x, row in zip(out, draws.row, strict=True):
-            entry = table.index_select(0, torch.add(cell, row, alpha=nodes))
-            torch.addcmul(entry.real, entry.imag, f, out=x[block])
+    for x, row in zip(out, at.row, strict=True):
+        entry = table.index_select(0, torch.add(cell, row, alpha=nodes))
+        torch.addcmul(entry.real, entry.imag, f, out=x)
     return out
 
 

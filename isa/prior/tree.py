@@ -41,7 +41,7 @@ class Node:
 
     p: float | Tensor
     children: tuple[Node | int, ...]
-    n_leaves: int = field(repr=False, compare=False)
+    n_leaves: int = field(repr=False, compare=False)  #: Number of leaves, n.
     height: int = field(repr=False, compare=False)  #: Largest number of inner nodes above a leaf.
     exponents: tuple[Any, ...] = field(repr=False, compare=False)  #: Numbers or tensors, of all :meth:`nodes`.
     structure: tuple[Any, ...] = field(repr=False, compare=False)  #: Children as nested tuples of numbers of leaves.
