@@ -135,7 +135,7 @@ def _block(
 
 
 # Computing densities twice, for the sums over images and over samples, is faster than storing them.
-_options = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 100}
+_options: dict[str, Any] = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 100}
 _options |= {"cpp.enable_floating_point_contract_flag": "fast"}
 _compiled_block = Compiled(_block, "the total correlation", options=_options)
 
@@ -164,14 +164,14 @@ def _of_one_model(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: f
 def _operator(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the total correlation (...), its gradient (..., 3, B, D) and the batch mean of log q(z) (...)."""
     *stack, b, d = z.shape
-    inputs = [tensor.reshape(-1, b, d) for tensor in (z, mean, log_var)]
+    z, mean, log_var = (tensor.reshape(-1, b, d) for tensor in (z, mean, log_var))
     if z.is_cuda and z.dtype == torch.float32 and kernels.available():
-        joint, marginals, gradient = kernels.total_correlation(*inputs, own, other)
+        joint, marginals, gradient = kernels.total_correlation(z, mean, log_var, own, other)
     else:
-        results = [_of_one_model(*tensors, own, other) for tensors in zip(*inputs, strict=True)]
-        joint, marginals, gradient = (torch.stack(parts) for parts in zip(*results, strict=True))
-    results = joint - marginals.sum(-1), gradient, joint
-    return tuple(result.reshape((*stack, *result.shape[1:])) for result in results)
+        models = [_of_one_model(*tensors, own, other) for tensors in zip(z, mean, log_var, strict=True)]
+        joint, marginals, gradient = (torch.stack(parts) for parts in zip(*models, strict=True))
+    correlation = joint - marginals.sum(-1)
+    return correlation.reshape(stack), gradient.reshape(*stack, 3, b, d), joint.reshape(stack)
 
 
 @_operator.register_fake
@@ -185,7 +185,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, upstream: Tensor | None, second: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor, second: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if second is not None:
         raise RuntimeError("the total correlation can be differentiated only once")
     return *(upstream[..., None, None, None] * ctx.saved_tensors[0]).unbind(-3), None, None

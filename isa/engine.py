@@ -59,10 +59,10 @@ class Feed:
         self.batches = 2 if self.run.base == "factor-vae" else 1
         size = 2 * len({run.seed for run in runs})  # of this epoch and the next
         self._order = lru_cache(size)(lambda epoch, seed: _drawing.submit(dataset.epoch, epoch, seed=seed))
-        self._draw = lru_cache(maxsize=2)(self._draw)
+        self._chunk = lru_cache(maxsize=2)(self._draw)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return indices (batches, P, B), noise (batches, P, B, D) and, for FactorVAE, permutations (P, B, D)."""
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return indices (batches, P, B), noise (batches, P, B, D) and permutations (P, B, D), else (P, 0)."""
         epoch, first = divmod(step, self.per_epoch)
         numbers = (first, (first + (self.per_epoch + 1) // 2) % self.per_epoch)[: self.batches]
         batches = [slice(number * self.run.batch_size, (number + 1) * self.run.batch_size) for number in numbers]
@@ -70,9 +70,10 @@ class Feed:
         now, _ = ([self._order(number, run.seed) for run in self.runs] for number in (epoch, epoch + 1))
         index = torch.stack([torch.stack([order.result()[batch] for order in now]) for batch in batches])
         chunk, offset = divmod(step, _CHUNK)
-        noise = self._draw(torch.randn, _NOISE, self.batches, chunk)[offset]
-        order = self._draw(torch.rand, _PERMUTATION, 1, chunk)[offset, 0].argsort(1) if self.batches == 2 else None
-        return index, noise, order
+        noise = self._chunk(torch.randn, _NOISE, self.batches, chunk)[offset]
+        if self.batches == 1:
+            return index, noise, index.new_empty(len(self.runs), 0)
+        return index, noise, self._chunk(torch.rand, _PERMUTATION, 1, chunk)[offset, 0].argsort(1)
 
     def _draw(self, function: Callable[..., Tensor], stream: int, batches: int, chunk: int) -> Tensor:
         shape, device = (_CHUNK, batches, self.run.batch_size, self.run.latent_dim), self.dataset.device
@@ -99,7 +100,7 @@ TERMS = {
 
 
 def losses(
-    networks: Networks, run: Run, images: int, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor | None
+    networks: Networks, run: Run, images: int, beta: Tensor, x: Tensor, noise: Tensor, order: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the loss, summed over runs, and all terms (P, T), for x (batches, P, B, C, H, W).
 
@@ -121,7 +122,7 @@ def losses(
             permuted = networks.sample(x[1], noise[1])[0].gather(-2, order)
         answers = [discriminator(codes.detach().to(networks.dtype)) for codes in (z, permuted)]
         terms.append(objectives.discriminator_loss(*answers))
-    total = terms[0].sum() + (terms[-1].sum() if order is not None else 0)
+    total = terms[0].sum() + (terms[-1].sum() if run.base == "factor-vae" else 0)
     if networks.prior.learned:
         terms += networks.prior.exponents()[:, 1:].unbind(1)
     return total, torch.stack(terms, 1).detach()
@@ -144,7 +145,7 @@ def fused_adam(tensors: list[tuple[Tensor, ...]], rate: float, taken: Tensor, be
     """Take the same step with PyTorch's fused kernel, the faster one on a CPU without a compiler."""
     parameters, gradients, values, means, squares = map(list, zip(*tensors, strict=True))
     gradients, steps = [gradient.float() for gradient in gradients], [taken.float()] * len(gradients)
-    options = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
+    options: dict[str, Any] = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "eps": 1e-8, "weight_decay": 0}
     torch._fused_adam_(values, gradients, means, squares, [], steps, **options, amsgrad=False, maximize=False)
     torch._foreach_copy_(parameters, values)
 
@@ -163,11 +164,12 @@ class Pack:
     def __init__(self, runs: Sequence[Run], dataset: FactorDataset, compile: bool = False) -> None:
         run = self.run = runs[0]
         self.dataset, self.device = dataset, dataset.device
-        self.losses, self.adam = map(_compiled, (losses, adam)) if compile else (losses, adam)
+        self.losses: Callable[..., tuple[Tensor, Tensor]] = _compiled(losses) if compile else losses
+        self.adam: Callable[..., None] = _compiled(adam) if compile else adam
         self.networks = build_networks(runs, dataset.image_shape[0]).to(self.device)
         self.parameters = dict(self.networks.named_parameters())
-        learned = len(run.tree.exponents) - 1 if run.learn_exponents else 0
-        self.names = [*TERMS[run.base], *(f"exponent_{node + 1}" for node in range(learned))]
+        learned = run.tree.exponents[1:] if run.tree and run.learn_exponents else ()
+        self.names = [*TERMS[run.base], *(f"exponent_{node}" for node, _ in enumerate(learned, 1))]
         self.beta = torch.zeros(len(runs), device=self.device)
         self.taken = torch.zeros((), dtype=torch.float64, device=self.device)  # steps, on the device
         self.curve = torch.zeros(len(runs), run.total_steps, len(self.names), device=self.device)
@@ -205,7 +207,7 @@ class Pack:
         self.taken.fill_(step)
         self.step = step
 
-    def update(self, index: Tensor, noise: Tensor, order: Tensor | None) -> Tensor:
+    def update(self, index: Tensor, noise: Tensor, order: Tensor) -> Tensor:
         """Take one training step: images, losses, gradients, Adam. Return the terms (P, T) before the update."""
         x = self.images(index)
         total, terms = self.losses(self.networks, self.run, len(self.dataset), self.beta, x, noise, order)
@@ -245,12 +247,11 @@ class Pack:
             torch.cuda.current_stream(self.device).wait_stream(stream)
         else:
             if self.graph is None:
-                self.graph, self.inputs = torch.cuda.CUDAGraph(), [x if x is None else x.clone() for x in inputs]
+                self.graph, self.inputs = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
                 with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # another thread may evaluate
                     self.outputs = self.update(*self.inputs)
             for static, value in zip(self.inputs, inputs, strict=True):
-                if static is not None:
-                    static.copy_(value)
+                static.copy_(value)
             self.graph.replay()
             terms = self.outputs
         self.curve[:, self.step] = terms
@@ -296,14 +297,14 @@ class Pack:
 
         Gradients are compared network by network. Those of single parameters may be of the size of rounding errors.
         """
-        index, *inputs = self.feed(self.step)
-        inputs, both = [len(self.dataset), self.beta, self.images(index), *inputs], []
+        index, noise, order = self.feed(self.step)
+        inputs, both = [self.beta, self.images(index), noise, order], []
         for dtype, function in ((self.networks.dtype, self.losses), (torch.float64, losses)):
             networks = copy.deepcopy(self.networks)  # a copy, for the statistics of a normalisation
             if dtype == torch.float64:
                 networks, networks.dtype = networks.double(), dtype
-                inputs = [x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs]
-            total, terms = function(networks, self.run, *inputs)
+                inputs = [x.double() if x.is_floating_point() else x for x in inputs]
+            total, terms = function(networks, self.run, len(self.dataset), *inputs)
             groups = {"loss": [terms[:, 0].double()]}
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
                 groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
@@ -414,7 +415,7 @@ def fit(
     for (passed, start), group in sorted(groups.items()):
         ends = sorted({run.total_steps for run in group})
         pack = _pack([run for run in group if run.total_steps == ends[-1]], dataset, compile)
-        seconds = saved = pack.restore(checkpoints, start) if start else 0.0
+        seconds = saved = pack.restore(checkpoints, start) if start and checkpoints else 0.0
         diverged: list[int | None] = [None]
         title = pack.run.key if len(pack.runs) == 1 else f"{len(pack.runs)} runs"
         disable = None if progress is None else not progress  # None: where stderr is not a terminal

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -45,6 +45,10 @@ class Evaluation:
     def active(self) -> Tensor:
         """(D,) True for latents whose posterior mean has a variance over images above 0.01."""
         return mig.active_units(self.mean)
+
+    def cpu(self) -> Evaluation:
+        """Return the evaluation with all tensors on the CPU."""
+        return Evaluation(self.log_likelihood.cpu(), self.kl.cpu(), self.mean.cpu(), self.log_var.cpu(), self.mig)
 
 
 def stack_networks(runs: Sequence[Run], vaes: Sequence[models.VAE], trees: Sequence[Node | None]) -> Networks:
@@ -84,25 +88,23 @@ def evaluate(
         fit[:, index] = likelihood(logits, x)
         kl[:, index] = objectives.kl_monte_carlo(z, mean[:, index], log_var[:, index], prior)
     usable = (log_var.abs().flatten(1).amax(1) <= _LOG_VAR_LIMIT) & (fit + kl).isfinite().all(1)
-    evaluations = []
-    for run, *tensors, finite in zip(runs, fit, kl, mean, log_var, usable.tolist(), strict=True):
-        gap = _gap(run, dataset, *tensors[2:]) if finite else None
+    evaluations: list[Evaluation | None] = []
+    for i, (run, finite) in enumerate(zip(runs, usable.tolist(), strict=True)):
+        gap = _gap(run, dataset, mean[i], log_var[i]) if finite else None
         if gap is None:
             _logger.warning("%s cannot be measured: its posteriors or reconstructions are out of bounds", run.key)
-        evaluations.append(gap and Evaluation(*tensors, gap))
+        evaluations.append(None if gap is None else Evaluation(fit[i], kl[i], mean[i], log_var[i], gap))
     return evaluations
 
 
 def _gap(run: Run, dataset: FactorDataset, mean: Tensor, log_var: Tensor) -> mig.MutualInformationGap | None:
     """Return the mutual information of latents and factors; None if it is not finite."""
-    sizes, scored = dataset.factor_sizes, DEFAULTS[run.dataset].scored
-    unscored = [f for f, size in enumerate(sizes) if size > 1 and scored and f not in scored]
-    options = {"factors": scored, "unscored": unscored, "subsample": 10_000}
-    generator = run.generator(dataset.device, _MIG)
-    gap = mig.mutual_information_gap(mean, log_var, sizes, **options, generator=generator)
+    sizes, scored, source = dataset.factor_sizes, DEFAULTS[run.dataset].scored, run.generator(dataset.device, _MIG)
+    others = [f for f, size in enumerate(sizes) if size > 1 and scored and f not in scored]
+    gap = mig.mutual_information_gap(mean, log_var, sizes, scored, generator=source, unscored=others, subsample=10_000)
     sums = [x.sum().item() for x in (gap.mutual_information, gap.conditional_entropy, gap.unscored_mutual_information)]
-    finite = np.isfinite([gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score, *sums]).all()
-    return gap if finite else None
+    numbers = gap.score, gap.standard_error, gap.error_bound, gap.subsampled_score or 0.0, *sums
+    return gap if all(map(math.isfinite, numbers)) else None
 
 
 def subspaces(run: Run) -> list[list[int]] | None:
@@ -110,11 +112,12 @@ def subspaces(run: Run) -> list[list[int]] | None:
 
     A prior without subspaces is compared by the default layout of the data set, if the number of latents agrees.
     """
-    within = run.tree is not None and max(run.tree.sizes) > 1
-    sizes = run.tree.sizes if within else DEFAULTS[run.dataset].subspaces
+    sizes = [] if run.tree is None else run.tree.sizes
+    if max(sizes, default=1) == 1:
+        sizes = [*DEFAULTS[run.dataset].subspaces]
     if len(sizes) < 2 or sum(sizes) != run.latent_dim:
         return None
-    return [group.tolist() for group in torch.arange(run.latent_dim).split(list(sizes))]
+    return [group.tolist() for group in torch.arange(run.latent_dim).split(sizes)]
 
 
 def measurements(evaluation: Evaluation, run: Run, dataset: FactorDataset) -> dict[str, Any]:
@@ -145,8 +148,8 @@ def measurements(evaluation: Evaluation, run: Run, dataset: FactorDataset) -> di
     if (groups := subspaces(run)) is not None:
         source = run.generator("cpu", _SUBSPACES)
         random = random_groupings([len(group) for group in groups], _GROUPINGS[dataset.device.type], source)
-        options = {"n_draws": min(_DRAWS, len(dataset)), "generator": source}
-        joint = subspace_information(evaluation.mean, evaluation.log_var, [groups, *random], sizes, **options)
+        codes, draws = (evaluation.mean, evaluation.log_var), min(_DRAWS, len(dataset))
+        joint = subspace_information(*codes, [groups, *random], sizes, draws, source)
         own, *others = joint.mutual_information
         ranked = torch.stack(others).sort(-1, descending=True).values
         record |= {

@@ -29,7 +29,7 @@ draws give the error bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
-from torch.nn.functional import pad, threshold_
+from torch.nn.functional import pad
 
 from isa.disentanglement import Disentanglement, disentanglement
 from isa.subspaces import as_posteriors, as_tensor, factor_labels, log_sums, map_in_threads
@@ -55,7 +55,7 @@ _EXACT_PAIRS, _LEAF_PAIRS = 2**22, 2**16  # draws times posteriors that are summ
 _RARE = 32  # values of fewer images are summed directly
 _CHECKED, _MOST_CHECKED, _CHECKED_PAIRS = 4, 64, 3 * 2**20  # draws compared with direct sums: more if N is small
 _WHOLE = 2**30  # weights of a posterior on a GPU, which sums whole numbers
-_BLOCK = 2**15  # images processed at once on a CPU: temporary arrays stay in the cache
+_BLOCK = 2**15  # images that are resampled at once
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -162,62 +162,59 @@ def mutual_information_gap(
     labels = [torch.zeros_like(every[0]), *(every[f] for f in (*scored, *unscored))]
     mixtures, kept, m = _Mixtures(labels, device), 1 + len(scored), min(n, n_samples or n)
     source = device if generator is None else generator.device
-    wide = torch.float32 if source.type == "mps" else torch.float64
-    noise = torch.randn(len(used), n, dtype=wide, device=source, generator=generator).to(device)
-    members = draws = fewer = None
+    noise = torch.randn(len(used), n, dtype=torch.float64, device=source, generator=generator).to(device)
     other = torch.Generator("cpu").manual_seed((generator or torch).initial_seed() ^ 0x5EED)
-    if m < n or subsample is not None or groups is not None:  # images by mixture: all, those drawn, those subsampled
+    sampler = fewer = counts = None
+    members: list[list[Tensor]] = []  # images by mixture, and by the factor's value
+    draws: list[list[Tensor]] = []  # those that are drawn
+    if m < n or subsample is not None or groups is not None:
         members = [mixtures.members(r) for r in range(len(labels))]
-        draws = [[_choose(x, m, generator) for x in values] for values in members[:kept]]
+        draws = _choose(members[:kept], m, generator)
         if subsample is not None:
-            fewer = [[_choose(x, subsample, other, always=True) for x in values] for values in draws]
-            fewer = _weights(members, fewer, n)
-        draws += [[_choose(x, m, other) for x in values] for values in members[kept:]]
-    sampler = _weights(members, draws, n) if m < n else None
+            fewer = _weights(members, _choose(draws, subsample, other, always=True), n)
+        draws += _choose(members[kept:], m, other)
+        sampler = _weights(members, draws, n) if m < n else None
+    if resamples and m == n:
+        counts = _resample(n, resamples, other).to(device)
     checked = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    counts = None if m < n or not resamples else _resample(n, resamples, other).to(device)
     checked = checked[: max(_CHECKED, min(_MOST_CHECKED, _CHECKED_PAIRS // n))].to(device)
 
     def estimate(column: list[int]) -> tuple[Tensor, ...]:
         """Return entropies (R,), squared errors of the information, error bounds of both, then
         entropies from fewer draws and information of resamples."""
-        (j, *others), off = column, noise.new_zeros(len(labels), 1, dtype=torch.float64)
-        q = _Posteriors(mean[j], log_var[j], noise[j].double(), mixtures.label, mixtures.row)
-        if others:
-            q, x = None, noise.new_zeros(len(labels), n, dtype=torch.float64)
-            for total, images, drawn in zip(x, members, draws, strict=True):
-                for of, at in zip(images, drawn, strict=True):
-                    posteriors, points = ([y[column][:, i] for y in (mean, log_var)] for i in (of, at))
-                    points.append(noise[column][:, at])
-                    total[at] = log_sums(posteriors, points, [range(len(column))])[0, :, 0]
-        elif n * n <= _EXACT_PAIRS:
-            x = _direct(q, q)
+        off = noise.new_zeros(len(labels), 1)
+        if len(column) > 1:
+            log_q = _joint(mean[column], log_var[column], noise[column], members, draws)
         else:
-            x, at = _fast(q, mixtures), q.at(checked)
-            off = torch.maximum(x[:, checked].double(), at.own()) - _direct(q, at)
-        averages = _averages(x, mixtures.log_n, q)
-        subsampled = x.new_empty(0) if fewer is None else _sampled_averages(x, fewer)[0]
-        resampled = x.new_empty(0) if counts is None else _reweighted(x[1:kept] - x[0], counts)
-        averages = averages if sampler is None else _sampled_averages(x, sampler)
-        return *averages, _bound(off, m), _bound(off[1:] - off[0], m), subsampled, resampled
+            (j,) = column
+            q = _Posteriors(mean[j], log_var[j], noise[j], mixtures.label, mixtures.row)
+            exact = n * n <= _EXACT_PAIRS
+            log_q = (_direct(q, q) if exact else _fast(q, mixtures)).double()
+            torch.maximum(log_q, q.own(), out=log_q)  # the sum contains the draw's own posterior
+            off = off if exact else log_q[:, checked] - _direct(q, q.at(checked))
+        log_q -= mixtures.log_n
+        subsampled = log_q.new_empty(0) if fewer is None else _averages(log_q, fewer)[0]
+        resampled = log_q.new_empty(0) if counts is None else _reweighted(log_q[1:kept] - log_q[0], counts)
+        return *_averages(log_q, sampler), _bound(off, m), _bound(off[1:] - off[0], m), subsampled, resampled
 
     rows = zip(*map_in_threads(estimate, columns, mean), strict=True)
-    entropies, variances, errors, moves, subsampled, resampled = (torch.stack(x, 1).cpu() for x in rows)
+    entropies, variances, errors, moves, fewer_entropies, resampled = (torch.stack(x, 1).cpu() for x in rows)
     f, size = kept - 1, math.log(n) - mixtures.log_n[1:kept].mean(1).cpu()  # entropies of the factors
     information = (entropies[0] - entropies[1:]).clamp(min=0.0)
-    gaps, best = _gap(information[:f]) / size, information[:f].argsort(dim=1, descending=True)[:, :2]
+    gaps, best = _gaps(information[:f], size), information[:f].argsort(dim=1, descending=True)[:, :2]
     gap_errors = variances[:f].gather(1, best).sum(1).sqrt() / size
     bounds = 2.0 * moves[:f].amax(1) / size  # sorted entries move by no more than the largest move
-    subsampled = None if fewer is None else float((_gap((subsampled[0] - subsampled[1:]).clamp(min=0.0)) / size).mean())
-    if counts is None:
-        resampled = None
-    else:  # (F, K, B)
+    score_of_fewer = resampled_gaps = None
+    if fewer is not None:
+        score_of_fewer = float(_gaps(fewer_entropies[0] - fewer_entropies[1:], size).mean())
+    if counts is not None:
         sizes = math.log(n) - _reweighted(mixtures.log_n[1:kept], counts).cpu()
-        resampled = (_gap(resampled.clamp(min=0.0).transpose(1, 2)) / sizes).T
+        resampled_gaps = _gaps(resampled.transpose(1, 2), sizes).T
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
-    rest = information[f:], subsampled, resampled, size
-    return MutualInformationGap(*values, *spread, scored, tuple(unscored), *rest)
+    rest = scored, tuple(unscored), information[f:], score_of_fewer, resampled_gaps, size
+    fields = *values, *spread, *rest
+    return MutualInformationGap(*fields)
 
 
 def mutual_information_gap_binned(
@@ -239,15 +236,15 @@ def mutual_information_gap_binned(
     low, high = mean.amin(0), mean.amax(0)
     code = ((mean - low) / torch.where(high > low, high - low, 1.0) * bins).long().clamp(max=bins - 1)
     code += bins * torch.arange(k, device="cpu")  # every latent has its own bins
-    information, sizes = [], []
+    rows, sizes = [], []
     for label in (labels[f] for f in scored):
         index, count = (code + bins * k * label[:, None]).flatten(), int(label.max()) + 1
         joint = index.bincount(minlength=count * k * bins).view(count, k, bins).double() / n
         of_code, of_both = (torch.special.entr(p).sum((0, -1)) for p in (joint.sum(0, keepdim=True), joint))
         sizes.append(torch.special.entr(joint[:, 0].sum(-1)).sum())
-        information.append((of_code + sizes[-1] - of_both).clamp(min=0.0))
-    information = torch.stack(information)
-    return float((_gap(information) / torch.stack(sizes)).mean()), information
+        rows.append((of_code + sizes[-1] - of_both).clamp(min=0.0))
+    information = torch.stack(rows)
+    return float(_gaps(information, torch.stack(sizes)).mean()), information
 
 
 def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
@@ -255,19 +252,30 @@ def active_units(mean: Tensor, threshold: float = 1e-2) -> Tensor:
     return as_tensor(mean).detach().to(torch.float64).var(0, correction=0) > threshold
 
 
-def _gap(information: Tensor) -> Tensor:
-    """Return the (...) difference between the two largest entries of each row of (..., K)."""
-    return -pad(information, (0, 1)).topk(2, dim=-1).values.diff()[..., 0]
+def _gaps(information: Tensor, entropy: Tensor) -> Tensor:
+    """Return the gaps (...) of information (..., K) with factors of this entropy (...)."""
+    return -pad(information.clamp(min=0.0), (0, 1)).topk(2, dim=-1).values.diff()[..., 0] / entropy
 
 
 def _order(labels: list[Tensor], mean: Tensor, log_var: Tensor) -> Tensor:
     """Return the images in C order of their factors, those with equal factors in an order that their posteriors set."""
-    keys = torch.stack(labels).flip(0).numpy()
-    order = np.lexsort(keys)
-    if (np.diff(keys[:, order]) == 0).all(0).any():
-        posteriors = torch.cat([mean, log_var], 1).double().cpu().numpy()
-        order = np.lexsort([(posteriors * np.sin(np.arange(1.0, posteriors.shape[1] + 1.0))).sum(1), *keys])
-    return torch.from_numpy(order)
+    posteriors = torch.cat([mean, log_var], 1).double().cpu().numpy()
+    ties = posteriors @ np.sin(np.arange(1.0, posteriors.shape[1] + 1.0))
+    return torch.from_numpy(np.lexsort([ties, *torch.stack(labels).flip(0).numpy()]))
+
+
+def _choose(
+    mixtures: list[list[Tensor]], count: int, generator: torch.Generator | None, always: bool = False
+) -> list[list[Tensor]]:
+    """Return ``count`` random images of each value; ``always``: use random numbers even if these are all."""
+
+    def choose(images: Tensor) -> Tensor:
+        if count >= len(images) and not always:
+            return images
+        source = images.device if generator is None else generator.device
+        return images[torch.randperm(len(images), generator=generator, device=source)[:count].to(images.device)]
+
+    return [[choose(images) for images in values] for values in mixtures]
 
 
 def _weights(members: list[list[Tensor]], draws: list[list[Tensor]], n: int) -> Tensor:
@@ -287,50 +295,30 @@ def _resample(n: int, count: int, generator: torch.Generator) -> Tensor:
 
 def _reweighted(x: Tensor, counts: Tensor) -> Tensor:
     """Return the (R, B) means of x, (R, N), over images of which B resamples contain these counts, (B, N)."""
-    n = x.shape[1]
-    return sum((x[:, block].float() @ counts[:, block].float().T).double() for block in _blocks(n, x)) / n
+    n, total = x.shape[1], x.new_zeros(len(x), len(counts), dtype=torch.float64)
+    for values, weights in zip(x.split(_BLOCK, 1), counts.split(_BLOCK, 1), strict=True):
+        total += values.float() @ weights.float().T
+    return total / n
 
 
-def _choose(images: Tensor, count: int, generator: torch.Generator | None, always: bool = False) -> Tensor:
-    """Return ``count`` random images; ``always``: use random numbers even if these are all."""
-    if not always and count >= len(images):
-        return images
-    source = images.device if generator is None else generator.device
-    return images[torch.randperm(len(images), generator=generator, device=source)[:count].to(images.device)]
+def _averages(log_q: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return entropies (R,) and squared errors of the information (R - 1,) from log densities (R, N) at draws.
 
-
-def _averages(x: Tensor, log_n: Tensor, q: _Posteriors | None) -> tuple[Tensor, Tensor]:
-    """Return entropies (R,) and squared errors (R - 1,), and turn the log sums x (R, N) into log densities."""
-    n, total = x.shape[1], x.new_zeros(len(x), dtype=torch.float64)
-    moves = x.new_zeros(2, len(x) - 1, dtype=torch.float64)  # H(z) and H(z | v) use the same draws
-    for block in _blocks(n, x):
-        values = x[:, block].double()
-        if q is not None:  # the sum contains the draw's own posterior
-            values = torch.maximum(values, q.at(block).own())
-        x[:, block] = values.sub_(log_n[:, block])
-        total += values.sum(1)
-        moves += torch.stack([(difference := values[1:] - values[0]).sum(1), difference.square().sum(1)])
-    mean, square = moves / n
-    return -total / n, (square - mean.square()).clamp(min=0.0) / (n - 1 if n > 1 else math.nan)
-
-
-def _sampled_averages(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return entropies and squared errors from log densities at drawn images, with weights (R, N) that add up to 1."""
-    x, m = x[: len(weights)].double(), (weights > 0).sum(1)
-    entropy = -(weights * x).sum(1)
-    variance = (weights * (x + entropy[:, None])).square().sum(1) * m / (m - 1)  # NaN for one draw
+    Weights (R, N) add up to 1, and are zero for images that were not drawn; None for equal ones.
+    """
+    if weights is None:  # H(z) and H(z | v) use the same draws
+        n, moves = log_q.shape[1], log_q[1:] - log_q[0]
+        variance = (moves.square().mean(1) - moves.mean(1).square()).clamp(min=0.0)
+        return -log_q.mean(1), variance / (n - 1 if n > 1 else math.nan)
+    log_q, m = log_q[: len(weights)], (weights > 0).sum(1)
+    entropy = -(weights * log_q).sum(1)
+    variance = (weights * (log_q + entropy[:, None])).square().sum(1) * m / (m - 1)  # NaN for one draw
     return entropy, variance[1:] + variance[0]
 
 
 def _bound(off: Tensor, m: int) -> Tensor:
     """Return (R,) bounds on mean errors over m draws: the mean of (R, P) errors and three standard errors of it."""
     return off.mean(1).abs() + 3.0 * off.square().mean().sqrt() * math.sqrt(1.0 / off.shape[1] + 1.0 / m)
-
-
-def _blocks(n: int, like: Tensor) -> Iterator[slice]:
-    """Cut n images into blocks: as many as fit into a cache on a CPU, as many as fit into memory on a GPU."""
-    size = _BLOCK if like.is_cpu else 2**20
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 class _Mixtures:
@@ -365,8 +353,8 @@ class _Posteriors(NamedTuple):
     label: Tensor
     row: Tensor
 
-    def at(self, index: slice | Tensor) -> _Posteriors:
-        return _Posteriors(*(x[..., index] if isinstance(index, slice) else x.index_select(-1, index) for x in self))
+    def at(self, index: Tensor) -> _Posteriors:
+        return _Posteriors(*(x.index_select(-1, index) for x in self))
 
     def draws(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the step to the draw: sigma may be below the rounding error of the mean."""
@@ -383,10 +371,23 @@ def _direct(of: _Posteriors, at: _Posteriors) -> Tensor:
     return log_sums((of.mean[None], of.log_var[None]), draws, [[0]], (of.label[1:], at.label[1:]))[:, :, 0]
 
 
+def _joint(
+    mean: Tensor, log_var: Tensor, noise: Tensor, members: list[list[Tensor]], draws: list[list[Tensor]]
+) -> Tensor:
+    """Return (R, N) logs of the sums of joint densities of latents (K, N) at the draws, directly."""
+    out = torch.zeros(len(draws), mean.shape[1], dtype=torch.float64, device=mean.device)
+    for row, images, drawn in zip(out, members, draws, strict=True):
+        for of, at in zip(images, drawn, strict=True):
+            points = mean[:, at], log_var[:, at], noise[:, at]
+            row[at] = log_sums((mean[:, of], log_var[:, of]), points, [range(len(mean))])[0, :, 0]
+    return out
+
+
 def _fast(q: _Posteriors, mixtures: _Mixtures) -> Tensor:
     """Return (R, N) logs of the sums of densities at all draws."""
-    out, parts = None, [(q, q, None)]  # posteriors, draws that may be in their reach, the draws' images
-    while parts:
+    out = torch.full(q.label.shape, -math.inf, dtype=torch.float32, device=q.mean.device)
+    parts: list[tuple[_Posteriors, _Posteriors, Tensor | None]] = [(q, q, None)]
+    while parts:  # posteriors, draws that may be in their reach, the draws' images
         of, at, images = parts.pop()
         mean, log_var = of.mean.double(), of.log_var.double()
         extent = low, high, least, most = torch.stack([*mean.aminmax(), *log_var.aminmax()]).tolist()
@@ -416,7 +417,6 @@ def _fast(q: _Posteriors, mixtures: _Mixtures) -> Tensor:
         if images is None:
             out = sums
         else:
-            out = mean.new_full(q.label.shape, -math.inf, dtype=torch.float32) if out is None else out
             out[:, images] = torch.logaddexp(out[:, images], sums.float())
     for r, rare in enumerate(mixtures.rare):
         for start in range(0, len(rare), 256):  # sorted by value, so all with the same value are near
@@ -442,25 +442,24 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     # Weights on the cells, for every value of every factor; whole numbers on a GPU, which adds in any order
     values, size = mixtures.rows[-1] - 1, rows * cells
     bins = torch.zeros(values * size, dtype=torch.float64 if cpu else torch.int64, device=device)
-    for block in _blocks(len(of.mean), bins):
-        mean, log_var = of.mean[block].double(), of.log_var[block].double()
-        row = ((log_var - least) * (1.0 / height)).int().clamp_(max=rows - 1)
-        position = (mean - low).add_(margin).mul_(1.0 / spacing)
-        cell = position.floor()
-        f = position.sub_(cell)
-        s = log_var.exp().mul_(1.0 / spacing**2).sub_(variance.index_select(0, row))
-        second = f.square().add_(s)  # moments of N(f, s)
-        third = second.add(s, alpha=2.0).mul_(f)
-        above = (third - f).mul_(1.0 / 6.0)  # weights of the cells -1, 0, 1, 2: expectations of Lagrange's cubics
-        below = (second - f).mul_(0.5).sub_(above)
-        right = (f + below).sub_(above, alpha=2.0)
-        left = 1.0 - (below + right).add_(above)
-        weights = [w if cpu else (w * _WHOLE).round_().long() for w in (below, left, right, above)]
-        first = cell.long().add_(row, alpha=cells).sub_(1 + size)  # row 0 of the values has no bins
-        for value in of.row[1:, block]:
-            index = torch.add(first, value, alpha=size)
-            for shift, w in enumerate(weights):
-                bins[shift:].scatter_add_(0, index, w)
+    mean, log_var = of.mean.double(), of.log_var.double()
+    row = ((log_var - least) * (1.0 / height)).int().clamp_(max=rows - 1)
+    position = (mean - low).add_(margin).mul_(1.0 / spacing)
+    cell = position.floor()
+    f = position.sub_(cell)
+    s = log_var.exp().mul_(1.0 / spacing**2).sub_(variance.index_select(0, row))
+    second = f.square().add_(s)  # moments of N(f, s)
+    third = second.add(s, alpha=2.0).mul_(f)
+    above = (third - f).mul_(1.0 / 6.0)  # weights of the cells -1, 0, 1, 2: expectations of Lagrange's cubics
+    below = (second - f).mul_(0.5).sub_(above)
+    right = (f + below).sub_(above, alpha=2.0)
+    left = 1.0 - (below + right).add_(above)
+    weights = [w if cpu else (w * _WHOLE).round_().long() for w in (below, left, right, above)]
+    first = cell.long().add_(row, alpha=cells).sub_(1 + size)  # row 0 of the values has no bins
+    for value in of.row[1:]:
+        index = torch.add(first, value, alpha=size)
+        for shift, w in enumerate(weights):
+            bins[shift:].scatter_add_(0, index, w)
 
     bins = (bins if cpu else bins.double() * (1.0 / _WHOLE)).view(values, rows, cells)
     omega = torch.arange(cells // 2 + 1, dtype=torch.float64, device=device) * (2.0 * math.pi / cells)
@@ -471,16 +470,14 @@ def _grid(of: _Posteriors, at: _Posteriors, extent: Sequence[float], finer: int,
     torch.sum(spectra[a:b], 0, out=spectra[0])
     table = _log_table(spectra, nodes, length, (length / nodes / (per_sigma * spacing)) ** 2)
 
+    mean, step = at.draws()
+    position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
+    cell = position.floor()
+    f, cell = position.sub_(cell).float(), cell.long()
     out = torch.empty(at.row.shape, dtype=torch.float32, device=device)
-    for block in _blocks(out.shape[1], out):
-        draws = at.at(block)
-        mean, step = draws.draws()
-        position = (mean - low).add_(step).add_(margin).mul_(nodes / length).clamp_(0.0, nodes - 2.0)
-        cell = position.floor()
-        f, cell = position.sub_(cell).float(), cell.long()
-        for x, row in zip(out, draws.row, strict=True):
-            entry = table.index_select(0, torch.add(cell, row, alpha=nodes))
-            torch.addcmul(entry.real, entry.imag, f, out=x[block])
+    for x, row in zip(out, at.row, strict=True):
+        entry = table.index_select(0, torch.add(cell, row, alpha=nodes))
+        torch.addcmul(entry.real, entry.imag, f, out=x)
     return out
 
 
@@ -492,7 +489,7 @@ def _log_table(spectrum: Tensor, nodes: int, length: float, curvature: float) ->
     """
     density = torch.fft.irfft(spectrum, n=nodes)  # (V, nodes)
     peak = density.amax(1, keepdim=True).clamp_(min=1e-300)
-    log = threshold_(density.div_(peak), _FLOOR, 1e-300).log_()
+    log = torch.threshold_(density.div_(peak), _FLOOR, 1e-300).log_()
     log += peak.log_() + math.log(nodes / length)
     second = log.roll(1, -1).add_(log.roll(-1, -1)).sub_(log, alpha=2.0)
     log -= second.clamp_(-curvature, 8.0 * curvature).mul_(1.0 / 12.0)

@@ -17,10 +17,11 @@ Parameters and buffers keep their names and get a leading dimension P. No operat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,8 @@ class VAE(nn.Module):
 
 def _perceptron(*widths: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Return linear layers of these widths with activations between them."""
-    return nn.Sequential(*(layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())))[:-1]
+    layers = [layer for ends in pairwise(widths) for layer in (nn.Linear(*ends), activation())]
+    return nn.Sequential(*layers[:-1])
 
 
 class Discriminator(nn.Sequential):
@@ -123,10 +125,10 @@ def conv(latent_dim: int, channels: int) -> VAE:
     normalisation. The decoder is its mirror.
     """
 
-    def normalised(layers: list[nn.Module]) -> list[nn.Module]:
+    def normalised(layers: Sequence[nn.Conv2d | nn.ConvTranspose2d]) -> list[nn.Module]:
         return [part for layer in layers for part in (layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU())]
 
-    half = {"kernel_size": 4, "stride": 2, "padding": 1}
+    half: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1}
     down = [nn.Conv2d(*ends, **half) for ends in pairwise([channels, 32, 32, 64, 64])] + [nn.Conv2d(64, 512, 4)]
     encoder = nn.Sequential(*normalised(down), nn.Conv2d(512, 2 * latent_dim, 1), nn.Flatten())
     up = [nn.ConvTranspose2d(latent_dim, 512, 1), nn.ConvTranspose2d(512, 64, 4)]
@@ -138,10 +140,11 @@ def conv(latent_dim: int, channels: int) -> VAE:
 MODELS: dict[str, Callable[[int, int], VAE]] = {"mlp": mlp, "conv": conv}  #: Constructors of models by name.
 
 
-def _seeded(seed: int, construct: Callable[..., nn.Module], *sizes: int) -> nn.Module:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, leaves those of accelerators alone
-        return construct(*sizes)
+        yield
 
 
 def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
@@ -149,19 +152,19 @@ def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
 
     The initial parameters are drawn from ``seed``, the same on every device; the global random state does not change.
     """
-    return _seeded(seed, MODELS[name], latent_dim, channels)
+    with _seeded(seed):
+        return MODELS[name](latent_dim, channels)
 
 
 def build_discriminator(latent_dim: int, seed: int = 0) -> Discriminator:
     """Build FactorVAE's discriminator like :func:`build`."""
-    return _seeded(seed, Discriminator, latent_dim)
+    with _seeded(seed):
+        return Discriminator(latent_dim)
 
 
-@cache
-def _lacks_bfloat16() -> bool:
-    """Return True for an x86 CPU without bfloat16 instructions, on which float32 is four times as fast."""
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    return can.get("architecture") == "x86_64" and not (can.get("avx512_bf16") or can.get("amx_bf16"))
+_cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+# On an x86 CPU without bfloat16 instructions, float32 is four times as fast; products of bfloat16 are exact in it.
+_WIDENS = _cpu.get("architecture") == "x86_64" and not (_cpu.get("avx512_bf16") or _cpu.get("amx_bf16"))
 
 
 class _Layer(nn.Module):
@@ -170,29 +173,34 @@ class _Layer(nn.Module):
     Weights of linear layers are (P, in, out), so that their gradients are contiguous.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.size, self.kind, self.widens = len(layers), type(layers[0]), _lacks_bfloat16()
-        if isinstance(layers[0], nn.Conv2d | nn.ConvTranspose2d):
-            self.options = {"stride": layers[0].stride, "padding": layers[0].padding, "groups": self.size}
-        parameters, buffers = torch.func.stack_module_state(list(layers))
-        for name, value in parameters.items():
-            value = value.detach().mT.contiguous() if value.ndim == 3 else value.detach()
-            self.register_parameter(name, nn.Parameter(value))
+        first, self.size, self.kind = layers[0], len(layers), type(layers[0])
+        self.options: dict[str, Any] = {"groups": self.size}
+        if isinstance(first, nn.Conv2d | nn.ConvTranspose2d):
+            self.options |= {"stride": first.stride, "padding": first.padding}
+        parameters, buffers = torch.func.stack_module_state([*layers])
+        weight, bias = parameters["weight"].detach(), parameters["bias"].detach()
+        self.weight = nn.Parameter(weight.mT.contiguous() if self.kind is nn.Linear else weight)
+        self.bias = nn.Parameter(bias)
         for name, value in buffers.items():
             self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind is nn.Linear:  # (P, B, in) -> (P, B, out)
-            if self.widens and x.is_cpu and x.dtype == torch.bfloat16:  # products of bfloat16 are exact in float32
+            if _WIDENS and x.is_cpu and x.dtype == torch.bfloat16:
                 return torch.bmm(x.float(), self.weight.float()).to(x.dtype) + self.bias[:, None]
             return torch.bmm(x, self.weight) + self.bias[:, None]
         grouped = x.transpose(0, 1).flatten(1, 2)  # (P, B, C, H, W) -> (B, P * C, H, W)
         if self.kind is nn.BatchNorm2d:  # in at least float32, with PyTorch's default momentum and epsilon
-            tensors = (one.view(-1) for one in (self.running_mean, self.running_var, self.weight, self.bias))
-            y = F.batch_norm(grouped.to(self.weight.dtype), *tensors, self.training).to(x.dtype)
+            tensors = self.running_mean, self.running_var, self.weight, self.bias
+            mean, var, weight, bias = (tensor.view(-1) for tensor in tensors)
+            y = F.batch_norm(grouped.to(weight.dtype), mean, var, weight, bias, self.training).to(x.dtype)
         else:
-            function = F.conv2d if self.kind is nn.Conv2d else F.conv_transpose2d
+            function: Callable[..., Tensor] = F.conv2d if self.kind is nn.Conv2d else F.conv_transpose2d
             y = function(grouped, self.weight.flatten(0, 1), self.bias.flatten(), **self.options)
         return y.unflatten(1, (self.size, -1)).transpose(0, 1)
 
@@ -213,8 +221,8 @@ def stack(networks: Sequence[nn.Module]) -> nn.Module:
 
 def unstack(stacked: Mapping[str, Tensor], number: int, network: nn.Module) -> None:
     """Load the values of one of P stacked networks into a plain network, which may be on the meta device."""
-    rows = {name: value[number] for name, value in stacked.items()}
-    plain = {name: value.T.contiguous() if value.ndim == 2 else value.clone() for name, value in rows.items()}
+    rows = ((name, value[number]) for name, value in stacked.items())
+    plain = {name: row.T.contiguous() if row.ndim == 2 else row.clone() for name, row in rows}
     network.load_state_dict(plain, assign=True)
 
 
@@ -228,8 +236,9 @@ class Networks(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.prior, self.dtype = encoder, decoder, prior, dtype
-        self.discriminator: nn.Module | None = None
+        self.encoder, self.decoder, self.dtype = encoder, decoder, dtype
+        self.prior: Any = prior  # isa.prior.StackedPrior, which this module does not import
+        self.discriminator: nn.Module = nn.Identity()  # until it is set
         for module in self.modules():
             if isinstance(module, _Layer) and module.kind is not nn.BatchNorm2d:
                 module.to(dtype)

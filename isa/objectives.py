@@ -10,6 +10,7 @@ shape ``(...)``; one model has none. Everything is in nats. Half precision is co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -53,7 +54,10 @@ def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> T
 
 
 #: Log-likelihoods ``(decoded, x) -> (..., B)`` by name.
-LIKELIHOODS = {"bernoulli": bernoulli_log_likelihood, "gaussian": gaussian_log_likelihood}
+LIKELIHOODS: dict[str, Callable[..., Tensor]] = {
+    "bernoulli": bernoulli_log_likelihood,
+    "gaussian": gaussian_log_likelihood,
+}
 
 
 def standard_normal(

@@ -50,10 +50,7 @@ class Result:
     def cpu(self) -> Result:
         """Return the result with everything on the CPU."""
         self.model.cpu()
-        if self.evaluation is None:
-            return self
-        tensors = {name: x.cpu() for name, x in vars(self.evaluation).items() if isinstance(x, torch.Tensor)}
-        return replace(self, evaluation=replace(self.evaluation, **tensors))
+        return replace(self, evaluation=self.evaluation and self.evaluation.cpu())
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``model.safetensors``, ``curve.safetensors`` and ``record.json``, the record last."""
@@ -113,7 +110,7 @@ def measure(
             "diverged_at": at,
             "total_steps": run.total_steps,
             "reduced": run.reduced,
-            "exponents": None if run.tree is None else list(result.exponents),
+            "exponents": None if result.exponents is None else list(result.exponents),
             **circumstances,
         }
         if run in numbers:
@@ -127,7 +124,7 @@ def trained_prior(run: Run, learned: Sequence[float] | None) -> Distribution:
     if run.tree is None:
         return objectives.standard_normal(run.latent_dim)
     exponents = run.tree.exponents if learned is None else [run.tree.exponents[0], *learned]
-    return LpNested(run.tree.with_exponents(exponents), run.scale)
+    return LpNested(run.tree.with_exponents(exponents), run.scale or 1.0)
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribution]:

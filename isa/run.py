@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import AfterValidator, BeforeValidator, WrapValidator
 
 from isa import models
 from isa.data.base import seeded_generator
@@ -51,6 +52,7 @@ Text = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path,
 Count = Annotated[int, Field(strict=True, ge=1)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e38), AfterValidator(abs)]  # one hash for 0.0 and -0.0
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e38)]
+_Filled = WrapValidator(lambda value, check: value if value is None else check(value))  # None until Run fills it in
 
 
 def _sentence(error: ValidationError) -> str:
@@ -109,15 +111,15 @@ class Run(BaseModel):
     objective: Objective = "beta-vae"
     beta: Weight = 1.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
-    prior: str | None = None
+    prior: Annotated[str, _Filled] = None  # type: ignore[assignment]
     subspaces: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     p0: Positive | None = None
     p1: Positive | tuple[Positive, ...] | None = None
     scale: Positive | Literal["unit"] | None = None
     learn_exponents: Annotated[bool, Field(strict=True)] = False
-    model: str | None = None
-    latent_dim: Annotated[Count, Field(le=models.IMAGE_SIZE**2)] | None = None
-    epochs: Annotated[Positive, Field(le=100_000)] | None = None
+    model: Annotated[str, _Filled] = None  # type: ignore[assignment]
+    latent_dim: Annotated[Count, Field(le=models.IMAGE_SIZE**2), _Filled] = None  # type: ignore[assignment]
+    epochs: Annotated[Positive, Field(le=100_000), _Filled] = None  # type: ignore[assignment]
     steps: Annotated[Count, Field(le=100_000_000)] | None = None
     batch_size: Count = 2048
     learning_rate: Positive = 1e-3
@@ -150,24 +152,23 @@ class Run(BaseModel):
         self._refuse("kl", wrong, "must be monte_carlo with an ISA prior and with TCVAE objectives")
         wrong = self.sampling == "stratified" and size < 2
         self._refuse("batch_size", wrong, "must be at least 2 for sampling 'stratified'")
-        if normal:
-            self._fill(latent_dim=defaults.latent_dim)
-            return self
         if self.prior == "isa":
             self._fill(subspaces=defaults.subspaces, p0=2.1, p1=2.0 if self.learn_exponents else defaults.p1)
-            number = len(self.subspaces)
+            number = len(self.subspaces or ())
             wrong = isinstance(self.p1, tuple) and len(self.p1) != number
             self._refuse("p1", wrong, f"must be one number or {number}, one for each subspace")
-        self._fill(scale=1.0)
-        wrong = self.scale == "unit" and self.learn_exponents
-        self._refuse("scale", wrong, "must be a number if exponents are learned")
         try:
             tree = self.tree
         except ValueError as error:
             raise ValueError(f"prior must be 'normal', 'isa' or the text of a tree: {error}") from None
+        if tree is None:
+            self._fill(latent_dim=defaults.latent_dim)
+            return self
+        self._fill(scale=1.0, latent_dim=tree.n_leaves)
+        wrong = self.scale == "unit" and self.learn_exponents
+        self._refuse("scale", wrong, "must be a number if exponents are learned")
         if self.scale == "unit":
             LpNested(tree, "unit")  # raises if no single scale gives every latent variance 1
-        self._fill(latent_dim=tree.n_leaves)
         wrong = self.latent_dim != tree.n_leaves
         self._refuse("latent_dim", wrong, f"must be {tree.n_leaves}, the number of leaves of {tree}")
         return self
@@ -191,7 +192,7 @@ class Run(BaseModel):
         """The prior's tree, with the initial values of learned exponents; None for the normal prior."""
         if self.prior == "normal":
             return None
-        if self.prior != "isa":
+        if self.subspaces is None or self.p0 is None or self.p1 is None:
             return Node.parse(self.prior)
         p1 = self.p1 if isinstance(self.p1, tuple) else (self.p1,) * len(self.subspaces)
         return Node(self.p0, [Node(p, size) for p, size in zip(p1, self.subspaces, strict=True)])
@@ -217,7 +218,7 @@ class Run(BaseModel):
         """Hash of everything except the number of steps: a shorter run of a course is a part of a longer one."""
         return self._digest()
 
-    def _digest(self, **values: int) -> str:
+    def _digest(self, **values: Any) -> str:
         values |= self.model_dump(include=_SHAPE | {"beta", "seed"}) | {
             "objective": self.base,
             "source": "drawn" if self.source is None else "published",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn.functional import embedding_bag
 __all__ = ["SubspaceInformation", "random_groupings", "subspace_information"]
 __all__ += ["as_posteriors", "as_tensor", "factor_labels", "log_sums", "map_in_threads"]
 
-Tensors, Groups = Sequence[Tensor], Sequence[Sequence[int]]
+Groups: TypeAlias = Sequence[Sequence[int]]
 _TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
 
 
@@ -82,10 +83,10 @@ def subspace_information(
 
 
 def log_sums(
-    posteriors: Tensors,  # mean and log variance (K, N)
-    draws: Tensors,  # mean and log variance of the posteriors that were drawn from, and noise (K, M)
+    posteriors: Sequence[Tensor],  # mean and log variance (K, N)
+    draws: Sequence[Tensor],  # mean and log variance of the posteriors that were drawn from, and noise (K, M)
     groups: Groups,
-    labels: Tensors = (),  # values of the factors, for posteriors (F, N) and draws (F, M)
+    labels: Sequence[Tensor] = (),  # values of the factors, for posteriors (F, N) and draws (F, M)
     single: bool = False,  # precision
 ) -> Tensor:
     r"""Return logs of sums of joint densities of C groups of latents at M draws, (1 + F, M, C) in float64.
@@ -154,10 +155,10 @@ def factor_labels(
         if table.ndim != 2 or len(table) != n or table.is_floating_point():
             raise ValueError(f"factor_values must be ({n}, F) integers, got {tuple(table.shape)} of {table.dtype}")
         labels = [torch.unique(column.long(), return_inverse=True)[1] for column in table.T]
-    elif math.prod(sizes) == n:
+    elif sizes is not None and math.prod(sizes) == n:
         labels = list(torch.unravel_index(torch.arange(n, device="cpu"), tuple(sizes)))
     else:
-        raise ValueError(f"the product of factor_sizes must be N = {n}, got {tuple(sizes)}")
+        raise ValueError(f"the product of factor_sizes must be N = {n}, got {sizes}")
     counts = [int(label.max()) + 1 for label in labels]
     scored = tuple(f for f, c in enumerate(counts) if c > 1) if factors is None else tuple(factors)
     used = (*scored, *others)

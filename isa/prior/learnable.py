@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,8 @@ def isa_prior(
     >>> print(isa_prior((4, 4), p0=2.1, p1=[1.9, 2.2]).tree)
     2.1[1.9[4], 2.2[4]]
     """
-    several = isinstance(p1, Sequence) or getattr(p1, "ndim", 0) == 1
-    children = [Node(p, k) for p, k in zip(p1 if several else [p1] * len(subspaces), subspaces, strict=True)]
-    return LpNested(Node(p0, children), scale)
+    exponents: Any = p1 if isinstance(p1, Sequence) or getattr(p1, "ndim", 0) == 1 else [p1] * len(subspaces)
+    return LpNested(Node(p0, [Node(p, k) for p, k in zip(exponents, subspaces, strict=True)]), scale)
 
 
 class StackedPrior(nn.Module):
@@ -49,17 +49,23 @@ class StackedPrior(nn.Module):
     ``learned`` exponents, all but the roots', are the softplus of the parameter ``raw``, which keeps them positive.
     """
 
+    raw: nn.Parameter
+    fixed: Tensor  # exponents that are not learned, (P, nodes), or (P, 1)
+    scale: Tensor  # (P, 1)
+    zeros: Tensor  # (D,), mean of the normal prior
+
     def __init__(
         self, trees: Sequence[Node | None], scales: Sequence[float | str | None], latent_dim: int, learned: bool
     ) -> None:
         super().__init__()
-        self.tree, self.learned = trees[0], learned
+        self.learned = learned
+        self.tree = trees[0] and trees[0].with_exponents([1.0] * len(trees[0].exponents))  # compiled once
         if self.tree is None:
             self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
             return
-        self.tree = trees[0].with_exponents([1.0] * len(trees[0].exponents))  # one structure, one compiled version
-        exponents = torch.tensor([tree.exponents for tree in trees], dtype=torch.float64)
-        scale = torch.stack([LpNested(tree, one).scale.double() for tree, one in zip(trees, scales, strict=True)])
+        exponents = torch.tensor([tree.exponents for tree in trees if tree], dtype=torch.float64)
+        priors = [LpNested(tree, s) for tree, s in zip(trees, scales, strict=True) if tree and s]
+        scale = torch.stack([prior.scale.double() for prior in priors])
         if learned:
             inner = exponents[:, 1:]
             self.raw = nn.Parameter((inner + torch.log(-torch.expm1(-inner))).float())  # the inverse of softplus
@@ -91,6 +97,8 @@ class LearnableISAPrior(StackedPrior):
     >>> module.p1
     tensor([2., 2., 2.], grad_fn=<SliceBackward0>)
     """
+
+    tree: Node
 
     def __init__(
         self, subspaces: Sequence[int] = (4,) * 5, p0: float = 2.1, p1: float | Sequence[float] = 2.0, scale: float = 1

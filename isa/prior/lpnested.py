@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.optimize
@@ -76,13 +76,13 @@ class LpNested(Distribution):
         radial: Distribution | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.tree, self.radial, self._scale = tree, radial, scale
+        self.tree, self.radial = tree, radial
+        self._scale: float | Tensor = 1.0 if isinstance(scale, str) else scale
         tensors = [x for x in (*tree.exponents, scale) if isinstance(x, Tensor)]
         dtypes = [x.dtype for x in tensors] or [torch.get_default_dtype()]
         self._dtype = reduce(torch.promote_types, dtypes, torch.float32)
         self._device = tensors[0].device if tensors else torch.get_default_device()
         if isinstance(scale, str):
-            self._scale = 1.0
             log_variance = self._log_moment(2)
             if not torch.allclose(log_variance, log_variance[..., :1], rtol=0, atol=1e-6):
                 variances = log_variance.exp().tolist()
@@ -101,7 +101,7 @@ class LpNested(Distribution):
     def expand(self, batch_shape: Sequence[int], _instance: LpNested | None = None) -> LpNested:
         new = self._get_checked_instance(LpNested, _instance)
         new.__dict__.update(self.__dict__)
-        new.radial = None if self.radial is None else self.radial.expand(batch_shape)
+        new.radial = None if self.radial is None else self.radial.expand(torch.Size(batch_shape))
         super(LpNested, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -128,7 +128,8 @@ class LpNested(Distribution):
         """
         if self._constants is not None:
             p = self.tree.stacked(dtype, device)
-            return p, *(p.new_full((), value) for value in self._constants)
+            log_scale, log_z = (p.new_full((), value) for value in self._constants)
+            return p, log_scale, log_z
         p, n = self.tree.stacked(torch.float64, device), self.tree.n_leaves
         log_scale = (self._scale.to(p) if isinstance(self._scale, Tensor) else p.new_full((), self._scale)).log()
         log_z = self.tree.log_surface(p)
@@ -156,9 +157,10 @@ class LpNested(Distribution):
             return -(p[0] * values - log_scale).exp().sum(0) - log_z
         # at f = 0 the density is the limit from above, at the smallest positive float
         log_f = self.tree.log_norm(log_magnitude(z), p).clamp(min=math.log(torch.finfo(z.dtype).tiny))
-        f, law = log_f.exp(), self.radial
-        inside = f.clamp(law.support.lower_bound, getattr(law.support, "upper_bound", None))
-        log_radial = torch.where(law.support.check(f), law.log_prob(inside).to(z.dtype), -math.inf)
+        f = log_f.exp()
+        support: Any = self.radial.support
+        inside = f.clamp(support.lower_bound, getattr(support, "upper_bound", None))
+        log_radial = torch.where(support.check(f), self.radial.log_prob(inside).to(z.dtype), -math.inf)
         return log_radial - (self.tree.n_leaves - 1) * log_f - log_z
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

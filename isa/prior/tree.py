@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +32,6 @@ class Node:
     children : int, Node or sequence of both
         An int k stands for k leaves. Eq. 6 of the paper is ``Node(p0, [1, Node(p1, [2])])``.
 
-    ``exponents`` are those of all :meth:`nodes`; ``structure`` is the children as nested tuples of numbers of leaves.
-
     Examples
     --------
     >>> tree = Node(2.1, [Node(2.2, 4), Node(2.2, 4)])
@@ -42,18 +41,25 @@ class Node:
 
     p: float | Tensor
     children: tuple[Node | int, ...]
+    n_leaves: int = field(repr=False, compare=False)  #: Number of leaves, n.
+    height: int = field(repr=False, compare=False)  #: Largest number of inner nodes above a leaf.
+    exponents: tuple[Any, ...] = field(repr=False, compare=False)  #: Numbers or tensors, of all :meth:`nodes`.
+    structure: tuple[Any, ...] = field(repr=False, compare=False)  #: Children as nested tuples of numbers of leaves.
+    _groups: list[list[Any]] = field(repr=False, compare=False)  # neighbours of one structure are evaluated together
+    _leaves: list[int] = field(repr=False, compare=False)  # number in each group
+    _nodes: list[int] = field(repr=False, compare=False)
 
     def __init__(self, p: float | Tensor, children: int | Node | Sequence[Node | int]) -> None:
         p = p if isinstance(p, Tensor) else float(p)
         if not isinstance(p, Tensor) and not 0 < p < math.inf:
             raise ValueError(f"p must be positive and finite, got {p}")
-        children = [children] if isinstance(children, (Integral, Node)) else list(children)
-        if not children or not all(isinstance(c, Node) or (isinstance(c, Integral) and c > 0) for c in children):
+        items: list[Any] = [*children] if isinstance(children, Sequence) else [children]
+        if not items or not all(isinstance(c, Node) or (isinstance(c, Integral) and int(c) > 0) for c in items):
             raise ValueError("children must be Nodes and numbers of leaves, and there must be at least one")
-        alike = [list(group) for _, group in groupby(children, key=lambda child: getattr(child, "structure", None))]
-        alike = [group if isinstance(group[0], Node) else [int(sum(group))] for group in alike]  # [1, 1] is [2]
-        merged = tuple(child for group in alike for child in group)
-        leaves = [sum(getattr(child, "n_leaves", child) for child in group) for group in alike]
+        by_structure = groupby(items, key=lambda child: getattr(child, "structure", None))
+        groups = [[int(sum(group))] if form is None else [*group] for form, group in by_structure]  # [1, 1] is [2]
+        merged = tuple(child for group in groups for child in group)
+        leaves = [sum(getattr(child, "n_leaves", child) for child in group) for group in groups]
         values = {
             "p": p,
             "children": merged,
@@ -61,11 +67,11 @@ class Node:
             "height": 1 + max(getattr(child, "height", 0) for child in merged),
             "exponents": (p, *(q for child in merged for q in getattr(child, "exponents", ()))),
             "structure": tuple(getattr(child, "structure", child) for child in merged),
-            "_groups": alike,  # neighbours of one structure, which are evaluated together
+            "_groups": groups,
             "_leaves": leaves,
-            "_nodes": [sum(len(getattr(child, "exponents", ())) for child in group) for group in alike],
+            "_nodes": [sum(len(getattr(child, "exponents", ())) for child in group) for group in groups],
         }
-        if values["n_leaves"] > _MAX_LEAVES:
+        if sum(leaves) > _MAX_LEAVES:
             raise ValueError(f"a tree has at most {_MAX_LEAVES:,} leaves")
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -116,7 +122,7 @@ class Node:
         coordinates = iter(range(self.n_leaves))
         return tuple(tuple(islice(coordinates, size)) for size in self.sizes)
 
-    def stacked(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def stacked(self, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Return all exponents as one tensor ``(nodes, *batch)``; on the CPU where the device lacks the dtype."""
         device = "cpu" if dtype == torch.float64 and torch.device(device).type == "mps" else device
         values = [
