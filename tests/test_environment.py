@@ -42,7 +42,7 @@ def test_constraints_are_sorted_exact_versions_that_dependencies_allow():
 def test_everything_installed_for_this_package_is_pinned():
     names = needed("book") | needed("test")
     assert len(names) > 50
-    for name in names - {"isa"}:
+    for name in names - {PROJECT["name"]}:
         assert Version(importlib.metadata.version(name)).public in PINS[name].specifier, name
 
 
@@ -110,7 +110,7 @@ def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, comple
 
 def test_citation_names_this_version_and_prefers_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == PROJECT["version"] == isa.__version__ == importlib.metadata.version("isa")
+    assert citation["version"] == isa.__version__ == importlib.metadata.version(PROJECT["name"])
     assert citation["license"] == PROJECT["license"] == "MIT"
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Stühmer", "Turner", "Nowozin"]
