@@ -111,7 +111,7 @@ def test_ci_installs_what_is_missing_and_ends_as_make_test_does(tmp_path, comple
 def test_citation_names_this_version_and_prefers_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == isa.__version__ == importlib.metadata.version(PROJECT["name"])
-    assert citation["license"] == PROJECT["license"] == "MIT"
+    assert citation["license"] == [PROJECT["license"], "CC-BY-4.0"]
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Stühmer", "Turner", "Nowozin"]
     assert {"type": "other", "value": "arXiv:1909.05063"} in paper["identifiers"]
@@ -119,7 +119,9 @@ def test_citation_names_this_version_and_prefers_the_paper():
 
 # References that readers follow; everything else that looks like a host or a path of one machine stays out.
 REFERENCES = ("arxiv.org/", "doi.org/", "github.com/", "proceedings.mlr.press/", "openreview.net/", "mybinder.org")
-REFERENCES += ("creativecommons.org/", "example.org/", "scottreed.info/", "w3.org/")
+REFERENCES += ("creativecommons.org/", "example.org/", "scottreed.info/", "w3.org/", "schema.org", "w3id.org/codemeta/")
+REFERENCES += ("spdx.org/", "keepachangelog.com/", "semver.org/", "colab.research.google.com")
+REFERENCES += ("{owner}.github.io/", "owner.github.io/")  # derived from the address of the repository
 FOREIGN = re.compile(
     rf"(?:https?|ftp|git|ssh)://(?!(?i:(?:www\.)?(?:{'|'.join(map(re.escape, REFERENCES))})))[^\s)>\]\"'`}}]+"
     r"|(?<![\w.$}/-])/(?:home|root|Users|work|opt|mnt|media|srv|tmp)/[\w.-]+"
