@@ -14,14 +14,15 @@ LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 
-.PHONY: help book pdf test test-fast coverage lint bench audit release clean
+.PHONY: help book pdf links test test-fast coverage lint bench audit release clean
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
+	@echo "make links  ask for every address that the book names, in the net"
 	@echo "make test   build the book where it has changed, and run all tests"
 	@echo "make test-fast  run the tests that take seconds and need no built book"
 	@echo "make coverage  run all tests, and list the lines of isa that none of them reaches"
-	@echo "make lint   run the linter"
+	@echo "make lint   check style, spelling, types, and that notebooks have no outputs"
 	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
 	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
 	@echo "make release  run the checks before a release: other machines, reproducibility, licences"
@@ -48,6 +49,9 @@ pdf: $(READY)
 	@$(MAKE) --no-print-directory book
 	@$(BIN)/python book/_ext/pdf.py
 
+links: $(READY)
+	@$(BIN)/jupyter-book build . --builder linkcheck --quiet
+
 test: $(READY)
 	@$(BIN)/python -m pytest
 
@@ -60,6 +64,9 @@ coverage: $(READY)
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@git ls-files -z | xargs -0 $(BIN)/codespell
+	@git ls-files -z '*.ipynb' | xargs -0 $(BIN)/nbstripout --verify --keep-id
+	@$(BIN)/mypy
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/all.py

@@ -353,7 +353,7 @@ SPDX = {
     "Apache-2.0": ("apache 2.0", "apache license 2.0", "apache software license"),
     "BSD": ("bsd", "bsd license"),
     "BSD-3-Clause": ("bsd 3-clause", "bsd 3-clause license"),
-    "GPL": ("gnu general public license (gpl)",),
+    "GPL": ("gnu general public license (gpl)", "gpl-2.0-only"),
     "ISC": ("isc license", "isc license (iscl)"),
     "MIT": ("mit license",),
     "MPL-2.0": ("mozilla public license 2.0 (mpl 2.0)",),
@@ -448,7 +448,7 @@ def statements(package: importlib.metadata.Distribution) -> tuple[dict[str, obje
 
 def needed(extra: str) -> set[str]:
     """Return the names of all installed packages that ``isa`` with an extra needs on this system, itself included."""
-    todo, seen = {("isa", extra)}, set()
+    todo, seen = {(PROJECT["name"], extra)}, set()
     while todo:
         name, extra = package = todo.pop()
         seen.add(package)

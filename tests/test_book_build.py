@@ -1,6 +1,7 @@
 """The build on a tiny book: what is executed when, what a page offers, what fails, and the book on paper."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -58,13 +59,22 @@ def downloads(book: TinyBook, pattern: str) -> list[Path]:
     return [(book.root / "_build/html/book" / link).resolve() for link in links]
 
 
+def metadata(html: str) -> dict:
+    """Return a page's JSON-LD."""
+    return json.loads(re.search(r'<script type="application/ld\+json">(.*?)</script>', html, re.DOTALL)[1])
+
+
 def test_first_build_executes_the_notebook(book):
     assert book.executions == 1
     assert any("_build/html/index.html in a browser" in line for line in book.output)
     assert sum(line.startswith("page 1 of 1: book/page, ") for line in book.output) == 1
     html = book.html()
     assert "1.23" in html and "Fig. 1" in html and 'alt="a rising line"' in html
-    assert not re.search(r'href="https?://[^"]*binder', html), "no public clone to run it from"
+    assert not re.search(r'href="https?://[^"]*(binder|colab)|Colab|rel="canonical"', html), "there is no public clone"
+    paper, edition, records = metadata(book.html("book/index"))["@graph"]
+    assert [part["@type"] for part in (paper, edition, records)] == [*["ScholarlyArticle"] * 2, "Dataset"]
+    assert paper["@id"] == edition["isBasedOn"]["@id"] == records["isBasedOn"]["@id"]
+    assert "application/ld+json" not in html, "the metadata are on the front page only"
 
 
 def test_figure_is_offered_in_three_formats(book):
@@ -151,9 +161,14 @@ def test_build_outside_of_the_sources(tmp_path):
     assert offered == {"fig-line.svg", "fig-line.png", "fig-line.csv", "page.ipynb"}
     assert not (book.root / "_build").exists()
     html = (tmp_path / "out/_build/html/book/page.html").read_text()
-    assert re.findall(r'href="(https?://[^"]*binder[^"]*)"', html) == [
-        "https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/book/page.ipynb"
+    assert re.findall(r'href="(https?://[^"]*(?:binder|colab)[^"]*)"', html) == [
+        "https://mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/book/page.ipynb",
+        "https://colab.research.google.com/github/owner/name/blob/main/book/page.ipynb",
     ]
+    assert '<span class="pre">https://github.com/owner/name</span>' in html, "Colab needs a clone"
+    public = "https://owner.github.io/name"
+    assert f'<link rel="canonical" href="{public}/book/page.html"' in html
+    assert f'<meta property="og:image" content="{public}/_static/thumbnails/fig-front.png"' in html
 
 
 def test_failing_cell_fails_the_build(tmp_path):

@@ -40,7 +40,7 @@ def test_constraints_are_exact_versions():
 def test_everything_installed_for_this_package_is_pinned():
     names = needed("book") | needed("test")
     assert len(names) > 50
-    for name in names - {"isa"}:
+    for name in names - {PROJECT["name"]}:
         assert Version(importlib.metadata.version(name)).public in PINS[name].specifier, name
 
 
@@ -105,8 +105,8 @@ def test_ci_installs_what_is_missing(tmp_path, complete):
 
 def test_citation_names_this_version_and_prefers_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == PROJECT["version"] == isa.__version__ == importlib.metadata.version("isa")
-    assert citation["license"] == PROJECT["license"] == "MIT"
+    assert citation["version"] == isa.__version__ == importlib.metadata.version(PROJECT["name"])
+    assert citation["license"] == [PROJECT["license"], "CC-BY-4.0"]
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Stühmer", "Turner", "Nowozin"]
     assert {"type": "other", "value": "arXiv:1909.05063"} in paper["identifiers"]
@@ -115,6 +115,8 @@ def test_citation_names_this_version_and_prefers_the_paper():
 # References that readers follow; everything else that looks like a host or a path of one machine stays out.
 REFERENCES = ("arxiv.org/", "doi.org/", "github.com/", "proceedings.mlr.press/", "openreview.net/", "mybinder.org")
 REFERENCES += ("creativecommons.org/", "example.org/", "jmlr.org/", "papers.nips.cc/", "scottreed.info/", "w3.org/")
+REFERENCES += ("schema.org", "w3id.org/codemeta/", "spdx.org/", "keepachangelog.com/", "semver.org/")
+REFERENCES += ("colab.research.google.com", "{owner}.github.io/", "owner.github.io/")  # of the repository's address
 FOREIGN = re.compile(
     rf"(?:https?|ftp|git|ssh)://(?!(?i:(?:www\.)?(?:{'|'.join(map(re.escape, REFERENCES))})))[^\s)>\]\"'`}}]+"
     r"|(?<![\w.$}/-])/(?:home|root|Users|work|opt|mnt|media|srv|tmp)/[\w.-]+"

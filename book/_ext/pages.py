@@ -28,9 +28,13 @@ papermill {name}.ipynb {stem}-out.ipynb
 ```
 
 For other values add `-p NAME VALUE`, once for each of these names;
-[all names and values](/book/reproducing) are listed.
+[all names and values](/book/reproducing) are listed.{colab}
 ::::
 """
+COLAB = """
+
+On Colab, run `!git clone {0} edition && pip install --quiet --editable './edition[book]'` in a cell and restart the
+session before the first cell of the page."""
 
 
 def add_explorers(app, pagename, templatename, context, doctree):
@@ -57,7 +61,9 @@ def add_foot(app, docname, source):
         notebook = nbformat.reads(source[0], as_version=4)
         other = notebook.metadata.get("variant_of")
         origin = f", which `make book` writes from `{other}` by `book/variants.yaml`" if other else ""
-        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time)
+        repository = app.config.html_theme_options.get("repository_url")
+        colab = COLAB.format(repository) if repository else ""
+        foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time, colab=colab)
         notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
         source[0] = nbformat.writes(notebook)
 
@@ -89,7 +95,10 @@ def keep_local(app, config):
             if event != "builder-inited" and listener.handler.__module__.startswith("sphinx_thebe"):
                 app.disconnect(listener.id)
     config.mathjax_path = "mathjax/startup.js"  # without the menu, and only the parts that the configuration names
-    if not config.html_theme_options.get("repository_url"):  # without a public clone, no page can be run elsewhere
+    if repository := config.html_theme_options.get("repository_url"):
+        owner, name = repository.rstrip("/").split("/")[-2:]
+        config.html_baseurl = config.html_baseurl or f"https://{owner}.github.io/{name}/"
+    else:  # without a public clone, no page can be run elsewhere
         config.html_theme_options.pop("launch_buttons", None)
 
 
