@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from isa import data, engine, local, results, score, sweep
+from isa import data, engine, packs, results, score, sweep
 from isa.run import Run
 
 __all__ = ["main"]
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.run(arguments)
         except (ValueError, KeyError, TypeError, OSError, torch.OutOfMemoryError) as error:
             print(f"isa: error: {_one_line(error)}", file=sys.stderr)
-            return 1 if isinstance(error, OSError | RuntimeError) else 2
+            return 2 if isinstance(error, ValueError | KeyError | TypeError) else 1
         except KeyboardInterrupt:
             print("isa: interrupted", file=sys.stderr)
             return 1
@@ -180,7 +180,6 @@ def _train(arguments: argparse.Namespace) -> int:
     if isinstance(fields.get("subspaces"), int):
         fields["subspaces"] = (fields["subspaces"],)
     run = Run(**fields)
-    local.source_path(run)
     folder = arguments.output or Path("trained") / run.key
     if not (folder / "record.json").exists():
         engine.train(run, device=arguments.device, cache_dir=arguments.cache_dir, checkpoints=folder).save(folder)
@@ -188,7 +187,7 @@ def _train(arguments: argparse.Namespace) -> int:
     record = results.read_record(folder / "record.json")
     if record["hash"] != run.hash:
         raise ValueError(f"--output must be another folder: {folder} contains the run {record['key']}")
-    print(f"{local.summary(record)}\nsaved in {folder}: record.json has all measurements")
+    print(f"{packs.summary(record)}\nsaved in {folder}: record.json has all measurements")
     return 0 if record["status"] == "trained" else 1
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isa import cli, engine, local, models
+from isa import cli, engine, models, packs
 from isa.data import Factor, FactorDataset, Provenance
 from isa.run import Run
 
@@ -90,7 +90,7 @@ def _images(run: Run, cache_dir: str | None, device: torch.device) -> FactorData
 
 DATASET = squares()
 models.MODELS["small"] = small
-local.images = _images
+packs.images = _images
 
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))

@@ -33,8 +33,12 @@ class SourceMissingError(SourceError, FileNotFoundError):
 
 
 def expand(path: StrPath) -> Path:
-    """Return a path with ``~`` expanded."""
-    return Path(os.path.expanduser(path))
+    """Return the path of published data, with ``~`` and environment variables expanded, if there is something."""
+    expanded = Path(os.path.expanduser(os.path.expandvars(path)))
+    if not expanded.exists():
+        unset = "; set this variable to where the published data lie" if "$" in str(expanded) else ""
+        raise SourceMissingError(f"{expanded} does not exist{unset}")
+    return expanded
 
 
 @contextmanager

@@ -53,8 +53,6 @@ def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, pro
     if source is None:
         raise SourceMissingError(f"cars3d needs the folder of its {len(CARS)} published files, data/cars in {_PLACE}")
     folder = expand(source)
-    if not folder.exists():
-        raise SourceMissingError(f"{folder} does not exist")
     paths = [folder / f"car_{number:03d}_mesh.mat" for number in CARS]
     if missing := [path.name for path in paths if not path.exists()]:
         names = ", ".join(missing[:8]) + ", ..." * (len(missing) > 8)
