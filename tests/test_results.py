@@ -113,7 +113,6 @@ def _train(*arguments: str) -> int:
     [
         (["--beta", "-1"], "beta must be greater than or equal to 0, got -1"),
         (["--objective", "isa-vae", "--prior", "2.1[4"], "'2.1[4' is not a tree"),
-        (["--source", "/no/such/folder"], "published data of cars3d lie, got /no/such/folder"),
     ],
 )
 def test_command_checks_its_arguments_before_loading(arguments, sentence, monkeypatch, capsys):
