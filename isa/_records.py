@@ -87,7 +87,7 @@ class Spec:
     @classmethod
     def read(cls, path: StrPath) -> Spec:
         """Read a ``.yaml`` file; a ``ValueError`` names the file, the place in it, the value, and what is allowed."""
-        place, runs = f"{path}: ", {}
+        place, runs = f"{path}: ", dict[str, tuple[int, Run]]()
         try:
             document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
             if not isinstance(document, dict) or set(document) | {"every"} != {"title", "every", "tiers"}:
@@ -258,7 +258,7 @@ class Records(list):
         """
         if unknown := set(values) - set(RECORD):
             raise KeyError(f"{', '.join(sorted(unknown))}: not a column of records, which are {', '.join(RECORD)}")
-        allowed = {name: _plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
+        allowed = {k: [*map(_plain, value if isinstance(value, list) else [value])] for k, value in values.items()}
 
         def selected(fields: Mapping[str, Any]) -> bool:
             return all(_plain(fields.get(name)) in some for name, some in allowed.items())

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isa import mig
 from isa.data.base import SourceError, reading
@@ -24,7 +25,7 @@ _LABELS = {"mig_binned": "binned MIG", "mig_sampled": "sampled MIG", "mig_of_sub
 _LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC"} | {x: x for x in ("modularity", "completeness")}
 
 
-Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray, list[str]]
+Arrays = tuple[Tensor, Tensor | None, Tensor, list[str]]
 
 
 def read(path: Path, names: list[str] | None = None, deterministic: bool = False) -> Arrays:
@@ -53,7 +54,9 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
             raise ValueError(f"factor {name} must be integers; np.unique(x, return_inverse=True)[1] numbers its values")
         if (values == values[0]).all():
             raise ValueError(f"factor {name} has one value, {values[0]:g}; --factors chooses the others")
-    return mean, *(log_var or [None]), factors.astype(np.int64), names or every
+    codes = [torch.from_numpy(x.astype(np.result_type(x, np.float32))) for x in (mean, *log_var)]
+    labels = torch.from_numpy(factors.astype(np.int64))
+    return codes[0], None if deterministic else codes[1], labels, names or every
 
 
 def _read_csv(file: BinaryIO) -> dict[str, Any]:
@@ -65,7 +68,8 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
             raise ValueError(f"{len(header)} headings for {rows.shape[1]} columns")
     except ValueError as error:
         raise SourceError(f"{file.name}: {error}") from None
-    arrays, rest = {}, dict(enumerate(header))
+    arrays: dict[str, Any] = {}
+    rest = dict(enumerate(header))
     for kind, pattern in (("mean", r"z_?(\d+)"), ("log_var", r"log_var_?(\d+)")):
         columns = {int(match[1]): i for i, name in enumerate(header) if (match := re.fullmatch(pattern, name))}
         rest = {i: name for i, name in rest.items() if i not in columns.values()}
@@ -76,25 +80,25 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
 def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence[int] = ()) -> dict[str, Any]:
     """Return the scores of what :func:`read` returns, for JSON, in nats, with intervals of 95 % over resampled rows."""
     mean, log_var, table, names = arrays
-    generator = torch.Generator().manual_seed(0)
-    if sum(subspaces or mean.shape[1:]) != mean.shape[1]:
-        raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
-    options = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
+    generator, k = torch.Generator().manual_seed(0), mean.shape[1]
+    if min(binned, samples) < 0:
+        raise ValueError(f"bins and samples must be positive, got {binned} and {samples}")
+    if subspaces and not (all(type(size) is int and size > 0 for size in subspaces) and sum(subspaces) == k):
+        raise ValueError(f"subspaces must have {k} latents in all, as in 1,{k - 1}, got {subspaces}")
+    options: dict[str, Any] = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
     gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
-    ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
-    between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
-    result = {"rows": len(mean), "latents": mean.shape[1], "factors": names}
-    result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
-    result |= {
-        name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy", "factor_entropy")
-    }
+    resampled = np.asarray(gap.resampled_gaps)
+    ends, between = (np.quantile(x, (0.025, 0.975), axis=0).T.tolist() for x in (resampled, resampled.mean(1)))
+    result: dict[str, Any] = {"rows": len(mean), "latents": k, "factors": names, "mig": gap.score}
+    result |= {"mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
+    result |= {x: getattr(gap, x).tolist() for x in ("gaps", "mutual_information", "entropy", "factor_entropy")}
     measures = gap.disentanglement._asdict().items()
     result |= {name: value for name, value in measures if name in _LABELS and math.isfinite(value)}
     result |= {"mig_sampled": gap.subsampled_score} if samples else {}
     if binned:
         result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
     if subspaces:
-        groups = [group.tolist() for group in torch.arange(sum(subspaces)).split(subspaces)]
+        groups = [group.tolist() for group in torch.arange(k).split(list(subspaces))]
         count = min(len(mean), max(_DRAWS, _PAIRS // len(mean)))
         joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
         information = joint.mutual_information[0].clamp(min=0.0)

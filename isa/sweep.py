@@ -40,6 +40,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -127,7 +128,7 @@ def sweep(
     if pack is not None and pack < 1:
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
     deadline = inf if budget is None else time.monotonic() + budget
-    records, plan = [_records(spec, tier) for spec in named], {}
+    records, plan = [_records(spec, tier) for spec in named], dict[tuple[Path, str], packs.Job]()
     for spec, found in zip(named, records, strict=True):
         left = {run.hash for run in found.missing}
         numbered = [(number, run) for number, runs in spec.tiers.items() for run in runs if run.hash in left]
@@ -137,6 +138,7 @@ def sweep(
         for source in {job.run.source for job in jobs if job.run.source}:
             expand(source)  # which may not exist
         record = packs.Recorder(jobs, Path(out) if out else None, report)
+        trainer: AbstractContextManager
         if scheduler is None:
             here, size = engine.default_device(device), pack or packs.pack_size(device)
             trainer = packs.Local(record, size, deadline, here, cache_dir, keep_models)
