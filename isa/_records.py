@@ -24,7 +24,7 @@ import yaml
 from isa._files import write_atomically
 from isa.run import Run
 
-__all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "recorded"]
+__all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "read_rows"]
 
 StrPath = str | os.PathLike[str]
 
@@ -188,7 +188,7 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
 
 
-def _read(path: StrPath, convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
+def read_rows(path: StrPath, convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
     """Return the rows of a table by hash, each converted. A ``ValueError`` names the line that is not a record."""
     table: dict[str, Any] = {}
     if not Path(path).exists():
@@ -207,16 +207,11 @@ def _read(path: StrPath, convert: Callable[[dict[str, str]], Any] = dict) -> dic
 
 
 def read_records(path: StrPath) -> list[dict[str, Any]]:
-    """Read a table of records: every record once, in the order of the file, as :func:`isa.results.measure` returns it.
+    """Read a table of records, each once, in the order of the file; without a file, there are no records.
 
-    If there is no file, there are no records. A ``ValueError`` names the line that is not a record, and says why.
+    A record is as :func:`isa.results.measure` returns it. A ``ValueError`` names the line that is not one, and why.
     """
-    return list(_read(path, _record).values())
-
-
-def recorded(path: Path) -> set[str]:
-    """Return the hashes of the runs in a table, which is faster than reading the records."""
-    return set(_read(path))
+    return list(read_rows(path, _record).values())
 
 
 def merge_records(path: StrPath, added: Iterable[Mapping[str, Any]]) -> None:
@@ -224,7 +219,7 @@ def merge_records(path: StrPath, added: Iterable[Mapping[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        rows = _read(path)
+        rows = read_rows(path)
         for record in added:
             values = {**record, "gaps": [record.get(f"mig_{name}") for name in record.get("factors") or ()] or None}
             rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})

@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from isa import packs
-from isa.engine import default_device
+from isa import engine, packs
 from isa.packs import Job
 from isa.run import Run
 
@@ -44,12 +43,13 @@ def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models
         if key not in worker.state.tasks or worker.state.tasks[key].state != "executing":
             raise RuntimeError("the task is cancelled")
 
-    checkpoints = folder / "checkpoints" if folder.parent.exists() else None  # which has the claims
+    saved = folder / "checkpoints" if folder.parent.exists() else None  # which has the claims
+    options: dict[str, Any] = {"checkpoints": saved, "checkpoint_seconds": packs.CHECKPOINT_SECONDS}
     with _training:
         torch.set_num_threads(worker.state.nthreads)  # Dask starts workers with one
-        dataset = packs.images(runs[0], cache_dir, default_device(device))
-        fits = packs.fit(runs, dataset, checkpoints, callback=stop_if_cancelled, progress=False)
-        return [row for part in fits for row in packs.measure(part, dataset, folder / "models" if models else None)]
+        dataset = packs.images(runs[0], cache_dir, engine.default_device(device))
+        parts = engine.fit(runs, dataset, callback=stop_if_cancelled, progress=False, **options)
+        return [row for part in parts for row in packs.measure(part, dataset, folder / "models" if models else None)]
 
 
 class _Workers:

@@ -18,28 +18,28 @@ import torch
 
 from isa import data, engine, latents, results
 from isa._files import write_atomically
-from isa._records import Spec, StrPath, merge_records, recorded
+from isa._records import Spec, StrPath, merge_records, read_rows
 from isa.results import Trained
 from isa.run import OBJECTIVES, Run
 
 __all__ = [
+    "CHECKPOINT_SECONDS",
     "Job",
     "Local",
     "Recorder",
     "claim",
     "divide",
     "duration",
-    "fit",
     "images",
     "is_claimed",
-    "longest",
-    "measure",
+    "kind",
 ]
-__all__ += ["pack_size", "speeds", "summary", "train", "write_profile"]
+__all__ += ["longest", "measure", "pack_size", "summary", "train", "write_profile"]
 
+CHECKPOINT_SECONDS = 120.0
+"""Time between two checkpoints of a pack."""
 _POLL_SECONDS = 2.0
 _MARGIN = 1.1  # of the time that a pack is expected to take, for its measurement
-_WARM, _TIMED, _END = 50, 100, 130  # steps of a profile until its first look, and the end of timing and of profiling
 _CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv"
 
 Measured = tuple[dict[str, Any], latents.Portrait | None]
@@ -53,12 +53,12 @@ class Job:
         self.spec, self.run, self.tier = spec, run, tier
         self.hash, self.course, self.steps = run.hash, run.course, run.total_steps
         self.group = run.pack_key, spec.work  # equal for jobs that can train together
-        self.kind = _kind(run.to_dict())
+        self.kind = kind(run.to_dict())
         # locked by the process that trains the course, all of whose runs share a checkpoint
         self.lock = spec.path.parent / "work" / "claims" / f"{self.course}.lock"
 
 
-def _kind(run: Mapping[str, Any]) -> tuple:
+def kind(run: Mapping[str, Any]) -> tuple:
     """Return what the time of a step depends on."""
     names = ("dataset", "model", "latent_dim", "batch_size", "precision", "learn_exponents")
     return OBJECTIVES[run["objective"]], run["prior"] == "normal", *(run[name] for name in names)
@@ -85,15 +85,6 @@ def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         chosen = {end.course: end.steps for end in alike[: ceil(len(alike) / ceil(len(alike) / size))]}
         yield [job for job in left if job.steps <= chosen.get(job.course, 0)]
         left = [job for job in left if job.steps > chosen.get(job.course, 0)]
-
-
-def speeds(records: Iterable[Mapping[str, Any]], device: str) -> dict[tuple, float]:
-    """Return the seconds of a step of one run, by kind, in the latest records of a device; measuring is included."""
-    return {
-        _kind(row): (row["train_seconds"] / row["pack_size"] + row["evaluation_seconds"]) / row["total_steps"]
-        for row in records
-        if row["device"] == device and row["status"] == "trained"
-    }
 
 
 def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | None:
@@ -129,11 +120,6 @@ _load = lru_cache(maxsize=1)(data.load)
 def images(run: Run, cache_dir: Any, device: torch.device) -> data.FactorDataset:
     """Return the images of a run on a device, where the latest data set stays."""
     return _load(run.dataset, run.source, cache_dir=cache_dir, device=device)
-
-
-def fit(runs: Sequence[Run], dataset: data.FactorDataset, folder: Path | None, **options: Any) -> Iterator[Trained]:
-    """Train runs as :func:`isa.engine.fit` does, with checkpoints in a folder every two minutes."""
-    return engine.fit(runs, dataset, checkpoints=folder, checkpoint_seconds=120.0, **options)
 
 
 def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
@@ -193,7 +179,7 @@ class Recorder:
 
 def _missing(jobs: Sequence[Job], passed: Container[Job] = ()) -> list[Job]:
     """Return the jobs that no sweep has recorded yet, without those that are passed over."""
-    known = {path: recorded(path) for path in {job.spec.record for job in jobs}}
+    known = {path: set(read_rows(path)) for path in {job.spec.record for job in jobs}}
     return [job for job in jobs if job.hash not in known[job.spec.record] and job not in passed]
 
 
@@ -275,8 +261,9 @@ class Local(ThreadPoolExecutor):
 
         dataset, work = images(ends[0].run, self.cache_dir, self.device), ends[0].spec.work
         models = work / "models" if self.keep_models else None
+        options: dict[str, Any] = {"checkpoints": work / "checkpoints", "checkpoint_seconds": CHECKPOINT_SECONDS}
         try:
-            for trained in fit([job.run for job in jobs], dataset, work / "checkpoints", callback=watch):
+            for trained in engine.fit([job.run for job in jobs], dataset, callback=watch, **options):
                 done = self.submit(record, done, trained, dataset, models)
                 if self.slots == 1:
                     done.result()
@@ -292,28 +279,27 @@ class Local(ThreadPoolExecutor):
 
 def _profile(runs: Sequence[Run], dataset: data.FactorDataset) -> str:
     """Train runs of one ``pack_key`` for 130 steps, and report the time of a step, clocks, and 30 steps by kernel."""
-    cuda, run = dataset.device.type == "cuda", runs[0]
-    profiler, looks, clocks = torch.profiler.profile(acc_events=True), {0: time.perf_counter()}, ""
+    run, short, profiler = runs[0], [run.replace(steps=130) for run in runs], torch.profiler.profile(acc_events=True)
+    looks = [time.perf_counter()]  # before the first step, after 50, 100 and 130
 
     def look(step: int, terms: object) -> None:
-        nonlocal clocks
-        looks[step] = time.perf_counter()
-        if step == _TIMED:
-            if cuda:
-                clocks = f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n"
-                clocks += subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout
+        looks.append(time.perf_counter())
+        if step == 100:
             profiler.start()
-        elif step == _END:
+        elif step == 130:
             profiler.stop()
 
-    short, compiled = [run.replace(steps=_END) for run in runs], run.total_steps >= engine.COMPILE_FROM
+    compiled = run.total_steps >= engine.COMPILE_FROM
     (pack,) = engine.fit(short, dataset, compile=compiled, progress=False, callback=look)
-    ms = 1e3 * (looks[_TIMED] - looks[_WARM]) / (_TIMED - _WARM)
+    ms, on, clocks = 1e3 * (looks[2] - looks[1]) / 50, dataset.device.type, ""
+    if on == "cuda":
+        clocks = f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n"
+        clocks += subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout
     return f"""\
 {run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step
 {len(runs)} runs at once, {"compiled" if pack.compiled else "not compiled"}: {ms:.2f} ms a step, \
-{ms / len(runs):.3f} ms per run and step; first {_WARM} steps {looks[_WARM] - looks[0]:.1f} s
-{clocks}{profiler.key_averages().table(sort_by=f"self_{'device' if cuda else 'cpu'}_time_total", row_limit=40)}
+{ms / len(runs):.3f} ms per run and step; first 50 steps {looks[1] - looks[0]:.1f} s
+{clocks}{profiler.key_averages().table(sort_by=f"self_{'cpu' if on == 'cpu' else 'device'}_time_total", row_limit=40)}
 """
 
 

@@ -36,14 +36,14 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
     if absent := [name for name in wanted if name not in arrays]:
         hint = "; --deterministic scores codes without variances" if absent == ["log_var"] else ""
         raise ValueError(f"{path} has no {' and no '.join(absent)}, only {', '.join(arrays) or 'nothing'}{hint}")
-    mean, *log_var, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
+    *codes, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
     every = [str(name) for name in arrays.get("names", [f"factor{f}" for f in range(factors.shape[-1])])]
-    if any(x.shape != mean.shape for x in log_var) or factors.shape != (len(mean), len(every)):
+    if any(x.shape != codes[0].shape for x in codes) or factors.shape != (len(codes[0]), len(every)):
         shapes = ", ".join(f"{name} {arrays[name].shape}" for name in wanted)
         raise ValueError(f"the arrays of {path} must have one row an image, got {shapes} and {len(every)} names")
-    if len(mean) < _FEWEST:
-        raise ValueError(f"{path} has too few rows to score: {len(mean)}, but at least {_FEWEST} are needed")
-    for name, x in zip(wanted, (mean, *log_var), strict=False):
+    if len(factors) < _FEWEST:
+        raise ValueError(f"{path} has too few rows to score: {len(factors)}, but at least {_FEWEST} are needed")
+    for name, x in zip(wanted, codes, strict=False):
         if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
             raise ValueError(f"{name} of {path} must be finite numbers, without NaN")
     if absent := [name for name in names or [] if name not in every]:
@@ -54,9 +54,8 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
             raise ValueError(f"factor {name} must be integers; np.unique(x, return_inverse=True)[1] numbers its values")
         if (values == values[0]).all():
             raise ValueError(f"factor {name} has one value, {values[0]:g}; --factors chooses the others")
-    codes = [torch.from_numpy(x.astype(np.result_type(x, np.float32))) for x in (mean, *log_var)]
-    labels = torch.from_numpy(factors.astype(np.int64))
-    return codes[0], None if deterministic else codes[1], labels, names or every
+    tensors = [torch.from_numpy(x.astype(np.result_type(x, np.float32))) for x in codes]
+    return tensors[0], None if deterministic else tensors[1], torch.from_numpy(factors.astype(int)), names or every
 
 
 def _read_csv(file: BinaryIO) -> dict[str, Any]:
@@ -68,13 +67,13 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
             raise ValueError(f"{len(header)} headings for {rows.shape[1]} columns")
     except ValueError as error:
         raise SourceError(f"{file.name}: {error}") from None
-    arrays: dict[str, Any] = {}
-    rest = dict(enumerate(header))
-    for kind, pattern in (("mean", r"z_?(\d+)"), ("log_var", r"log_var_?(\d+)")):
-        columns = {int(match[1]): i for i, name in enumerate(header) if (match := re.fullmatch(pattern, name))}
-        rest = {i: name for i, name in rest.items() if i not in columns.values()}
-        arrays |= {kind: rows[:, [columns[j] for j in sorted(columns)]]} if columns else {}
-    return arrays | ({"factors": rows[:, list(rest)], "names": list(rest.values())} if rest else {})
+    columns: dict[str, list[tuple[int, int]]] = {}
+    for column, name in enumerate(header):
+        match = re.fullmatch(r"(z|log_var)_?(\d+)", name)
+        kind, place = ({"z": "mean"}.get(match[1], match[1]), int(match[2])) if match else ("factors", column)
+        columns.setdefault(kind, []).append((place, column))
+    arrays: dict[str, Any] = {kind: rows[:, [column for _, column in sorted(its)]] for kind, its in columns.items()}
+    return arrays | {"names": [header[column] for _, column in columns.get("factors", [])]}
 
 
 def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence[int] = ()) -> dict[str, Any]:

@@ -67,14 +67,17 @@ class Status(NamedTuple):
 
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
     """Return what is done, what remains, and how long that will take on a device, tier by tier."""
-    records = {record["hash"]: record for record in read_records(spec.record)}
-    speeds = packs.speeds(records.values(), results.device_name(engine.default_device(device)))
-    progress = []
+    here, known, seconds, progress = results.device_name(engine.default_device(device)), {}, {}, []
+    for row in read_records(spec.record):
+        known[row["hash"]] = row["status"]
+        if row["device"] == here and row["status"] == "trained":  # the latest of its kind
+            each = row["train_seconds"] / row["pack_size"] + row["evaluation_seconds"]
+            seconds[packs.kind(row)] = each / row["total_steps"]
     for tier, runs in spec.tiers.items():
-        done = [records[run.hash]["status"] for run in runs if run.hash in records]
-        missing = [packs.Job(spec, run, tier) for run in runs if run.hash not in records]
-        claimed, seconds = sum(map(packs.is_claimed, packs.longest(missing))), packs.duration(missing, speeds)
-        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, seconds))
+        done = [known[run.hash] for run in runs if run.hash in known]
+        missing = [packs.Job(spec, run, tier) for run in runs if run.hash not in known]
+        claimed, rest = sum(map(packs.is_claimed, packs.longest(missing))), packs.duration(missing, seconds)
+        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, rest))
     return progress
 
 
@@ -153,11 +156,8 @@ def sweep(
 
 
 def _records(spec: Spec, tier: int | None) -> Records:
-    path = Path(os.path.relpath(spec.path)) if spec.path.resolve().is_relative_to(Path.cwd()) else spec.path
     known = {record["hash"]: record for record in read_records(spec.record)}
-    runs = spec.runs(tier)
-    rows, missing = (
-        [known[run.hash] for run in runs if run.hash in known],
-        [run for run in runs if run.hash not in known],
-    )
+    rows = [known[run.hash] for run in spec.runs(tier) if run.hash in known]
+    missing = [run for run in spec.runs(tier) if run.hash not in known]
+    path = Path(os.path.relpath(spec.path)) if spec.path.resolve().is_relative_to(Path.cwd()) else spec.path
     return Records(rows, missing, f"isa sweep {path.as_posix()}{'' if tier is None else f' --tier {tier}'}")
