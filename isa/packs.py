@@ -22,19 +22,8 @@ from isa._records import Spec, StrPath, merge_records, read_rows
 from isa.results import Trained
 from isa.run import OBJECTIVES, Run
 
-__all__ = [
-    "CHECKPOINT_SECONDS",
-    "Job",
-    "Local",
-    "Recorder",
-    "claim",
-    "divide",
-    "duration",
-    "images",
-    "is_claimed",
-    "kind",
-]
-__all__ += ["longest", "measure", "pack_size", "summary", "train", "write_profile"]
+__all__ = ["CHECKPOINT_SECONDS", "Job", "Local", "Recorder", "claim", "divide", "duration", "images"]
+__all__ += ["is_claimed", "kind", "longest", "measure", "pack_size", "summary", "train", "write_profile"]
 
 CHECKPOINT_SECONDS = 120.0
 """Time between two checkpoints of a pack."""

@@ -67,7 +67,7 @@ def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, pro
 
     images = cached_array("cars3d", checksum[:16], read, shape=shape, cache_dir=cache_dir)
     factors = (
-        Factor("car", [f"car {number:03d}" for number in CARS]),
+        Factor("car", np.array([f"car {number:03d}" for number in CARS])),
         Factor("elevation", np.array(ELEVATIONS, float), "degrees"),
         Factor("azimuth", np.array(AZIMUTHS, float), "degrees"),
     )
