@@ -40,7 +40,7 @@ from scipy.optimize import minimize
 __all__ = [
     "BetaPath", "Fit", "FreeEnergy", "LatentUse", "MeanField", "Posterior", "aligned_weights", "beta_path", "fit",
     "free_energy", "free_energy_terms", "gradient", "latent_use", "log_likelihood", "mean_field", "mean_field_gap",
-    "misalignment", "optimal_noise", "optimal_weights", "overcomplete_weights", "posterior", "recognition_weights",
+    "misalignment", "optimal_noise", "optimal_weights", "overcomplete_weights", "posterior",
     "replicated_free_energy", "replicated_log_likelihood", "rotate", "sample", "second_moment",
 ]  # fmt: skip
 
@@ -206,11 +206,6 @@ def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Post
     """
     gram, _, recognition = _posterior(*_arrays(W, noise_var, beta))
     return Posterior(recognition, np.linalg.inv(np.eye(gram.shape[-1]) + gram))
-
-
-def recognition_weights(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Array:
-    r"""Return the recognition weights :math:`R` (..., K, L) that the exact and the mean-field posterior share (B.2)."""
-    return mean_field(W, noise_var, beta).recognition
 
 
 def mean_field(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> MeanField:

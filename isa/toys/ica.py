@@ -38,7 +38,7 @@ from isa.toys._exact import Array, ExactFit, arrays, fit_exact, log_likelihood
 
 __all__ = [
     "PRUNED", "ExactFit", "Fit", "LpNestedFit", "Terms", "angle_between", "angles", "directions", "expected_log1p",
-    "explaining_away", "fit", "fit_exact", "fit_lp_nested", "free_energy", "infer", "lengths", "log_likelihood",
+    "fit", "fit_exact", "fit_lp_nested", "free_energy", "lengths", "log_likelihood",
     "sample", "survivors", "terms", "widest_pair",
 ]  # fmt: skip
 
@@ -308,12 +308,6 @@ def fit(
     return Fit(W, np.array(trace), np.array(path), mean, np.exp(0.5 * log_var), converged, len(trace) - 1)
 
 
-def infer(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike, dof: float = 3.5, beta: float = 1.0) -> tuple[Array, Array]:
-    """Return means and standard deviations (N, K) of the best ``q`` (Eq. 13) at fixed weights."""
-    result = fit(x, W, noise_var, dof, beta, max_iter=0)
-    return result.mean, result.sd
-
-
 def _regress(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, _Posteriors]:
     """Set ``W`` to its optimum given ``q`` and optimise ``q`` again; return the arguments unless that improves."""
     mean, log_var = np.split(q.q, 2)
@@ -457,13 +451,3 @@ def widest_pair(W: Array) -> float:
     """Return the angle between the two longest columns of a two-row ``W``, in degrees: 90 is orthogonal."""
     first, second = np.argsort(-lengths(W), kind="stable")[:2]
     return float(angle_between(angles(W)[first], angles(W)[second]))
-
-
-def explaining_away(W: Array) -> float:
-    """Return the mean squared cosine between columns, weighted by their squared lengths: 0 when all are orthogonal.
-
-    ``sum_{j<k} (w_j . w_k)^2 / sum_{j<k} |w_j|^2 |w_k|^2``, the share of the Gram matrix that couples sources.
-    """
-    gram = np.asarray(W, dtype=float).T @ W
-    trace, own = np.trace(gram), (np.diag(gram) ** 2).sum()
-    return float(((gram**2).sum() - own) / max(trace**2 - own, 1e-300))
