@@ -67,12 +67,11 @@ def _grid(every: Mapping[str, Any], grid: object) -> list[Run]:
     named = {**every, **grid}
     if {"seed", "seeds"} <= set(named):
         raise ValueError("seed and seeds exclude each other, got both")
-    choices = {name: _choices(name, value) for name, value in named.items() if name != "seeds"}
-    seeds = _seeds(named["seeds"]) if "seeds" in named else choices.pop("seed", [0])
-    if len(seeds) * math.prod(map(len, choices.values())) > _MOST_RUNS:
+    choices = {"seed": _seeds(named.pop("seeds")) if "seeds" in named else [0]}
+    choices |= {name: _choices(name, value) for name, value in named.items()}
+    if math.prod(map(len, choices.values())) > _MOST_RUNS:
         raise ValueError(f"a grid must have at most {_MOST_RUNS:,} runs")
-    combinations = list(itertools.product(*choices.values()))
-    return [Run(**dict(zip(choices, values, strict=True)), seed=seed) for seed in seeds for values in combinations]
+    return [Run(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
 @dataclass(frozen=True)

@@ -229,9 +229,6 @@ class Local(ThreadPoolExecutor):
         """Train a pack; return the future of its records."""
         ends, done = longest(jobs), self.submit(lambda: None)
         looks: list[tuple[float, int]] = []  # time and step; the step is compiled before the first
-        if time.monotonic() + _MARGIN * (duration(jobs, self.speeds) or 0.0) > self.deadline:
-            self.passed.update(ends)
-            return done
 
         def watch(step: int, terms: object) -> None:
             if looks and step <= looks[-1][1]:  # further runs of the pack start from another checkpoint
@@ -248,17 +245,21 @@ class Local(ThreadPoolExecutor):
             before.result()  # which may have failed
             self.record(measure(*some))
 
-        dataset, work = images(ends[0].run, self.cache_dir, self.device), ends[0].spec.work
+        work = ends[0].spec.work
         models = work / "models" if self.keep_models else None
         options: dict[str, Any] = {"checkpoints": work / "checkpoints", "checkpoint_seconds": CHECKPOINT_SECONDS}
         try:
+            if time.monotonic() + _MARGIN * (duration(jobs, self.speeds) or 0.0) > self.deadline:
+                raise _OutOfTime
+            dataset = images(ends[0].run, self.cache_dir, self.device)
             for trained in engine.fit([job.run for job in jobs], dataset, callback=watch, **options):
                 done = self.submit(record, done, trained, dataset, models)
                 if self.slots == 1:
                     done.result()
         except _OutOfTime:
-            self.record.late(ends)
             self.passed.update(ends)
+            if looks:
+                self.record.late(ends)
         return done
 
     def receive(self, future: Future, pack: list[Job]) -> None:
