@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(**arguments)
         except (ValueError, KeyError, TypeError, OSError, torch.OutOfMemoryError) as error:
             _complain("error", error)
-            return 2 if isinstance(error, ValueError | KeyError | TypeError) else 1
+            return 2 if isinstance(error, ValueError | KeyError | TypeError | FileNotFoundError) else 1
         except KeyboardInterrupt:
             print("isa: interrupted", file=sys.stderr)
             return 1

@@ -47,7 +47,7 @@ def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models
     options: dict[str, Any] = {"checkpoints": saved, "checkpoint_seconds": packs.CHECKPOINT_SECONDS}
     with _training:
         torch.set_num_threads(worker.state.nthreads)  # Dask starts workers with one
-        dataset = packs.images(runs[0], cache_dir, engine.default_device(device))
+        dataset = packs.images(runs[0].dataset, runs[0].source, cache_dir, engine.default_device(device))
         parts = engine.fit(runs, dataset, callback=stop_if_cancelled, progress=False, **options)
         return [row for part in parts for row in packs.measure(part, dataset, folder / "models" if models else None)]
 
@@ -101,7 +101,8 @@ def connect(
         raise ClusterError("scheduler requires the package distributed: pip install '.[cluster]'") from None
     with Client(scheduler, set_as_default=False) as client, client.as_current():
         client.wait_for_workers(1, None if deadline == inf else max(deadline - time.monotonic(), 0.0))
-        size = size or client.submit(packs.pack_size, options[0], pure=False).result()
+        there = client.submit(engine.default_device, options[0], pure=False).result()  # on a worker
+        size = size or packs.PACK_SIZES.get(there.type, 1)
         yield (workers := _Workers(client, record, size, options))
     if workers.passed:
         raise ClusterError(f"{len(workers.passed)} of {len(record.jobs)} runs failed: the lines above say why")

@@ -22,11 +22,13 @@ from isa._records import Spec, StrPath, merge_records, read_rows
 from isa.results import Trained
 from isa.run import OBJECTIVES, Run
 
-__all__ = ["CHECKPOINT_SECONDS", "Job", "Local", "Recorder", "claim", "divide", "duration", "images"]
-__all__ += ["is_claimed", "kind", "longest", "measure", "pack_size", "summary", "train", "write_profile"]
+__all__ = ["CHECKPOINT_SECONDS", "PACK_SIZES", "Job", "Local", "Recorder", "claim", "divide", "duration", "images"]
+__all__ += ["is_claimed", "kind", "longest", "measure", "summary", "train", "write_profile"]
 
 CHECKPOINT_SECONDS = 120.0
 """Time between two checkpoints of a pack."""
+PACK_SIZES = {"cuda": 18, "cpu": 1}
+"""Default number of runs that train at once, by the type of the device."""
 _POLL_SECONDS = 2.0
 _MARGIN = 1.1  # of the time that a pack is expected to take, for its measurement
 _CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv"
@@ -98,17 +100,10 @@ def is_claimed(job: Job) -> bool:
         return job.lock.exists() and not claim([job], claims)
 
 
-def pack_size(device: str | torch.device | None) -> int:
-    """Return the default number of runs that train at once on a device."""
-    return 18 if engine.default_device(device).type == "cuda" else 1
-
-
-_load = lru_cache(maxsize=1)(data.load)
-
-
-def images(run: Run, cache_dir: Any, device: torch.device) -> data.FactorDataset:
-    """Return the images of a run on a device, where the latest data set stays."""
-    return _load(run.dataset, run.source, cache_dir=cache_dir, device=device)
+@lru_cache(maxsize=1)
+def images(name: str, source: str | None, cache_dir: Any, device: torch.device) -> data.FactorDataset:
+    """Return a data set with its images on a device, where the latest one stays."""
+    return data.load(name, source, cache_dir=cache_dir, device=device)
 
 
 def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
@@ -251,7 +246,7 @@ class Local(ThreadPoolExecutor):
         try:
             if time.monotonic() + _MARGIN * (duration(jobs, self.speeds) or 0.0) > self.deadline:
                 raise _OutOfTime
-            dataset = images(ends[0].run, self.cache_dir, self.device)
+            dataset = images(ends[0].run.dataset, ends[0].run.source, self.cache_dir, self.device)
             for trained in engine.fit([job.run for job in jobs], dataset, callback=watch, **options):
                 done = self.submit(record, done, trained, dataset, models)
                 if self.slots == 1:
@@ -298,6 +293,6 @@ def write_profile(path: Path, jobs: Iterable[Job], size: int, device: torch.devi
     sections: dict[tuple, str] = {}
     for pack in divide(jobs, size):
         if pack[0].kind not in sections:
-            runs = [end.run for end in longest(pack)]
-            sections[pack[0].kind] = _profile(runs, images(runs[0], cache_dir, device))
+            dataset = images(pack[0].run.dataset, pack[0].run.source, cache_dir, device)
+            sections[pack[0].kind] = _profile([end.run for end in longest(pack)], dataset)
     write_atomically(path, "\n".join(sections.values()).encode())

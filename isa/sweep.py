@@ -143,7 +143,8 @@ def sweep(
         record = packs.Recorder(jobs, Path(out) if out else None, report)
         trainer: AbstractContextManager
         if scheduler is None:
-            here, size = engine.default_device(device), pack or packs.pack_size(device)
+            here = engine.default_device(device)
+            size = pack or packs.PACK_SIZES.get(here.type, 1)
             trainer = packs.Local(record, size, deadline, here, cache_dir, keep_models)
             if profile is not None:
                 packs.write_profile(Path(profile), jobs, size, here, cache_dir)

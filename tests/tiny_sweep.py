@@ -79,7 +79,7 @@ def watch_starts(monkeypatch) -> list[tuple[Run, int]]:
     return starts
 
 
-def _images(run: Run, cache_dir: str | None, device: torch.device) -> FactorDataset:
+def _images(name: str, source: str | None, cache_dir: str | None, device: torch.device) -> FactorDataset:
     """Return the squares; the first process that can delete the file ``TINY_SWEEP_BOMB`` is killed instead."""
     try:
         os.unlink(os.environ.get("TINY_SWEEP_BOMB", ""))
