@@ -18,7 +18,7 @@ import torch
 
 from isa import data, engine, latents, results
 from isa._files import write_atomically
-from isa._records import Spec, StrPath, merge_records, read_rows
+from isa._records import Spec, merge_records, read_rows
 from isa.results import Trained
 from isa.run import OBJECTIVES, Run
 
@@ -101,7 +101,7 @@ def is_claimed(job: Job) -> bool:
 
 
 @lru_cache(maxsize=1)
-def images(name: str, source: str | None, cache_dir: Any, device: torch.device) -> data.FactorDataset:
+def images(name: str, source: str | None, cache_dir: Path | None, device: torch.device) -> data.FactorDataset:
     """Return a data set with its images on a device, where the latest one stays."""
     return data.load(name, source, cache_dir=cache_dir, device=device)
 
@@ -211,7 +211,7 @@ class Local(ThreadPoolExecutor):
     size: int
     deadline: float
     device: torch.device
-    cache_dir: StrPath | None
+    cache_dir: Path | None
     keep_models: bool
 
     def __post_init__(self) -> None:
@@ -288,7 +288,7 @@ def _profile(runs: Sequence[Run], dataset: data.FactorDataset) -> str:
 """
 
 
-def write_profile(path: Path, jobs: Iterable[Job], size: int, device: torch.device, cache_dir: StrPath | None) -> None:
+def write_profile(path: Path, jobs: Iterable[Job], size: int, device: torch.device, cache_dir: Path | None) -> None:
     """Write a report on 30 steps of each kind of run, in packs as they would be trained; nothing is recorded."""
     sections: dict[tuple, str] = {}
     for pack in divide(jobs, size):

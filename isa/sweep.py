@@ -140,16 +140,16 @@ def sweep(
     if jobs and (budget != 0 or profile is not None):
         for source in {job.run.source for job in jobs if job.run.source}:
             expand(source)  # which may not exist
-        record = packs.Recorder(jobs, Path(out) if out else None, report)
+        record, cache = packs.Recorder(jobs, Path(out) if out else None, report), Path(cache_dir) if cache_dir else None
         trainer: AbstractContextManager
         if scheduler is None:
             here = engine.default_device(device)
             size = pack or packs.PACK_SIZES.get(here.type, 1)
-            trainer = packs.Local(record, size, deadline, here, cache_dir, keep_models)
+            trainer = packs.Local(record, size, deadline, here, cache, keep_models)
             if profile is not None:
-                packs.write_profile(Path(profile), jobs, size, here, cache_dir)
+                packs.write_profile(Path(profile), jobs, size, here, cache)
         else:
-            trainer = cluster.connect(scheduler, record, pack, deadline, device, cache_dir, keep_models)
+            trainer = cluster.connect(scheduler, record, pack, deadline, device, cache, keep_models)
         if budget != 0:
             packs.train(jobs, deadline, trainer)
         records = [_records(spec, tier) for spec in named]
