@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import filelock
@@ -25,7 +24,9 @@ import yaml
 from isa._files import write_atomically
 from isa.run import Run
 
-__all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "recorded"]
+__all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "read_rows"]
+
+StrPath = str | os.PathLike[str]
 
 _MOST_RUNS = 10_000
 
@@ -42,15 +43,12 @@ class _Loader(yaml.SafeLoader):
 
 def _seeds(value: object) -> list[int]:
     """Return the seeds that 10 (the first ten), "10-14" or a list of seeds and ranges stand for."""
-    seeds: list[int] = []
-    for part in value if isinstance(value, list) else [f"0-{value - 1}" if type(value) is int else value]:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(part))
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < first + _MOST_RUNS:
-            allowed = f"a number from 1 to {_MOST_RUNS:,}, a range such as 10-14, or a list of seeds and ranges"
-            raise ValueError(f"seeds must be {allowed}, got {value}")
-        seeds += range(first, last + 1)
-    return list(dict.fromkeys(seeds))
+    parts = value if isinstance(value, list) else [f"0-{value - 1}" if type(value) is int else value]
+    ends = [(int(m[1]), int(m[2] or m[1])) for part in parts if (m := re.fullmatch(r"(\d+)(?:-(\d+))?", str(part)))]
+    if len(ends) < len(parts) or not all(first <= last < first + _MOST_RUNS for first, last in ends):
+        allowed = f"a number from 1 to {_MOST_RUNS:,}, a range such as 10-14, or a list of seeds and ranges"
+        raise ValueError(f"seeds must be {allowed}, got {value}")
+    return list(dict.fromkeys(seed for first, last in ends for seed in range(first, last + 1)))
 
 
 def _choices(name: str, value: Any) -> list:
@@ -69,29 +67,11 @@ def _grid(every: Mapping[str, Any], grid: object) -> list[Run]:
     named = {**every, **grid}
     if {"seed", "seeds"} <= set(named):
         raise ValueError("seed and seeds exclude each other, got both")
-    choices = {name: _choices(name, value) for name, value in named.items() if name != "seeds"}
-    seeds = _seeds(named["seeds"]) if "seeds" in named else choices.pop("seed", [0])
-    if len(seeds) * math.prod(map(len, choices.values())) > _MOST_RUNS:
+    choices = {"seed": _seeds(named.pop("seeds")) if "seeds" in named else [0]}
+    choices |= {name: _choices(name, value) for name, value in named.items()}
+    if math.prod(map(len, choices.values())) > _MOST_RUNS:
         raise ValueError(f"a grid must have at most {_MOST_RUNS:,} runs")
-    combinations = list(itertools.product(*choices.values()))
-    return [Run(**dict(zip(choices, values, strict=True)), seed=seed) for seed in seeds for values in combinations]
-
-
-def _tiers(tiers: object, every: Mapping[str, Any]) -> dict[int, tuple[Run, ...]]:
-    """Return the runs of each tier, each run in the first tier that names it."""
-    if not isinstance(tiers, dict) or not tiers or not all(type(tier) is int and tier > 0 for tier in tiers):
-        raise ValueError(f"tiers must have numbers, from 1 on, got {tiers!r:.60}")
-    named: dict[str, tuple[int, Run]] = {}
-    for tier, grids in sorted(tiers.items()):
-        if not isinstance(grids, list):
-            raise ValueError(f"tier {tier} must be a list of grids, got {grids!r:.60}")
-        for number, grid in enumerate(grids, 1):
-            try:
-                for run in _grid(every, grid):
-                    named.setdefault(run.hash, (tier, run))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"tier {tier}, grid {number}: {error}") from None
-    return {tier: tuple(run for first, run in named.values() if first == tier) for tier in sorted(tiers)}
+    return [Run(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
 @dataclass(frozen=True)
@@ -104,16 +84,27 @@ class Spec:
     tiers: dict[int, tuple[Run, ...]] = field(repr=False)  #: runs by tier, each in the first tier that names it
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Spec:
+    def read(cls, path: StrPath) -> Spec:
         """Read a ``.yaml`` file; a ``ValueError`` names the file, the place in it, the value, and what is allowed."""
+        place, runs = f"{path}: ", dict[str, tuple[int, Run]]()
         try:
             document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
             if not isinstance(document, dict) or set(document) | {"every"} != {"title", "every", "tiers"}:
                 raise ValueError(f"it must have title, every and tiers, got {document!r:.60}")
-            every = document.get("every") or {}
-            return cls(Path(path), str(document["title"]), every, _tiers(document["tiers"], every))
+            tiers, every = document["tiers"], document.get("every") or {}
+            if not isinstance(tiers, dict) or not tiers or not all(type(tier) is int and tier > 0 for tier in tiers):
+                raise ValueError(f"tiers must have numbers, from 1 on, got {tiers!r:.60}")
+            for tier, grids in sorted(tiers.items()):
+                if not isinstance(grids, list):
+                    raise ValueError(f"tier {tier} must be a list of grids, got {grids!r:.60}")
+                for number, grid in enumerate(grids, 1):
+                    place = f"{path}: tier {tier}, grid {number}: "
+                    for run in _grid(every, grid):
+                        runs.setdefault(run.hash, (tier, run))
+            found = {tier: tuple(run for first, run in runs.values() if first == tier) for tier in sorted(tiers)}
+            return cls(Path(path), str(document["title"]), every, found)
         except (yaml.YAMLError, TypeError, ValueError, IndexError, AttributeError) as error:  # of YAML's own tags
-            raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{place}{' '.join(str(error).split())}") from None
 
     @property
     def name(self) -> str:
@@ -148,25 +139,21 @@ class Spec:
         return replace(self, tiers={1: tuple({run.hash: run for run in runs}.values())})
 
 
-RECORD: dict[str, type | UnionType] = (
-    {"hash": str, "key": str, "status": str, "diverged_at": int, "dataset": str, "source": str, "objective": str}
-    | {"beta": float, "seed": int, "prior": str, "subspaces": list, "p0": float, "p1": float | list}
-    | {"scale": float | str, "learn_exponents": bool, "model": str, "latent_dim": int, "epochs": float, "steps": int}
-    | {"batch_size": int, "learning_rate": float, "exponent_learning_rate": float, "likelihood": str, "kl": str}
-    | {"sampling": str, "precision": str, "mig": float, "gaps": list}
-    | dict.fromkeys(("mig_standard_error", "mig_error_bound", "log_likelihood", "log_likelihood_first_10000"), float)
-    | {"divergence": float, "elbo": float, "active_units": int, "exponents": list, "factors": list}
-    | dict.fromkeys(("mutual_information", "entropy", "conditional_entropy"), list)
-    | {"total_steps": int, "reduced": bool, "train_seconds": float, "evaluation_seconds": float, "pack_size": int}
-    | {"compiled": bool, "device": str, "versions": dict, "commit": str, "images": int, "images_title": str}
-    | {"images_checksum": str, "procedural": bool}
-    | dict.fromkeys(("unscored", "log_likelihood_by_value", "unscored_mutual_information"), list)
-    | {"mig_binned": float, "mig_10000_samples": float}
-    | dict.fromkeys(("subspaces_compared", "subspace_factors", "subspace_mutual_information"), list)
-    | dict.fromkeys(("subspace_standard_error", "random_subspace_mean", "random_subspace_deviation"), list)
-    | {"subspace_draws": int, "random_groupings": int}
-)
-"""Columns of a table of records, in order, and what their cells hold; an empty cell is None. Append new columns.
+_COLUMNS = """
+    hash:str key:str status:str diverged_at:int dataset:str source:str objective:str beta:float seed:int prior:str
+    subspaces:list p0:float p1:float|list scale:float|str learn_exponents:bool model:str latent_dim:int epochs:float
+    steps:int batch_size:int learning_rate:float exponent_learning_rate:float likelihood:str kl:str sampling:str
+    precision:str mig:float gaps:list mig_standard_error:float mig_error_bound:float log_likelihood:float
+    log_likelihood_first_10000:float divergence:float elbo:float active_units:int exponents:list factors:list
+    mutual_information:list entropy:list conditional_entropy:list total_steps:int reduced:bool train_seconds:float
+    evaluation_seconds:float pack_size:int compiled:bool device:str versions:dict commit:str images:int
+    images_title:str images_checksum:str procedural:bool unscored:list log_likelihood_by_value:list
+    unscored_mutual_information:list mig_binned:float mig_10000_samples:float subspaces_compared:list
+    subspace_factors:list subspace_mutual_information:list subspace_standard_error:list random_subspace_mean:list
+    random_subspace_deviation:list subspace_draws:int random_groupings:int
+"""
+RECORD: dict[str, str] = dict(column.split(":") for column in _COLUMNS.split())
+"""Columns of a table of records, in order, and the types of their cells; an empty cell is None. Append new columns.
 
 Text stands as it is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record, in the order of its factors.
 """
@@ -176,7 +163,7 @@ def _cell(column: str, value: Any) -> str:
     """Return the text of a cell; measured numbers have nine digits, and the run's fields all, as its hash does."""
     if value is None:
         return ""
-    if RECORD[column] is str:
+    if RECORD[column] == "str":
         return " ".join(str(value).split())
     if column not in Run.model_fields:
         value = json.loads(json.dumps(value, allow_nan=False), parse_float=lambda text: float(f"{float(text):.9g}"))
@@ -184,10 +171,10 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _value(column: str, cell: str) -> Any:
-    if not cell or RECORD[column] is str:
+    if not cell or RECORD[column] == "str":
         return cell or None
     # a spreadsheet writes TRUE; int refuses the constants NaN and Infinity
-    return json.loads(cell.lower() if RECORD[column] is bool else cell, parse_constant=int)
+    return json.loads(cell.lower() if RECORD[column] == "bool" else cell, parse_constant=int)
 
 
 def _record(cells: Mapping[str, str]) -> dict[str, Any]:
@@ -200,7 +187,7 @@ def _record(cells: Mapping[str, str]) -> dict[str, Any]:
     return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
 
 
-def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
+def read_rows(path: StrPath, convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
     """Return the rows of a table by hash, each converted. A ``ValueError`` names the line that is not a record."""
     table: dict[str, Any] = {}
     if not Path(path).exists():
@@ -218,25 +205,20 @@ def _read(path: str | os.PathLike[str], convert: Callable[[dict[str, str]], Any]
     return table
 
 
-def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a table of records: every record once, in the order of the file, as :func:`isa.results.measure` returns it.
+def read_records(path: StrPath) -> list[dict[str, Any]]:
+    """Read a table of records, each once, in the order of the file; without a file, there are no records.
 
-    If there is no file, there are no records. A ``ValueError`` names the line that is not a record, and says why.
+    A record is as :func:`isa.results.measure` returns it. A ``ValueError`` names the line that is not one, and why.
     """
-    return list(_read(path, _record).values())
+    return list(read_rows(path, _record).values())
 
 
-def recorded(path: Path) -> set[str]:
-    """Return the hashes of the runs in a table, which is faster than reading the records."""
-    return set(_read(path))
-
-
-def merge_records(path: str | os.PathLike[str], added: Iterable[Mapping[str, Any]]) -> None:
+def merge_records(path: StrPath, added: Iterable[Mapping[str, Any]]) -> None:
     """Add records to a table under its lock. Runs that are recorded there already keep their records."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        rows = _read(path)
+        rows = read_rows(path)
         for record in added:
             values = {**record, "gaps": [record.get(f"mig_{name}") for name in record.get("factors") or ()] or None}
             rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})
@@ -270,7 +252,7 @@ class Records(list):
         """
         if unknown := set(values) - set(RECORD):
             raise KeyError(f"{', '.join(sorted(unknown))}: not a column of records, which are {', '.join(RECORD)}")
-        allowed = {name: _plain(value if isinstance(value, list) else [value]) for name, value in values.items()}
+        allowed = {k: [*map(_plain, value if isinstance(value, list) else [value])] for k, value in values.items()}
 
         def selected(fields: Mapping[str, Any]) -> bool:
             return all(_plain(fields.get(name)) in some for name, some in allowed.items())

@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from isa import local
-from isa.engine import default_device
+from isa import engine, packs
 from isa.packs import Job
 from isa.run import Run
 
@@ -33,7 +32,7 @@ class ClusterError(OSError):
     """A cluster could not train everything. What is recorded stays."""
 
 
-def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models: bool) -> list[local.Measured]:
+def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models: bool) -> list[packs.Measured]:
     """Train and measure runs on a worker, with checkpoints if it sees the sweep's folder."""
     from distributed import get_worker
 
@@ -44,18 +43,19 @@ def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models
         if key not in worker.state.tasks or worker.state.tasks[key].state != "executing":
             raise RuntimeError("the task is cancelled")
 
-    checkpoints = folder / "checkpoints" if folder.parent.exists() else None  # which has the claims
+    saved = folder / "checkpoints" if folder.parent.exists() else None  # which has the claims
+    options: dict[str, Any] = {"checkpoints": saved, "checkpoint_seconds": packs.CHECKPOINT_SECONDS}
     with _training:
         torch.set_num_threads(worker.state.nthreads)  # Dask starts workers with one
-        dataset = local.images(runs[0], cache_dir, default_device(device))
-        fits = local.fit(runs, dataset, checkpoints, callback=stop_if_cancelled, progress=False)
-        return [row for part in fits for row in local.measure(part, dataset, folder / "models" if models else None)]
+        dataset = packs.images(runs[0].dataset, runs[0].source, cache_dir, engine.default_device(device))
+        parts = engine.fit(runs, dataset, callback=stop_if_cancelled, progress=False, **options)
+        return [row for part in parts for row in packs.measure(part, dataset, folder / "models" if models else None)]
 
 
 class _Workers:
     """Trains packs on the workers of a cluster, also on those that come later."""
 
-    def __init__(self, client: Any, record: local.Recorder, size: int, options: tuple) -> None:
+    def __init__(self, client: Any, record: packs.Recorder, size: int, options: tuple) -> None:
         from distributed import wait
 
         self.client, self.record, self.size, self.options, self.wait = client, record, size, options, wait
@@ -89,9 +89,9 @@ class _Workers:
 
 @contextmanager
 def connect(
-    scheduler: str, record: local.Recorder, size: int | None, deadline: float, *options: Any
+    scheduler: str, record: packs.Recorder, size: int | None, deadline: float, *options: Any
 ) -> Iterator[_Workers]:
-    """Connect to a cluster for :func:`isa.local.train`; the end cancels what is pending and reports what failed.
+    """Connect to a cluster for :func:`isa.packs.train`; the end cancels what is pending and reports what failed.
 
     Options are ``device``, ``cache_dir`` and ``keep_models``, as for :func:`isa.sweep.sweep`.
     """
@@ -101,7 +101,8 @@ def connect(
         raise ClusterError("scheduler requires the package distributed: pip install '.[cluster]'") from None
     with Client(scheduler, set_as_default=False) as client, client.as_current():
         client.wait_for_workers(1, None if deadline == inf else max(deadline - time.monotonic(), 0.0))
-        size = size or client.submit(local.pack_size, options[0], pure=False).result()
+        there = client.submit(engine.default_device, options[0], pure=False).result()  # on a worker
+        size = size or packs.PACK_SIZES.get(there.type, 1)
         yield (workers := _Workers(client, record, size, options))
     if workers.passed:
         raise ClusterError(f"{len(workers.passed)} of {len(record.jobs)} runs failed: the lines above say why")

@@ -34,9 +34,9 @@ from isa.data.base import reading
 __all__ = ["VIEWS", "Portrait", "View", "portrait"]
 
 _ARRAYS = ("noise", "mutual_information", "plane", "shown", "values", "originals", "reconstructions", "traversals")
-_KEPT = ("key", "hash", "dataset", "objective", "beta", "seed", "prior", "scale", "learn_exponents", "likelihood")
-_KEPT += ("batch_size", "total_steps", "reduced", "mig", "mig_standard_error", "log_likelihood", "active_units")
-_KEPT += ("images", "images_title", "procedural", "precision", "commit")
+_KEPT = ["key", "hash", "dataset", "objective", "beta", "seed", "prior", "scale", "learn_exponents", "likelihood"]
+_KEPT += ["batch_size", "total_steps", "reduced", "mig", "mig_standard_error", "log_likelihood", "active_units"]
+_KEPT += ["images", "images_title", "procedural", "precision", "commit"]
 """Fields of a record that a portrait keeps: numbers and text, no paths."""
 
 

@@ -1,18 +1,40 @@
-"""Packs: which runs train together, in which order, how long that takes, and which sweep trains them."""
+"""Packs of runs: which train together, in which order, which sweep trains them, and their training in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import subprocess
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 
-from isa._records import Spec
+from isa import data, engine, latents, results
+from isa._files import write_atomically
+from isa._records import Spec, merge_records, read_rows
+from isa.results import Trained
 from isa.run import OBJECTIVES, Run
 
-__all__ = ["Job", "claim", "divide", "duration", "is_claimed", "longest", "speeds"]
+__all__ = ["CHECKPOINT_SECONDS", "PACK_SIZES", "Job", "Local", "Recorder", "claim", "divide", "duration", "images"]
+__all__ += ["is_claimed", "kind", "longest", "measure", "summary", "train", "write_profile"]
+
+CHECKPOINT_SECONDS = 120.0
+"""Time between two checkpoints of a pack."""
+PACK_SIZES = {"cuda": 18, "cpu": 1}
+"""Default number of runs that train at once, by the type of the device."""
+_POLL_SECONDS = 2.0
+_MARGIN = 1.1  # of the time that a pack is expected to take, for its measurement
+_CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv"
+
+Measured = tuple[dict[str, Any], latents.Portrait | None]
+"""The record of a run, and its portrait unless it diverged."""
 
 
 class Job:
@@ -22,12 +44,12 @@ class Job:
         self.spec, self.run, self.tier = spec, run, tier
         self.hash, self.course, self.steps = run.hash, run.course, run.total_steps
         self.group = run.pack_key, spec.work  # equal for jobs that can train together
-        self.kind = _kind(run.to_dict())
+        self.kind = kind(run.to_dict())
         # locked by the process that trains the course, all of whose runs share a checkpoint
         self.lock = spec.path.parent / "work" / "claims" / f"{self.course}.lock"
 
 
-def _kind(run: Mapping[str, Any]) -> tuple:
+def kind(run: Mapping[str, Any]) -> tuple:
     """Return what the time of a step depends on."""
     names = ("dataset", "model", "latent_dim", "batch_size", "precision", "learn_exponents")
     return OBJECTIVES[run["objective"]], run["prior"] == "normal", *(run[name] for name in names)
@@ -56,19 +78,10 @@ def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         left = [job for job in left if job.steps > chosen.get(job.course, 0)]
 
 
-def speeds(records: Iterable[Mapping[str, Any]], device: str) -> dict[tuple, float]:
-    """Return the seconds of a step of one run, by kind, in the latest records of a device; measuring is included."""
-    return {
-        _kind(row): (row["train_seconds"] / row["pack_size"] + row["evaluation_seconds"]) / row["total_steps"]
-        for row in records
-        if row["device"] == device and row["status"] == "trained"
-    }
-
-
 def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | None:
     """Return the seconds that jobs take, each course once; None if those of a step are not known for all kinds."""
-    known = [seconds[end.kind] * end.steps if end.kind in seconds else None for end in longest(jobs)]
-    return None if None in known else sum(known)
+    ends = longest(jobs)
+    return sum(seconds[end.kind] * end.steps for end in ends) if all(end.kind in seconds for end in ends) else None
 
 
 def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
@@ -85,3 +98,201 @@ def is_claimed(job: Job) -> bool:
     """Return True if a sweep on this file system is training the job's course."""
     with ExitStack() as claims:
         return job.lock.exists() and not claim([job], claims)
+
+
+@lru_cache(maxsize=1)
+def images(name: str, source: str | None, cache_dir: Path | None, device: torch.device) -> data.FactorDataset:
+    """Return a data set with its images on a device, where the latest one stays."""
+    return data.load(name, source, cache_dir=cache_dir, device=device)
+
+
+def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
+    """Measure runs, save their models in a folder if there is one, and return record and portrait of each."""
+    stream = None
+    if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
+        stream = torch.cuda.Stream(dataset.device)
+        stream.wait_stream(torch.cuda.default_stream(dataset.device))
+    with torch.cuda.stream(stream):
+        measured = results.measure(pack, dataset, progress=False)
+        if models is not None:
+            for one in measured:
+                one.save(models / one.run.key)
+        return [(one.record, latents.portrait(one, dataset) if one.evaluation else None) for one in measured]
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """Return a line on a recorded run."""
+    if record["status"] == "trained":
+        result = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
+    else:
+        result = f"diverged at step {record['diverged_at']:,}"
+    return f"{record['key']}  {result}  {record['train_seconds']:.0f} s{'  REDUCED SCALE' * bool(record['reduced'])}"
+
+
+@dataclass
+class Recorder:
+    """Saves portraits and records of jobs, and copies them to the folder ``out`` if there is one."""
+
+    jobs: Sequence[Job]
+    out: Path | None
+    report: Callable[[str], object]
+
+    def __call__(self, measured: Sequence[Measured]) -> None:
+        """Record what is measured, and remove checkpoints that no longer run continues from."""
+        done = [(job, *pair) for pair in measured for job in self.jobs if job.hash == pair[0]["hash"]]
+        tables: dict[Path, list[dict[str, Any]]] = {}
+        for job, record, portrait in done:
+            for table in [job.spec.record, *([self.out / job.spec.record.name] if self.out else [])]:
+                tables.setdefault(table, []).append(record)
+                if portrait is not None:
+                    portrait.save(table.parent / "portraits" / f"{record['key']}.npz")
+        for table, records in tables.items():
+            merge_records(table, records)
+        for job, *_ in done:
+            folder = job.spec.work / "checkpoints"
+            longer = any(other.course == job.course and other.steps > job.steps for other in self.jobs)
+            if not longer and engine.checkpoint_step(folder, job.run) <= job.steps:
+                engine.checkpoint_path(folder, job.run).unlink(missing_ok=True)
+        for record, _ in measured:
+            self.report(summary(record))
+
+    def late(self, pack: Sequence[Job]) -> None:
+        """Report that a pack is not trained within the budget."""
+        self.report(f"not in time, to continue another time: {', '.join(job.run.key for job in pack)}")
+
+
+def _missing(jobs: Sequence[Job], passed: Container[Job] = ()) -> list[Job]:
+    """Return the jobs that no sweep has recorded yet, without those that are passed over."""
+    known = {path: set(read_rows(path)) for path in {job.spec.record for job in jobs}}
+    return [job for job in jobs if job.hash not in known[job.spec.record] and job not in passed]
+
+
+def train(jobs: Sequence[Job], deadline: float, trainer: Any) -> None:
+    """Have jobs trained and recorded pack by pack, in the order of their plan, until they are done or time is up.
+
+    Packs that other sweeps have claimed are trained only if these end without a record. The trainer is a
+    :class:`Local`, or the workers of :mod:`isa.cluster`.
+    """
+    pending: dict[Any, tuple[list[Job], ExitStack]] = {}
+    with ExitStack() as all_claims, trainer as workers:  # which end before the claims do
+        while (left := _missing(jobs, workers.passed)) and time.monotonic() <= deadline:
+            for pack in divide(left, workers.size):
+                if len(pending) >= workers.slots:
+                    break
+                with ExitStack() as claims:
+                    if mine := _missing(claim(pack, claims)):  # others may have recorded some before
+                        pending[workers.start(mine)] = mine, all_claims.enter_context(claims.pop_all())
+            if pending:
+                with suppress(TimeoutError):
+                    workers.wait(list(pending), _POLL_SECONDS, "FIRST_COMPLETED")
+            else:  # other sweeps have all that is left
+                time.sleep(_POLL_SECONDS)
+            for future in [future for future in pending if future.done()]:
+                pack, claims = pending.pop(future)
+                with claims:
+                    workers.receive(future, pack)
+        for future, (pack, _) in pending.items():
+            workers.receive(future, pack)
+
+
+class _OutOfTime(Exception):
+    """The pack in training would not be done within the budget."""
+
+
+@dataclass(eq=False)
+class Local(ThreadPoolExecutor):
+    """Trains packs in this process, and measures them in a second thread: on a GPU, while the next pack trains.
+
+    A pack is passed over if it would not be done by the deadline at the speed of its kind so far, and stopped once its
+    own speed shows that; shorter runs of its courses may be in time.
+    """
+
+    record: Recorder
+    size: int
+    deadline: float
+    device: torch.device
+    cache_dir: Path | None
+    keep_models: bool
+
+    def __post_init__(self) -> None:
+        super().__init__(1)
+        self.wait, self.slots = wait, 2 if self.device.type == "cuda" else 1
+        self.speeds: dict[tuple, float] = {}  # seconds of a step of one run, by kind
+        self.passed: set[Job] = set()
+
+    def start(self, jobs: list[Job]) -> Future:
+        """Train a pack; return the future of its records."""
+        ends, done = longest(jobs), self.submit(lambda: None)
+        looks: list[tuple[float, int]] = []  # time and step; the step is compiled before the first
+
+        def watch(step: int, terms: object) -> None:
+            if looks and step <= looks[-1][1]:  # further runs of the pack start from another checkpoint
+                looks.clear()
+            looks.append((time.monotonic(), step))
+            (began, first), (now, _) = looks[0], looks[-1]
+            pace = (now - began) / max(step - first, 1)
+            if step > first:
+                self.speeds[ends[0].kind] = pace / len(ends)
+            if now + pace * (ends[0].steps - step) > self.deadline:
+                raise _OutOfTime
+
+        def record(before: Future, *some: Any) -> None:
+            before.result()  # which may have failed
+            self.record(measure(*some))
+
+        work = ends[0].spec.work
+        models = work / "models" if self.keep_models else None
+        options: dict[str, Any] = {"checkpoints": work / "checkpoints", "checkpoint_seconds": CHECKPOINT_SECONDS}
+        try:
+            if time.monotonic() + _MARGIN * (duration(jobs, self.speeds) or 0.0) > self.deadline:
+                raise _OutOfTime
+            dataset = images(ends[0].run.dataset, ends[0].run.source, self.cache_dir, self.device)
+            for trained in engine.fit([job.run for job in jobs], dataset, callback=watch, **options):
+                done = self.submit(record, done, trained, dataset, models)
+                if self.slots == 1:
+                    done.result()
+        except _OutOfTime:
+            self.passed.update(ends)
+            if looks:
+                self.record.late(ends)
+        return done
+
+    def receive(self, future: Future, pack: list[Job]) -> None:
+        """Wait for the records of a pack."""
+        future.result()
+
+
+def _profile(runs: Sequence[Run], dataset: data.FactorDataset) -> str:
+    """Train runs of one ``pack_key`` for 130 steps, and report the time of a step, clocks, and 30 steps by kernel."""
+    run, short, profiler = runs[0], [run.replace(steps=130) for run in runs], torch.profiler.profile(acc_events=True)
+    looks = [time.perf_counter()]  # before the first step, after 50, 100 and 130
+
+    def look(step: int, terms: object) -> None:
+        looks.append(time.perf_counter())
+        if step == 100:
+            profiler.start()
+        elif step == 130:
+            profiler.stop()
+
+    compiled = run.total_steps >= engine.COMPILE_FROM
+    (pack,) = engine.fit(short, dataset, compile=compiled, progress=False, callback=look)
+    ms, on, clocks = 1e3 * (looks[2] - looks[1]) / 50, dataset.device.type, ""
+    if on == "cuda":
+        clocks = f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n"
+        clocks += subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout
+    return f"""\
+{run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step
+{len(runs)} runs at once, {"compiled" if pack.compiled else "not compiled"}: {ms:.2f} ms a step, \
+{ms / len(runs):.3f} ms per run and step; first 50 steps {looks[1] - looks[0]:.1f} s
+{clocks}{profiler.key_averages().table(sort_by=f"self_{'cpu' if on == 'cpu' else 'device'}_time_total", row_limit=40)}
+"""
+
+
+def write_profile(path: Path, jobs: Iterable[Job], size: int, device: torch.device, cache_dir: Path | None) -> None:
+    """Write a report on 30 steps of each kind of run, in packs as they would be trained; nothing is recorded."""
+    sections: dict[tuple, str] = {}
+    for pack in divide(jobs, size):
+        if pack[0].kind not in sections:
+            dataset = images(pack[0].run.dataset, pack[0].run.source, cache_dir, device)
+            sections[pack[0].kind] = _profile([end.run for end in longest(pack)], dataset)
+    write_atomically(path, "\n".join(sections.values()).encode())

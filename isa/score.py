@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isa import mig
 from isa.data.base import SourceError, reading
@@ -24,7 +25,7 @@ _LABELS = {"mig_binned": "binned MIG", "mig_sampled": "sampled MIG", "mig_of_sub
 _LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC"} | {x: x for x in ("modularity", "completeness")}
 
 
-Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray, list[str]]
+Arrays = tuple[Tensor, Tensor | None, Tensor, list[str]]
 
 
 def read(path: Path, names: list[str] | None = None, deterministic: bool = False) -> Arrays:
@@ -35,14 +36,14 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
     if absent := [name for name in wanted if name not in arrays]:
         hint = "; --deterministic scores codes without variances" if absent == ["log_var"] else ""
         raise ValueError(f"{path} has no {' and no '.join(absent)}, only {', '.join(arrays) or 'nothing'}{hint}")
-    mean, *log_var, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
+    *codes, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
     every = [str(name) for name in arrays.get("names", [f"factor{f}" for f in range(factors.shape[-1])])]
-    if any(x.shape != mean.shape for x in log_var) or factors.shape != (len(mean), len(every)):
+    if any(x.shape != codes[0].shape for x in codes) or factors.shape != (len(codes[0]), len(every)):
         shapes = ", ".join(f"{name} {arrays[name].shape}" for name in wanted)
         raise ValueError(f"the arrays of {path} must have one row an image, got {shapes} and {len(every)} names")
-    if len(mean) < _FEWEST:
-        raise ValueError(f"{path} has too few rows to score: {len(mean)}, but at least {_FEWEST} are needed")
-    for name, x in zip(wanted, (mean, *log_var), strict=False):
+    if len(factors) < _FEWEST:
+        raise ValueError(f"{path} has too few rows to score: {len(factors)}, but at least {_FEWEST} are needed")
+    for name, x in zip(wanted, codes, strict=False):
         if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
             raise ValueError(f"{name} of {path} must be finite numbers, without NaN")
     if absent := [name for name in names or [] if name not in every]:
@@ -53,7 +54,8 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
             raise ValueError(f"factor {name} must be integers; np.unique(x, return_inverse=True)[1] numbers its values")
         if (values == values[0]).all():
             raise ValueError(f"factor {name} has one value, {values[0]:g}; --factors chooses the others")
-    return mean, *(log_var or [None]), factors.astype(np.int64), names or every
+    tensors = [torch.from_numpy(x.astype(np.result_type(x, np.float32))) for x in codes]
+    return tensors[0], None if deterministic else tensors[1], torch.from_numpy(factors.astype(int)), names or every
 
 
 def _read_csv(file: BinaryIO) -> dict[str, Any]:
@@ -65,36 +67,37 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
             raise ValueError(f"{len(header)} headings for {rows.shape[1]} columns")
     except ValueError as error:
         raise SourceError(f"{file.name}: {error}") from None
-    arrays, rest = {}, dict(enumerate(header))
-    for kind, pattern in (("mean", r"z_?(\d+)"), ("log_var", r"log_var_?(\d+)")):
-        columns = {int(match[1]): i for i, name in enumerate(header) if (match := re.fullmatch(pattern, name))}
-        rest = {i: name for i, name in rest.items() if i not in columns.values()}
-        arrays |= {kind: rows[:, [columns[j] for j in sorted(columns)]]} if columns else {}
-    return arrays | ({"factors": rows[:, list(rest)], "names": list(rest.values())} if rest else {})
+    columns: dict[str, list[tuple[int, int]]] = {}
+    for column, name in enumerate(header):
+        match = re.fullmatch(r"(z|log_var)_?(\d+)", name)
+        kind, place = ({"z": "mean"}.get(match[1], match[1]), int(match[2])) if match else ("factors", column)
+        columns.setdefault(kind, []).append((place, column))
+    arrays: dict[str, Any] = {kind: rows[:, [column for _, column in sorted(its)]] for kind, its in columns.items()}
+    return arrays | {"names": [header[column] for _, column in columns.get("factors", [])]}
 
 
 def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence[int] = ()) -> dict[str, Any]:
     """Return the scores of what :func:`read` returns, for JSON, in nats, with intervals of 95 % over resampled rows."""
     mean, log_var, table, names = arrays
-    generator = torch.Generator().manual_seed(0)
-    if sum(subspaces or mean.shape[1:]) != mean.shape[1]:
-        raise ValueError(f"subspaces must have {mean.shape[1]} latents in all, got {subspaces}")
-    options = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
+    generator, k = torch.Generator().manual_seed(0), mean.shape[1]
+    if min(binned, samples) < 0:
+        raise ValueError(f"bins and samples must be positive, got {binned} and {samples}")
+    if subspaces and not (all(type(size) is int and size > 0 for size in subspaces) and sum(subspaces) == k):
+        raise ValueError(f"subspaces must have {k} latents in all, as in 1,{k - 1}, got {subspaces}")
+    options: dict[str, Any] = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
     gap = mig.mutual_information_gap(mean, log_var, factor_values=table, **options)
-    ends = np.quantile(gap.resampled_gaps, (0.025, 0.975), axis=0).T.tolist()
-    between = np.quantile(gap.resampled_gaps.mean(1), (0.025, 0.975)).tolist()
-    result = {"rows": len(mean), "latents": mean.shape[1], "factors": names}
-    result |= {"mig": gap.score, "mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
-    result |= {
-        name: getattr(gap, name).tolist() for name in ("gaps", "mutual_information", "entropy", "factor_entropy")
-    }
+    resampled = np.asarray(gap.resampled_gaps)
+    ends, between = (np.quantile(x, (0.025, 0.975), axis=0).T.tolist() for x in (resampled, resampled.mean(1)))
+    result: dict[str, Any] = {"rows": len(mean), "latents": k, "factors": names, "mig": gap.score}
+    result |= {"mig_interval": between, "gap_intervals": ends, "error_bound": gap.error_bound}
+    result |= {x: getattr(gap, x).tolist() for x in ("gaps", "mutual_information", "entropy", "factor_entropy")}
     measures = gap.disentanglement._asdict().items()
     result |= {name: value for name, value in measures if name in _LABELS and math.isfinite(value)}
     result |= {"mig_sampled": gap.subsampled_score} if samples else {}
     if binned:
         result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
     if subspaces:
-        groups = [group.tolist() for group in torch.arange(sum(subspaces)).split(subspaces)]
+        groups = [group.tolist() for group in torch.arange(k).split(list(subspaces))]
         count = min(len(mean), max(_DRAWS, _PAIRS // len(mean)))
         joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
         information = joint.mutual_information[0].clamp(min=0.0)

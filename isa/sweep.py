@@ -31,7 +31,7 @@ replaced as a whole by one that has the new row, under a lock; two sweeps over o
 a longer one (the same but for the number of steps) is recorded on the way if the longer run is missing too and belongs
 to the same tier or an earlier one: one training, two records.
 
-**Devices.** Runs train in packs in this process (:mod:`isa.local`), or on the workers of a Dask cluster
+**Devices.** Runs train in packs in this process (:mod:`isa.packs`), or on the workers of a Dask cluster
 (:mod:`isa.cluster`). With its record, each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``.
 """
 
@@ -40,16 +40,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from isa import cluster, engine, local, results
-from isa._records import RECORD, Records, Spec, merge_records, read_records
-from isa.packs import Job, duration, is_claimed, longest, speeds
-from isa.profile import write_profile
+from isa import cluster, engine, packs, results
+from isa._records import RECORD, Records, Spec, StrPath, merge_records, read_records
+from isa.data import expand
 
 __all__ = ["RECORD", "Records", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
@@ -67,19 +67,22 @@ class Status(NamedTuple):
 
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
     """Return what is done, what remains, and how long that will take on a device, tier by tier."""
-    records = {record["hash"]: record for record in read_records(spec.record)}
-    here = speeds(records.values(), results.device_name(engine.default_device(device)))
-    progress = []
+    here, known, seconds, progress = results.device_name(engine.default_device(device)), {}, {}, []
+    for row in read_records(spec.record):
+        known[row["hash"]] = row["status"]
+        if row["device"] == here and row["status"] == "trained":  # the latest of its kind
+            each = row["train_seconds"] / row["pack_size"] + row["evaluation_seconds"]
+            seconds[packs.kind(row)] = each / row["total_steps"]
     for tier, runs in spec.tiers.items():
-        done = [records[run.hash]["status"] for run in runs if run.hash in records]
-        missing = [Job(spec, run, tier) for run in runs if run.hash not in records]
-        claimed = sum(map(is_claimed, longest(missing)))
-        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, duration(missing, here)))
+        done = [known[run.hash] for run in runs if run.hash in known]
+        missing = [packs.Job(spec, run, tier) for run in runs if run.hash not in known]
+        claimed, rest = sum(map(packs.is_claimed, packs.longest(missing))), packs.duration(missing, seconds)
+        progress.append(Status(tier, len(runs), len(done), done.count("diverged"), claimed, rest))
     return progress
 
 
 def sweep(
-    specs: Spec | str | os.PathLike[str] | Sequence[Spec | str | os.PathLike[str]],
+    specs: Spec | StrPath | Sequence[Spec | StrPath],
     *,
     tier: int | None = None,
     budget: float | None = None,
@@ -87,9 +90,9 @@ def sweep(
     pack: int | None = None,
     scheduler: str | None = None,
     keep_models: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    profile: str | os.PathLike[str] | None = None,
+    cache_dir: StrPath | None = None,
+    out: StrPath | None = None,
+    profile: StrPath | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> Records | list[Records]:
     """Train every run of specifications that is not recorded yet, and return the records.
@@ -114,12 +117,12 @@ def sweep(
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4; folder of drawn images.
     out, profile
         Folder that receives copies of new records (``NAME.csv``) and portraits after every pack; file for a report on
-        30 steps of each kind of missing run (:mod:`isa.profile`), made before training here.
+        30 steps of each kind of missing run (:func:`isa.packs.write_profile`), made before training here.
     report
         Called with a line on each run that is recorded.
     """
-    single = isinstance(specs, Spec | str | os.PathLike)
-    named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in ([specs] if single else specs)]
+    listed = [specs] if isinstance(specs, Spec | str | os.PathLike) else specs
+    named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in listed]
     tiers = sorted({number for spec in named for number in spec.tiers})
     if tier is not None and tier not in tiers:
         raise ValueError(f"tier must be one of {', '.join(map(str, tiers))}, got {tier!r}")
@@ -128,37 +131,34 @@ def sweep(
     if pack is not None and pack < 1:
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
     deadline = inf if budget is None else time.monotonic() + budget
-    records = [_read(spec, tier) for spec in named]
-    missing = [set(some.missing) for some in records]
-    jobs = [
-        Job(spec, run, number)
-        for number in tiers
-        for spec, left in zip(named, missing, strict=True)
-        for run in spec.tiers.get(number, ())
-        if run in left
-    ]
+    records, plan = [_records(spec, tier) for spec in named], dict[tuple[Path, str], packs.Job]()
+    for spec, found in zip(named, records, strict=True):
+        left = {run.hash for run in found.missing}
+        numbered = [(number, run) for number, runs in spec.tiers.items() for run in runs if run.hash in left]
+        plan |= {(spec.record, run.hash): packs.Job(spec, run, number) for number, run in numbered}
+    jobs = sorted(plan.values(), key=lambda job: job.tier)  # in each tier, the specifications in turn
     if jobs and (budget != 0 or profile is not None):
-        for job in jobs:
-            local.source_path(job.run)  # which may not exist
-        record = local.Recorder(jobs, out and Path(out), report)
-        if scheduler is not None:
-            trainer = cluster.connect(scheduler, record, pack, deadline, device, cache_dir, keep_models)
-        else:
-            here, size = engine.default_device(device), pack or local.pack_size(device)
-            trainer = local.Local(record, size, deadline, here, cache_dir, keep_models)
+        for source in {job.run.source for job in jobs if job.run.source}:
+            expand(source)  # which may not exist
+        record, cache = packs.Recorder(jobs, Path(out) if out else None, report), Path(cache_dir) if cache_dir else None
+        trainer: AbstractContextManager
+        if scheduler is None:
+            here = engine.default_device(device)
+            size = pack or packs.PACK_SIZES.get(here.type, 1)
+            trainer = packs.Local(record, size, deadline, here, cache, keep_models)
             if profile is not None:
-                write_profile(Path(profile), jobs, size, here, cache_dir)
+                packs.write_profile(Path(profile), jobs, size, here, cache)
+        else:
+            trainer = cluster.connect(scheduler, record, pack, deadline, device, cache, keep_models)
         if budget != 0:
-            local.train(jobs, deadline, trainer)
-        records = [_read(spec, tier) for spec in named]
-    return records[0] if single else records
+            packs.train(jobs, deadline, trainer)
+        records = [_records(spec, tier) for spec in named]
+    return records if listed is specs else records[0]
 
 
-def _read(spec: Spec, tier: int | None) -> Records:
-    path = spec.path.resolve()
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else spec.path
-    command = f"isa sweep {shown.as_posix()}{'' if tier is None else f' --tier {tier}'}"
+def _records(spec: Spec, tier: int | None) -> Records:
     known = {record["hash"]: record for record in read_records(spec.record)}
-    runs = spec.runs(tier)
-    rows = [known[run.hash] for run in runs if run.hash in known]
-    return Records(rows, [run for run in runs if run.hash not in known], command)
+    rows = [known[run.hash] for run in spec.runs(tier) if run.hash in known]
+    missing = [run for run in spec.runs(tier) if run.hash not in known]
+    path = Path(os.path.relpath(spec.path)) if spec.path.resolve().is_relative_to(Path.cwd()) else spec.path
+    return Records(rows, missing, f"isa sweep {path.as_posix()}{'' if tier is None else f' --tier {tier}'}")

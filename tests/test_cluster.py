@@ -20,7 +20,7 @@ import torch
 from distributed import LocalCluster
 from tiny_sweep import SPEC, without_times, write_spec
 
-from isa import cli, cluster, engine, local, packs, results, sweep
+from isa import cli, cluster, engine, packs, results, sweep
 from isa.sweep import Records, Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
@@ -120,7 +120,7 @@ def test_failing_run_is_retried_from_its_checkpoint_and_stops_no_other(scheduler
 
 
 def test_worker_of_another_version_is_reported(scheduler, spec, monkeypatch):
-    monkeypatch.setattr(local, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
+    monkeypatch.setattr(packs, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
     reported = []
     with pytest.raises(cluster.ClusterError, match="4 of 4 runs failed"):
         _sweep(spec, tier=1, scheduler=scheduler, report=reported.append)
@@ -145,7 +145,7 @@ def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted,
         return float(started.is_set())
 
     monkeypatch.setattr(engine, "fit", watched)
-    for module in (cluster, local, sweep):
+    for module in (cluster, packs, sweep):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=reported.append)) == 0
@@ -172,7 +172,7 @@ def test_claimed_runs_are_left_to_other_sweeps(here, scheduler, spec, monkeypatc
         assert set(_by_hash(read_records(spec.record))) == {run.hash for run in spec.runs(1)} - {taken.hash}
         claims.close()
 
-    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
+    monkeypatch.setattr(packs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
     options = {"device": "cpu"} if here else {"scheduler": scheduler}
     assert len(_sweep(spec, tier=1, **options)) == 4
     assert [row.in_progress for row in sweep.status(spec)] == [0, 0]

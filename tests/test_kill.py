@@ -27,7 +27,7 @@ tiers:
     - {objective: beta-vae, beta: 1, steps: 16}
 """
 server = multiprocessing.get_context("forkserver")  # imports torch once
-server.set_forkserver_preload(["isa.cli", "isa.cluster", "isa.local", "torch.fx.experimental.symbolic_shapes"])
+server.set_forkserver_preload(["isa.cli", "isa.cluster", "isa.packs", "torch.fx.experimental.symbolic_shapes"])
 
 
 def run(spec: Path, log: Path, moment: int, largest_file: int) -> None:

@@ -83,7 +83,7 @@ BAD = [  # file, changes, options, message
     ("npz", {"names": np.array(["shape"])}, (), "and 1 names"),
     ("npz", {}, ("--subspaces", "2,2"), "3 latents in all"),
     ("npz", {}, ("--factors", "y"), "has no factor y, only factor0, factor1"),
-    ("npz", {}, ("--binned", "0"), "must be positive"),
+    ("npz", {}, ("--binned", "-1"), "must be positive"),
     ("csv", {"header": HEADER.replace("z", "a")}, (), "has no mean"),
     ("csv", {"header": "x,z0"}, (), "2 headings for 8 columns"),
     ("csv", {"replace": (FIRST, "nan")}, (), "mean of"),

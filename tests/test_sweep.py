@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_sweep import DATASET, SPEC, watch_starts, without_times, write_spec
 
-from isa import cli, engine, isa_prior, local, packs, results, sweep
+from isa import cli, engine, isa_prior, packs, results, sweep
 from isa.engine import train
 from isa.latents import Portrait
 from isa.run import Run
@@ -331,9 +331,9 @@ class Bench:
         self.now, self.startup, self.pace, self.fixed = 0.0, 0.0, {}, 0.0
         self.started: list[list[Run]] = []
         self.ended: list[str] = []
-        for module in (local, sweep):
+        for module in (packs, sweep):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(local.Local, "submit", at_once)
+        monkeypatch.setattr(packs.Local, "submit", at_once)
         monkeypatch.setattr(engine, "fit", self.fit)
         monkeypatch.setattr(results, "measure", self.measure)
 
@@ -494,9 +494,12 @@ def test_published_data_must_exist(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TINY_CARS", raising=False)
     assert _sweep(spec, budget=0).wanted == 9  # reading records asks for no data
     assert cli.main(["sweep", str(spec.path)]) == 2
-    assert "got $TINY_CARS; set this variable to where the published data lie" in capsys.readouterr().err
+    assert (
+        "isa: error: $TINY_CARS does not exist; set this variable to where the published data lie"
+        in capsys.readouterr().err
+    )
     monkeypatch.setenv("TINY_CARS", str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"source must be where the published data of cars3d lie, got .*nowhere"):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
         _sweep(spec)
     monkeypatch.setenv("TINY_CARS", str(tmp_path))
     (record,) = _sweep(spec.grid(beta=1))

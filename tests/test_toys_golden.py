@@ -41,8 +41,8 @@ def test_factor_analysis():
     }
     for name in ("replicated_log_likelihood", "free_energy", "replicated_free_energy", "free_energy_terms", "gradient"):
         values[name] = getattr(fa, name)(turned, noise, cov, n, betas)
-    for name in ("posterior", "mean_field", "recognition_weights"):
-        values[name] = getattr(fa, name)(turned, noise, betas)
+    values["posterior"], values["mean_field"] = (f(turned, noise, betas) for f in (fa.posterior, fa.mean_field))
+    values["recognition_weights"] = values["mean_field"].recognition
     assert values.keys() == GOLDEN["factor_analysis"].keys()
     for name, value in values.items():
         compare(value, GOLDEN["factor_analysis"][name], rtol=1e-8, atol=1e-9, err_msg=name)
@@ -70,8 +70,8 @@ def test_ica():
             compare(result.W, expected["W"], atol=1e-4)
     compare(exact.log_likelihood[-1], golden["fit_exact"]["log_likelihood"], atol=1e-4)
     compare(exact.W, golden["fit_exact"]["W"], atol=1e-3)
-    measures = [*ica.lengths(exact.W), *ica.angles(exact.W), ica.widest_pair(exact.W), ica.explaining_away(exact.W)]
-    compare(measures, golden["measures"], atol=0.05)
+    measures = [*ica.lengths(exact.W), *ica.angles(exact.W), ica.widest_pair(exact.W)]
+    compare(measures, golden["measures"][:-1], atol=0.05)  # the last is of a measure that is gone
 
 
 @pytest.mark.parametrize("name", GOLDEN["lp_nested"])

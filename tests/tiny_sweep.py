@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isa import cli, engine, local, models
+from isa import cli, engine, models, packs
 from isa.data import Factor, FactorDataset, Provenance
 from isa.run import Run
 
@@ -77,7 +77,7 @@ def watch_starts(monkeypatch) -> list[tuple[Run, int]]:
     return starts
 
 
-def _images(run: Run, cache_dir: str | None, device: torch.device) -> FactorDataset:
+def _images(name: str, source: str | None, cache_dir: str | None, device: torch.device) -> FactorDataset:
     """Return the squares; the first process that can delete the file ``TINY_SWEEP_BOMB`` is killed instead."""
     try:
         os.unlink(os.environ.get("TINY_SWEEP_BOMB", ""))
@@ -88,7 +88,7 @@ def _images(run: Run, cache_dir: str | None, device: torch.device) -> FactorData
 
 DATASET = squares()
 models.MODELS["small"] = small
-local.images = _images
+packs.images = _images
 
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))

@@ -176,8 +176,8 @@ class _Shape:
         """Return albedo and gloss."""
         x, y = self.straighten(x, y)
         face = smoothstep(z, 4.0, 6.0)
-        tone = np.full(x.shape, self.skin, np.float32)
-        gloss = np.full(x.shape, 0.5, np.float32)
+        tone: Array = np.full(x.shape, self.skin, np.float32)
+        gloss: Array = np.full(x.shape, 0.5, np.float32)
         # the red of the cheeks is darker in grey
         blush = np.exp(-(((x - 4.0) / 1.8) ** 2 + ((y + 3.4) / 1.4) ** 2)) * face
         tone *= 1 - 0.07 * blush
@@ -242,7 +242,8 @@ def build_head(coefficients: np.ndarray, spacing: float = 0.27) -> Head:
         np.concatenate([-back[::-1], np.arange(5 + spacing, 13.5, spacing)]),
     )
     mesh = _render.polygonise(shape.distance, axes)
-    albedo, gloss = shape.surface(*mesh.vertices.T, mesh.normals[:, 1])
+    x, y, z = mesh.vertices.T
+    albedo, gloss = shape.surface(x, y, z, mesh.normals[:, 1])
     return Head(mesh, albedo, gloss)
 
 

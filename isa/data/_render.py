@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32
 Distance = Callable[[Array, Array, Array], Array]
 Point = Sequence[float]
 
@@ -207,7 +208,8 @@ def rasterise(x: Array, y: Array, depth: Array, triangles: NDArray[np.int32], si
 
 def interpolate(fragments: Fragments, values: Array) -> Array:
     """Interpolate vertex values (V, C) at the fragments, (F, C)."""
-    return sum(values[fragments.corners[:, k]] * fragments.weights[:, k, None] for k in range(3))
+    corners, weights = fragments.corners.T, fragments.weights.T[..., None]
+    return values[corners[0]] * weights[0] + values[corners[1]] * weights[1] + values[corners[2]] * weights[2]
 
 
 def resolve(fragments: Fragments, values: Array, size: int, factor: int) -> Array:
@@ -215,7 +217,8 @@ def resolve(fragments: Fragments, values: Array, size: int, factor: int) -> Arra
     picture = np.zeros(((size * factor) ** 2, values.shape[1]), np.float32)
     picture[fragments.sample] = values
     picture = picture.reshape(size, factor, size, factor, -1)
-    return sum(picture[:, i, :, j] for i in range(factor) for j in range(factor)) * np.float32(1 / factor**2)
+    samples = (picture[:, i, :, j] for i in range(factor) for j in range(factor))
+    return reduce(np.add, samples) * np.float32(1 / factor**2)
 
 
 def product(a: Array, b: Array) -> Array:

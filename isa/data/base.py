@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,16 @@ class SourceMissingError(SourceError, FileNotFoundError):
 
 
 def expand(path: StrPath) -> Path:
-    """Return a path with ``~`` expanded."""
-    return Path(os.path.expanduser(path))
+    """Return the path of published data, with ``~`` and environment variables expanded, if there is something."""
+    expanded = Path(os.path.expanduser(os.path.expandvars(path)))
+    if not expanded.exists():
+        unset = "; set this variable to where the published data lie" if "$" in str(expanded) else ""
+        raise SourceMissingError(f"{expanded} does not exist{unset}")
+    return expanded
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[BinaryIO]:
+def reading(path: Path, kind: str) -> Iterator[BufferedReader]:
     """Open a file, and turn every failure to read it into one :class:`SourceError` with its name and ``kind``."""
     try:
         with path.open("rb") as file:
@@ -132,7 +137,7 @@ class FactorDataset:
         storage: Tensor,
         provenance: Provenance,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: Sequence[int],
         packed: bool = False,
     ) -> None:
         self.name, self.title, self.provenance = name, title, provenance
@@ -218,15 +223,15 @@ class FactorDataset:
         """Return the images that :meth:`index` selects as a data set on the grid of the chosen values."""
         factors = restrict_factors(self.factors_info, choose(self.name, self.factors_info, fixed))
         rows = self.storage[self.index(**fixed).to(self.device)]
-        shape = {"image_shape": self.image_shape, "packed": self.packed}
-        return FactorDataset(self.name, self.title, factors, rows, self.provenance, **shape)
+        given = self.name, self.title, factors, rows, self.provenance
+        return FactorDataset(*given, image_shape=self.image_shape, packed=self.packed)
 
     def traversal(self, name: str, steps: int | None = None, **fixed: int) -> Tensor:
         """Return the flat indices along the factor ``name``, the others fixed, by default in the middle.
 
         There are ``steps`` of them, evenly spaced from the first to the last, by default or if there are fewer all.
         """
-        middle = {factor.name: factor.size // 2 for factor in self.factors_info}
+        middle: dict[str, Any] = {factor.name: factor.size // 2 for factor in self.factors_info}
         size = len(self.values[name])
         varied = np.rint(np.linspace(0, size - 1, min(steps or size, size))).astype(int)
         return self.index(**{**middle, **fixed, name: varied})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
-import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from isa.data.base import StrPath, expand
+from isa._files import write_atomically
+from isa.data.base import StrPath
 
 __all__ = ["CacheWarning", "cached_array", "directory"]
 
@@ -22,7 +23,7 @@ class CacheWarning(UserWarning):
 def directory(cache_dir: StrPath | None = None) -> Path:
     """Return ``cache_dir``, else ``$ISA_CACHE_DIR``, else the platform's directory (``~/.cache/isa`` on Linux)."""
     if named := cache_dir or os.environ.get("ISA_CACHE_DIR"):
-        return expand(named)
+        return Path(os.path.expanduser(named))
     import platformdirs  # not needed on a compute node, where the directory is named
 
     return Path(platformdirs.user_cache_dir("isa", appauthor=False))
@@ -42,15 +43,10 @@ def cached_array(
             return array
     except (OSError, ValueError, EOFError):  # it is missing or damaged
         pass
-    array = build()
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")  # renamed when whole: readers see all or nothing
+    array, content = build(), io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.save(temporary, array)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        np.save(content, array)
+        write_atomically(path, content.getbuffer())
     except OSError as error:
         message = f"cannot write the cache {path} ({error}); continuing without. ISA_CACHE_DIR names another directory"
         warnings.warn(message, CacheWarning, stacklevel=2)

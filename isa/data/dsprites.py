@@ -141,7 +141,8 @@ def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, pro
         rendering += f"{count_pixels(packed):,} lit pixels where the published file has {PUBLISHED_PIXELS:,}."
         provenance = Provenance("drawn by isa.data.dsprites", _LICENCE, _CITATION, rendering, False)
     else:
-        packed, title = read_packed(expand(source)), "dSprites"
+        source = expand(source)
+        packed, title = read_packed(source), "dSprites"
         checksum = f"md5:{PUBLISHED_MD5}"
         provenance = Provenance(str(source), _LICENCE, _CITATION, "The published images.", False, checksum)
     storage = torch.from_numpy(packed)

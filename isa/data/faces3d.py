@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.io import loadmat
 from tqdm import tqdm
 
@@ -105,7 +105,7 @@ class _LitHead:
         lobes = _render.lobe(self.directions, lamps, _LAMP_CONCENTRATION)
         light = _render.product(self.transfer[used], lobes)
         normals = self.mesh.normals[used]
-        view = np.float32([0, 0, _DISTANCE]) @ turn + np.float32(_PIVOT) - self.mesh.vertices[used]
+        view = np.array([0, 0, _DISTANCE], np.float32) @ turn + np.array(_PIVOT, np.float32) - self.mesh.vertices[used]
         view /= np.sqrt((view * view).sum(1, keepdims=True))
         # n.h / |h| with h = view + lamp, without forming h
         half = (normals * view).sum(1, keepdims=True) + _render.product(normals, lamps.T)
@@ -129,7 +129,7 @@ def _rotation(azimuth: float, elevation: float) -> Array:
 
 def _project(vertices: Array, turn: Array, size: int) -> tuple[Array, Array, Array]:
     """Project onto a picture of ``size`` samples: x to the right, y down, and a depth that grows with distance."""
-    points = _render.product(vertices - np.float32(_PIVOT), turn.T)
+    points = _render.product(vertices - np.array(_PIVOT, np.float32), turn.T)
     nearness = size / 2 / _HALF_FRAME * _DISTANCE / (_DISTANCE - points[:, 2])
     return size / 2 + points[:, 0] * nearness, size / 2 - points[:, 1] * nearness, -nearness
 
@@ -146,10 +146,10 @@ def identities() -> NDArray[np.float64]:
 
 
 def draw_faces(
-    coefficients: ArrayLike,
-    azimuths: ArrayLike = AZIMUTHS,
-    elevations: ArrayLike = ELEVATIONS,
-    lightings: ArrayLike = LIGHTINGS,
+    coefficients: Array,
+    azimuths: Array = AZIMUTHS,
+    elevations: Array = ELEVATIONS,
+    lightings: Array = LIGHTINGS,
     *,
     side: int = SIDE,
     progress: bool = False,

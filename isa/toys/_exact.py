@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 
 def arrays(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike) -> tuple[Array, Array, Array]:
@@ -59,7 +59,7 @@ def _likelihoods(x: Array, W: Array, noise: Array, dof: float) -> tuple[Array, A
     V, y = W / sd[:, None], x / sd  # in units of the noise
     axes = [_precision_nodes(dof, reach, (y**2).sum(1).max()) for reach in _reach(V, y)]
     variance = np.stack(np.meshgrid(*(v for v, _ in axes), indexing="ij"), -1).reshape(-1, len(axes))  # (J, K)
-    log_weight = sum(np.meshgrid(*(w for _, w in axes), indexing="ij")).ravel()
+    log_weight = np.add.reduce(np.meshgrid(*(w for _, w in axes), indexing="ij")).ravel()
     value, vector = np.linalg.eigh(np.einsum("ik,jk,lk->jil", V, variance, V, optimize=True))
     value = 1.0 + np.maximum(value, 0.0)
     precision = np.einsum("jia,ja,jla->jil", vector, 1.0 / value, vector)

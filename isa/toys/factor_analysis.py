@@ -31,7 +31,7 @@ ordinary variational inference on :math:`M = 1/\beta` replicas of every observat
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,11 +40,11 @@ from scipy.optimize import minimize
 __all__ = [
     "BetaPath", "Fit", "FreeEnergy", "LatentUse", "MeanField", "Posterior", "aligned_weights", "beta_path", "fit",
     "free_energy", "free_energy_terms", "gradient", "latent_use", "log_likelihood", "mean_field", "mean_field_gap",
-    "misalignment", "optimal_noise", "optimal_weights", "overcomplete_weights", "posterior", "recognition_weights",
+    "misalignment", "optimal_noise", "optimal_weights", "overcomplete_weights", "posterior",
     "replicated_free_energy", "replicated_log_likelihood", "rotate", "sample", "second_moment",
 ]  # fmt: skip
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 
 class Posterior(NamedTuple):
@@ -172,7 +172,7 @@ def aligned_weights(
     return np.diag(np.sqrt(eigenvalues - noise_var))
 
 
-def log_likelihood(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int) -> float | Array:
+def log_likelihood(W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int) -> float | Array:
     r"""Return the log-likelihood of the data, with the latents integrated out (B.2).
 
     .. math:: -\frac N2 \Bigl[\log\det 2\pi (W W^\top + D) + \operatorname{tr} (W W^\top + D)^{-1} S\Bigr]
@@ -181,7 +181,7 @@ def log_likelihood(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int) -
 
 
 def replicated_log_likelihood(
-    W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0
+    W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int, beta: ArrayLike = 1.0
 ) -> float | Array:
     r"""Return the log-likelihood of the replicated data (B.1), :math:`\sum_n \log \int p(x_n | z)^{1/\beta} p(z)\, dz`.
 
@@ -208,11 +208,6 @@ def posterior(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Post
     return Posterior(recognition, np.linalg.inv(np.eye(gram.shape[-1]) + gram))
 
 
-def recognition_weights(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> Array:
-    r"""Return the recognition weights :math:`R` (..., K, L) that the exact and the mean-field posterior share (B.2)."""
-    return mean_field(W, noise_var, beta).recognition
-
-
 def mean_field(W: ArrayLike, noise_var: ArrayLike, beta: ArrayLike = 1.0) -> MeanField:
     """Return the factorised Gaussian that maximises Eq. 13, and so Eq. 16.
 
@@ -235,7 +230,7 @@ def _kl(excess: Array, recognition: Array, cov: Array) -> tuple[Array, Array]:
     return power, (np.log1p(excess) - excess / (1 + excess) + power) / 2
 
 
-def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> FreeEnergy:
+def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int, beta: ArrayLike = 1.0) -> FreeEnergy:
     r"""Return reconstruction and KL at the mean-field :math:`q` that is best for ``beta`` (Eq. 13-16).
 
     .. math::
@@ -249,7 +244,7 @@ def free_energy_terms(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int
     return FreeEnergy(n * reconstruction, n * kl)
 
 
-def _evaluate(W: Array, noise: Array, beta: Array, cov: Array) -> tuple[float | Array, float | Array, Array]:
+def _evaluate(W: Array, noise: Array, beta: Array, cov: Array) -> tuple[Any, Any, Array]:
     """Return reconstruction, KL and the gradient of Eq. 13 in ``W``, all per data point."""
     _, excess, recognition = _posterior(W, noise, beta)
     var = 1 / (1 + excess)
@@ -261,7 +256,7 @@ def _evaluate(W: Array, noise: Array, beta: Array, cov: Array) -> tuple[float | 
     return reconstruction, _kl(excess, recognition, cov)[1].sum(-1), gradient
 
 
-def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> float | Array:
+def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int, beta: ArrayLike = 1.0) -> float | Array:
     r"""Return the free energy of Eq. 13 at its optimal mean-field :math:`q`.
 
     .. math:: \mathbb E_q \log p(x \mid z) - \beta\, \mathrm{KL}(q \,\|\, p)
@@ -286,7 +281,7 @@ def free_energy(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta
 
 
 def replicated_free_energy(
-    W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0
+    W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int, beta: ArrayLike = 1.0
 ) -> float | Array:
     r"""Return the free energy of Eq. 16, :math:`\frac1\beta \mathbb E_q \log p(x \mid z) - \mathrm{KL}(q \,\|\, p)`.
 
@@ -313,7 +308,7 @@ def mean_field_gap(W: ArrayLike, noise_var: ArrayLike, n: int, beta: ArrayLike =
     return n / 2 * np.maximum(gap, 0.0)
 
 
-def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLike = 1.0) -> LatentUse:
+def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: Array, beta: ArrayLike = 1.0) -> LatentUse:
     """Return posterior variances, power of the mean, and KL from the prior, latent by latent.
 
     A pruned latent has variances of 1, the prior's, and neither power nor KL.
@@ -324,7 +319,7 @@ def latent_use(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, beta: ArrayLi
     return LatentUse(exact_var, 1 / (1 + excess), *_kl(excess, recognition, cov))
 
 
-def gradient(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: ArrayLike = 1.0) -> Array:
+def gradient(W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int, beta: ArrayLike = 1.0) -> Array:
     r"""Return the gradient of :func:`free_energy` (Eq. 13) with respect to ``W``, (..., L, K), in nats per unit.
 
     As :math:`q` is at its optimum, only the reconstruction term contributes:
@@ -334,7 +329,7 @@ def gradient(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: A
     return n * _evaluate(*_arrays(W, noise_var, beta), cov)[2]
 
 
-def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: float = 1.0) -> Array:
+def optimal_weights(cov: Array, noise_var: ArrayLike, n_latents: int, beta: float = 1.0) -> Array:
     r"""Return the weights (L, K) that maximise the free energy at a given noise, in closed form.
 
     With :math:`\lambda_i, u_i` the eigenvalues and eigenvectors of :math:`D^{-1/2} S D^{-1/2}` in descending order,
@@ -353,7 +348,7 @@ def optimal_weights(cov: ArrayLike, noise_var: ArrayLike, n_latents: int, beta: 
     return np.pad(columns[:, ::-1], ((0, 0), (0, n_latents)))[:, :n_latents]
 
 
-def optimal_noise(cov: ArrayLike, n_latents: int, beta: float = 1.0) -> float:
+def optimal_noise(cov: Array, n_latents: int, beta: float = 1.0) -> float:
     r"""Return the isotropic noise variance that maximises the free energy together with :func:`optimal_weights`.
 
     The maximised free energy is concave in :math:`\log \sigma^2`, and largest where :math:`u = \beta \sigma^2` solves
@@ -379,14 +374,14 @@ def optimal_noise(cov: ArrayLike, n_latents: int, beta: float = 1.0) -> float:
     return float(rest / share / beta)
 
 
-def beta_path(cov: ArrayLike, n_latents: int, betas: ArrayLike, noise_var: float | None = None) -> BetaPath:
+def beta_path(cov: Array, n_latents: int, betas: Array, noise_var: float | None = None) -> BetaPath:
     """Return the optimal model for each of ``betas`` (B,), at ``noise_var`` or else at its :func:`optimal_noise`."""
     noise = np.array([optimal_noise(cov, n_latents, beta) if noise_var is None else noise_var for beta in betas])
     weights = [optimal_weights(cov, var, n_latents, beta) for var, beta in zip(noise, betas, strict=True)]
     return BetaPath((np.array(weights) ** 2).sum(axis=1), noise)
 
 
-def misalignment(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike) -> Array:
+def misalignment(W: ArrayLike, noise_var: ArrayLike, cov: Array) -> Array:
     r"""Return the angle between each column of ``W`` and its image under ``cov``, in degrees, (..., K).
 
     In units of the noise, :math:`v = D^{-1/2} w_k` is a principal direction when :math:`D^{-1/2} S D^{-1/2}` does not
@@ -402,20 +397,18 @@ def misalignment(W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike) -> Array:
     return np.degrees(np.arctan2(across, (along * np.sqrt(power))[..., 0, :]))
 
 
-def fit(
-    W: ArrayLike, noise_var: ArrayLike, cov: ArrayLike, n: int, beta: float = 1.0, max_iterations: int = 2000
-) -> Fit:
+def fit(W: ArrayLike, noise_var: ArrayLike, cov: Array, n: int, beta: float = 1.0, max_iterations: int = 2000) -> Fit:
     """Maximise the free energy (Eq. 13) from the weights ``W`` (L, K) at fixed noise, by L-BFGS.
 
     The search does not use :func:`optimal_weights`: it shows which of the equally likely solutions an optimiser
     reaches. It raises ``RuntimeError`` if it does not converge within ``max_iterations``.
     """
-    start, noise, beta = _arrays(W, noise_var, beta)
+    start, noise, weight = _arrays(W, noise_var, beta)
 
-    def loss(flat: Array) -> tuple[float, Array]:
+    def loss(flat: Array) -> tuple[Any, Array]:
         # Per data point, so that the stopping rule does not depend on their number.
-        reconstruction, kl, gradient = _evaluate(flat.reshape(start.shape), noise, beta, cov)
-        return beta * kl - reconstruction, -gradient.ravel()
+        reconstruction, kl, gradient = _evaluate(flat.reshape(start.shape), noise, weight, cov)
+        return weight * kl - reconstruction, -gradient.ravel()
 
     options = {"maxiter": max_iterations, "ftol": 0.0, "gtol": 1e-9}
     result = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options=options)

@@ -22,13 +22,14 @@ Free energies are in nats, summed over the data.
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import autograd.numpy as anp
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import minimize
 
@@ -37,7 +38,7 @@ from isa.toys._exact import Array, ExactFit, arrays, fit_exact, log_likelihood
 
 __all__ = [
     "PRUNED", "ExactFit", "Fit", "LpNestedFit", "Terms", "angle_between", "angles", "directions", "expected_log1p",
-    "explaining_away", "fit", "fit_exact", "fit_lp_nested", "free_energy", "infer", "lengths", "log_likelihood",
+    "fit", "fit_exact", "fit_lp_nested", "free_energy", "lengths", "log_likelihood",
     "sample", "survivors", "terms", "widest_pair",
 ]  # fmt: skip
 
@@ -106,7 +107,7 @@ def terms(W: Array, mean: Array, sd: Array, x: Array, noise_var: ArrayLike, dof:
     noise = np.broadcast_to(noise_var, x.shape[1:])
     square = (x - anp.dot(mean, W.T)) ** 2 + anp.dot(sd**2, (W**2).T)
     reconstruction = -0.5 * anp.sum(square / noise) - 0.5 * len(x) * np.sum(np.log(2.0 * np.pi * noise))
-    entropy = anp.sum(anp.log(sd) + 0.5 * np.log(2.0 * np.pi * np.e))
+    entropy = anp.sum(anp.log(sd) + 0.5 * np.log(2.0 * np.pi * math.e))
     log_prior = anp.sum(stats.t.logpdf(0.0, dof) - 0.5 * (dof + 1.0) * expected_log1p(mean, sd, dof))
     return Terms(reconstruction, entropy, log_prior)
 
@@ -153,10 +154,10 @@ class _Posteriors(NamedTuple):
     gradient: Array  # (2K, N)
     hessian: Array  # (2K, 2K, N)
 
-    def take(self, index: Array) -> _Posteriors:
+    def take(self, index: NDArray[np.integer]) -> _Posteriors:
         return _Posteriors(*(values[..., index] for values in self))
 
-    def put(self, index: Array, other: _Posteriors) -> None:
+    def put(self, index: NDArray[np.integer], other: _Posteriors) -> None:
         for ours, theirs in zip(self, other, strict=True):
             ours[..., index] = theirs
 
@@ -170,7 +171,7 @@ class _Model(NamedTuple):
     beta: float
 
     def free_energy(self, q: _Posteriors) -> float:
-        constant = 0.5 * self.beta * len(q.q) * (stats.t.logpdf(0.0, self.dof) + 0.5 * np.log(2.0 * np.pi * np.e))
+        constant = 0.5 * self.beta * len(q.q) * (stats.t.logpdf(0.0, self.dof) + 0.5 * np.log(2.0 * np.pi * math.e))
         return q.loss.size * (constant - 0.5 * np.log(2.0 * np.pi * self.noise).sum()) - q.loss.sum()
 
     def evaluate(self, W: Array, x: Array, q: Array) -> _Posteriors:
@@ -246,7 +247,7 @@ def _descend_globally(model: _Model, W: Array, q: _Posteriors | None = None) -> 
         q = other if q is None else q
         better = np.flatnonzero(other.loss < q.loss)
         q.put(better, other.take(better))
-    return q
+    return q  # type: ignore[return-value] # there is a starting point
 
 
 class Fit(NamedTuple):
@@ -307,12 +308,6 @@ def fit(
     return Fit(W, np.array(trace), np.array(path), mean, np.exp(0.5 * log_var), converged, len(trace) - 1)
 
 
-def infer(x: ArrayLike, W: ArrayLike, noise_var: ArrayLike, dof: float = 3.5, beta: float = 1.0) -> tuple[Array, Array]:
-    """Return means and standard deviations (N, K) of the best ``q`` (Eq. 13) at fixed weights."""
-    result = fit(x, W, noise_var, dof, beta, max_iter=0)
-    return result.mean, result.sd
-
-
 def _regress(model: _Model, W: Array, q: _Posteriors) -> tuple[Array, _Posteriors]:
     """Set ``W`` to its optimum given ``q`` and optimise ``q`` again; return the arguments unless that improves."""
     mean, log_var = np.split(q.q, 2)
@@ -345,7 +340,7 @@ def _newton(model: _Model, W: Array, q: _Posteriors, small: float) -> tuple[Arra
     step = (-vector @ ((vector.T @ slope.ravel()) / value)).reshape(W.shape)
     if -(step * slope).sum() <= small:
         return W, q
-    length = min(1.0, 0.1 * np.linalg.norm(W) / np.linalg.norm(step))
+    length = min(1.0, 0.1 * float(np.linalg.norm(W)) / float(np.linalg.norm(step)))
     for _ in range(8):
         move = length * step
         shift = np.clip(-np.einsum("dan,a->dn", response, move.ravel()), -1.0, 1.0)
@@ -397,19 +392,19 @@ def fit_lp_nested(
     n, k = len(x), W.shape[1]
     data, variances, nodes = (torch.from_numpy(part.copy()) for part in (x, noise, _gaussian_nodes(k, draws)))
 
-    def unpack(flat: Array | torch.Tensor) -> tuple[Array | torch.Tensor, ...]:
+    def unpack(flat: Any) -> tuple[Any, ...]:
         return flat[: W.size].reshape(W.shape), *flat[W.size :].reshape(2, n, k)
 
     def loss(flat: Array) -> tuple[float, Array]:
-        flat = torch.from_numpy(flat).requires_grad_()
-        weights, mean, log_sd = unpack(flat)
+        point = torch.from_numpy(flat).requires_grad_()
+        weights, mean, log_sd = unpack(point)
         sd = log_sd.exp()
         square = (data - mean @ weights.T) ** 2 + sd**2 @ (weights**2).T
         reconstruction = -0.5 * (square / variances + torch.log(2 * torch.pi * variances)).sum()
-        entropy = log_sd.sum() + 0.5 * n * k * np.log(2 * np.pi * np.e)
+        entropy = log_sd.sum() + 0.5 * n * k * np.log(2 * np.pi * math.e)
         log_prior = prior.log_prob(mean[:, None] + sd[:, None] * nodes).sum() / draws
         value = -(reconstruction + beta * (entropy + log_prior)) / n
-        return value.item(), torch.autograd.grad(value, flat)[0].numpy()
+        return value.item(), torch.autograd.grad(value, point)[0].numpy()
 
     gram = (W.T / noise) @ W + beta * np.diag(1.0 / prior.variance.double().numpy(force=True))
     mean = np.linalg.solve(gram, (W.T / noise) @ x.T).T
@@ -456,13 +451,3 @@ def widest_pair(W: Array) -> float:
     """Return the angle between the two longest columns of a two-row ``W``, in degrees: 90 is orthogonal."""
     first, second = np.argsort(-lengths(W), kind="stable")[:2]
     return float(angle_between(angles(W)[first], angles(W)[second]))
-
-
-def explaining_away(W: Array) -> float:
-    """Return the mean squared cosine between columns, weighted by their squared lengths: 0 when all are orthogonal.
-
-    ``sum_{j<k} (w_j . w_k)^2 / sum_{j<k} |w_j|^2 |w_k|^2``, the share of the Gram matrix that couples sources.
-    """
-    gram = np.asarray(W, dtype=float).T @ W
-    trace, own = np.trace(gram), (np.diag(gram) ** 2).sum()
-    return float(((gram**2).sum() - own) / max(trace**2 - own, 1e-300))
