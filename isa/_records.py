@@ -94,6 +94,10 @@ def _tiers(tiers: object, every: Mapping[str, Any]) -> dict[int, tuple[Run, ...]
     return {tier: tuple(run for first, run in named.values() if first == tier) for tier in sorted(tiers)}
 
 
+def _without_seed(run: Run) -> tuple:
+    return tuple(run.model_dump(exclude={"seed"}).values())
+
+
 @dataclass(frozen=True)
 class Spec:
     """Runs that a sweep trains, and the place of their records."""
@@ -143,8 +147,8 @@ class Spec:
         every = {name: value for name, value in self.every.items() if name not in values}
         runs = _grid(every, values)
         if named:
-            wanted = {run.replace(seed=0) for run in runs}
-            runs += [run for run in self.runs() if run.replace(seed=0) in wanted]
+            wanted = {_without_seed(run) for run in runs}
+            runs += [run for run in self.runs() if _without_seed(run) in wanted]
         return replace(self, tiers={1: tuple({run.hash: run for run in runs}.values())})
 
 

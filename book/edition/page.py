@@ -112,6 +112,7 @@ def show(figure: Figure, dpi: int = 200) -> None:
     nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with plt.rc_context({"svg.hashsalt": "isa"}):  # otherwise the names inside an SVG are random
         figure.savefig(svg, format="svg", dpi=dpi, metadata=nameless)
+    figure.set_layout_engine(None)  # which has placed everything
     figure.savefig(png, format="png", dpi=dpi)
     bundle = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode()}
     width, height = figure.get_size_inches()
