@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edition.statements import effect_of_beta, further_run, outcome, reached
+from edition.statements import PRINTED, effect_of_beta, further_run, outcome, reached
 from edition.stats import Comparison
 
 
@@ -15,6 +15,10 @@ def test_word_follows_the_whole_interval():
     words = ["higher", "lower", "not significantly different", "undecided"]
     assert [outcome(Comparison(0.1, *pair)) for pair in bounds] == words
     assert reached([0.115, 0.407, 0.419], 0.41) == "2 of 3"  # 0.407 is printed as 0.41
+
+
+def test_printed_models_are_those_of_the_claims():
+    assert PRINTED["isa-vae", 2.0] == (0.41, -25.86) and len(PRINTED) == 5
 
 
 def test_range_of_a_further_run_covers():

@@ -20,22 +20,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from edition.figures.style import BookFigure
 from isa.prior import Node
 
-__all__ = [
-    "ROOT",
-    "Count",
-    "Exponent",
-    "ParameterError",
-    "Positive",
-    "Probability",
-    "Seed",
-    "glue",
-    "missing",
-    "parameter_table",
-    "parameters",
-    "show",
-    "table",
-    "tree_text",
-]
+__all__ = ["ROOT", "Count", "Exponent", "ParameterError", "Positive", "Probability", "Seed", "glue", "missing"]
+__all__ += ["parameter_table", "parameters", "show", "table", "tree_text"]
 
 Exponent = Annotated[float, Field(ge=0.2, le=50)]
 """An exponent of an Lp-nested function in the range that :class:`isa.LpNested` is tested for."""

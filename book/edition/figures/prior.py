@@ -14,18 +14,8 @@ from edition.figures import style
 from edition.figures.style import BLACK, BLUE, CYCLE, GREY, SKY, VERMILION
 from isa.prior import Node
 
-__all__ = [
-    "draw_surface",
-    "iso_surfaces",
-    "marginals",
-    "prior_stills",
-    "quantiles",
-    "rank_histograms",
-    "rotation_loss",
-    "sampling_steps",
-    "sections",
-    "trees",
-]
+__all__ = ["draw_surface", "iso_surfaces", "marginals", "prior_stills", "quantiles", "rank_histograms", "rotation_loss"]
+__all__ += ["sampling_steps", "sections", "trees"]
 
 ELEVATION, AZIMUTH = 22, 38  # of the eye, in degrees
 EYE = np.array([np.cos(np.radians(AZIMUTH)), np.sin(np.radians(AZIMUTH)), np.tan(np.radians(ELEVATION))])
