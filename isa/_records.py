@@ -74,6 +74,10 @@ def _grid(every: Mapping[str, Any], grid: object) -> list[Run]:
     return [Run(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
+def _without_seed(run: Run) -> tuple:
+    return tuple(run.model_dump(exclude={"seed"}).values())
+
+
 @dataclass(frozen=True)
 class Spec:
     """Runs that a sweep trains, and the place of their records."""
@@ -134,8 +138,8 @@ class Spec:
         every = {name: value for name, value in self.every.items() if name not in values}
         runs = _grid(every, values)
         if named:
-            wanted = {run.replace(seed=0) for run in runs}
-            runs += [run for run in self.runs() if run.replace(seed=0) in wanted]
+            wanted = {_without_seed(run) for run in runs}
+            runs += [run for run in self.runs() if _without_seed(run) in wanted]
         return replace(self, tiers={1: tuple({run.hash: run for run in runs}.values())})
 
 

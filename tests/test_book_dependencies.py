@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from dependencies import dependencies, fingerprint
-from tiny_book import ROOT, code, markdown, notebook
+from tiny_book import ROOT, code, markdown, notebook, run
 
 TREE = {
     "constraints.txt": "numpy==2.0\n",
@@ -104,3 +105,29 @@ def test_of_other_notebooks_only_titles_and_parameters_count(tree):
 def test_notebooks_of_the_book_depend_on_their_tools(path):
     found = {file.relative_to(ROOT).as_posix() for file in dependencies(ROOT, nbformat.read(path, as_version=4))}
     assert {"constraints.txt", "isa/__init__.py", "book/edition/__init__.py", "book/edition/page.py"} <= found
+
+
+COPIES = """
+import sys
+import forked, nbformat
+from jupyter_cache.executors.utils import single_nb_execution
+if __name__ == "__main__":
+    forked.use()
+    for name in sys.argv[1:]:
+        quiet = {"extra_arguments": ["--IPKernelApp.log_level=40"]}
+        book = single_nb_execution(nbformat.read(name, 4), "data", 60, False, **quiet).nb
+        print(*(output.get("text", output.get("ename")).strip() for cell in book.cells for output in cell.outputs))
+"""
+LOOKS = "import os, sys\nprint('edition.page' in sys.modules, os.path.basename(os.getcwd()), os.environ['WORD'])"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are copies on Linux only")
+def test_kernels_are_copies_that_share_nothing(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "copies.py").write_text(COPIES)
+    pages = {"first": (LOOKS, "sys.word = 1"), "second": ("import sys\nprint(sys.word)",), "third": (LOOKS,)}
+    for name, sources in pages.items():
+        nbformat.write(notebook(*map(code, sources)), tmp_path / name)
+    path = f"{ROOT / 'book/_ext'}:{ROOT}:{ROOT / 'book'}"
+    output = run([sys.executable, "copies.py", *pages], tmp_path, PYTHONPATH=path, WORD="word").stdout
+    assert output.splitlines() == ["True data word", "AttributeError", "True data word"]

@@ -366,7 +366,9 @@ def test_scorecard(folder):
     assert "? **Open (provisional)** · MIG 1.0.\n\n*Paper:* Sec. 1\n" in shown and "? **Open** · MIG" in shown
     assert "(cannot be told; 1 declared runs missing)" in shown
     assert "\n*Page:* [](../there/b.ipynb)\n" in shown and "*Interpretation:* In two models." in shown
-    (of_page,) = scorecard(folder / "claims.yaml", folder, page="there/b").rows
+    (of_page,) = scorecard(folder / "claims.yaml", folder, "there/b").rows
+    (of_key,) = scorecard(folder / "claims.yaml", folder, of_page.claim.key).rows
+    assert of_key == of_page
     assert of_page == card.rows[1] and "{dropdown}" not in text.answer([of_page])
     box, folded = text.answer([of_page, card.rows[0]]).split("{dropdown}")
     assert "**Therefore.** ✓ reproduced." in box and "**Therefore.** ? open (provisional); 7 of 8 declared" in folded

@@ -9,11 +9,11 @@ import pytest
 from conftest import ROOT
 from test_scorecard import write_csv
 
-from edition.scorecard import read_claims
+from edition.scorecard import scorecard
 from edition.scorecard.evidence import Evidence
-from edition.scorecard.lookup import findings, said
 from edition.scorecard.register import MEASURES
 from edition.scorecard.rules import Outcome
+from edition.scorecard.text import said
 from edition.studies import read_study
 
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
@@ -129,6 +129,7 @@ def test_verdicts_on_inference_are_those_of_the_pages():
     expected = {"away-from-likelihood": [YES], "underestimates": [YES], "more-orthogonal": [YES, YES], "fig-1": [OPEN]}
     expected |= {"three-at-one": [YES, NO], "two-at-five": [OPEN, YES]}
     expected |= {key: [YES, NO] for key in ("beta-orthogonalises", "beta-prunes")}
-    keys = [claim.key for claim in read_claims(claims) if claim.given.get("study") == "ica-beta"]
-    assert {key: [one.outcome for one in findings(claims, runs, key)] for key in keys} == expected
-    assert said(findings(claims, runs, "underestimates")).startswith("at convergence: columns -1.00 (")
+    rows = [scorecard(claims, runs, page).rows for page in ("fig1", "appendix/ica-studies")]
+    found = {row.claim.key: row.findings for row in sum(rows, ()) if row.claim.given.get("study") == "ica-beta"}
+    assert {key: [one.outcome for one in findings] for key, findings in found.items()} == expected
+    assert said(found["underestimates"]).startswith("at convergence: columns -1.00 (")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from edition.statements import cells, effect_of_beta, further_run, outcome, reached
+from edition.statements import PRINTED, cells, effect_of_beta, further_run, outcome, reached
 from edition.stats import Comparison, Interval
 
 
@@ -19,6 +19,10 @@ def test_cells_of_a_table_have_one_number_each():
     assert cells(Comparison(0.1, 0.05, 0.15, 0.0004, 5, 6), "+.2f") == ("+0.10", "+0.05 to +0.15", "< 0.001", "5 and 6")
     assert cells(Comparison(0.1), ".1f") == ("0.1", "", "no test", "")
     assert cells(Interval(1, 0, 2, 7), ".1f") == ("1.0", "0.0 to 2.0", "7")
+
+
+def test_printed_models_are_those_of_the_claims():
+    assert PRINTED["isa-vae", 2.0] == (0.41, -25.86) and len(PRINTED) == 5
 
 
 def test_range_of_a_further_run_covers():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm
 
+from edition.statements import outcome
 from edition.stats import LEVEL, Comparison, Interval
 from isa.data import dsprites
 from isa.disentanglement import Disentanglement, disentanglement
@@ -147,8 +148,5 @@ def beyond_chance(found: Sequence[Concentration]) -> list[Interval]:
 
 def answer(excess: Interval) -> str:
     """Return if a factor is more concentrated in one subspace than by chance."""
-    if excess.n < 3:
-        return "Too few runs to say"
-    if excess.low <= 0 <= excess.high:
-        return "Not significantly"
-    return "Yes" if excess.low > 0 else "No, less than by chance"
+    words = "Yes", "No, less than by chance", "Not significantly"
+    return "Too few runs to say" if excess.n < 3 else outcome(excess, *words)

@@ -36,21 +36,8 @@ from isa.mig import active_units
 from isa.objectives import gaussian_log_density
 from isa.run import Run
 
-__all__ = [
-    "SPRITE",
-    "Code",
-    "Learned",
-    "bent_cost",
-    "best_gain",
-    "contours",
-    "images",
-    "learn",
-    "learned_code",
-    "measure",
-    "model",
-    "record_codes",
-    "straight_cost",
-]
+__all__ = ["SPRITE", "Code", "Learned", "bent_cost", "best_gain", "contours", "images", "learn", "learned_code"]
+__all__ += ["measure", "model", "record_codes", "straight_cost"]
 
 SPRITE: dict[str, int] = {"shape": 2, "scale": 5, "orientation": 2}
 """The sprite whose positions are learned: a large heart, turned by 18 degrees. Moved by as far, it changes as many

@@ -20,22 +20,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from edition.figures.style import BookFigure
 from isa.prior import Node
 
-__all__ = [
-    "ROOT",
-    "Count",
-    "Exponent",
-    "ParameterError",
-    "Positive",
-    "Probability",
-    "Seed",
-    "glue",
-    "missing",
-    "parameter_table",
-    "parameters",
-    "show",
-    "table",
-    "tree_text",
-]
+__all__ = ["ROOT", "Count", "Exponent", "ParameterError", "Positive", "Probability", "Seed", "glue", "missing"]
+__all__ += ["parameter_table", "parameters", "show", "table", "tree_text"]
 
 Exponent = Annotated[float, Field(ge=0.2, le=50)]
 """An exponent of an Lp-nested function in the range that :class:`isa.LpNested` is tested for."""
@@ -112,6 +98,7 @@ def show(figure: Figure, dpi: int = 200) -> None:
     nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with plt.rc_context({"svg.hashsalt": "isa"}):  # otherwise the names inside an SVG are random
         figure.savefig(svg, format="svg", dpi=dpi, metadata=nameless)
+    figure.set_layout_engine(None)  # which has placed everything
     figure.savefig(png, format="png", dpi=dpi)
     bundle = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode()}
     width, height = figure.get_size_inches()

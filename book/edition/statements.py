@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
+from edition.page import ROOT
+from edition.scorecard import read_claims
 from edition.stats import LEVEL, Comparison, Interval, compare, p_text
 
 __all__ = ["PRINTED", "cells", "effect_of_beta", "further_run", "outcome", "reached"]
 
-PRINTED = {
-    ("beta-vae", 1.0): (0.14, -21.99),
-    ("isa-vae", 1.0): (0.20, -20.93),
-    ("isa-vae", 2.0): (0.41, -25.86),
-    ("isa-vae", 3.0): (0.48, -32.42),
-    ("beta-tcvae", 3.0): (0.43, -33.40),
-}
-"""MIG and log-likelihood of the models that the paper prints as representatives (Fig. 8-16), by objective and beta."""
+_CLAIMS = [claim.given for claim in read_claims(ROOT / "book/claims.yaml") if claim.measure == "printed_model"]
+PRINTED = {(given["method"], float(given["beta"])): (given["mig"], given["log_likelihood"]) for given in _CLAIMS}
+"""MIG and log-likelihood of the models that the paper prints as representatives (Fig. 8-16), by objective and beta.
+
+:meta hide-value:
+"""
 
 _EFFECTS = (
     ("KL divergence", "divergence", "+.2f"),

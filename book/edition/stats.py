@@ -25,28 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = [
-    "LEVEL",
-    "Comparison",
-    "Curve",
-    "Dip",
-    "Interval",
-    "compare",
-    "compare_best",
-    "compare_curves",
-    "compare_maxima",
-    "compare_medians",
-    "contrast",
-    "curve",
-    "dip",
-    "dip_power",
-    "enough_betas",
-    "holm",
-    "mean_interval",
-    "p_text",
-    "representative",
-    "upper_half",
-]
+__all__ = ["LEVEL", "Comparison", "Curve", "Dip", "Interval", "compare", "compare_best", "compare_curves"]
+__all__ += ["compare_maxima", "compare_medians", "contrast", "curve", "dip", "dip_power", "enough_betas", "holm"]
+__all__ += ["mean_interval", "p_text", "representative", "upper_half"]
 
 LEVEL = 0.95
 """Probability with which an interval covers."""

@@ -24,16 +24,8 @@ from edition import orientation
 from isa import LpNested, isa_prior
 from isa.toys import ica
 
-__all__ = [
-    "OrientationStudy",
-    "Study",
-    "load_record",
-    "lp_prior",
-    "pruning_exponents",
-    "read_study",
-    "record_weights",
-    "run_study",
-]
+__all__ = ["OrientationStudy", "Study", "load_record", "lp_prior", "pruning_exponents", "read_study", "record_weights"]
+__all__ += ["run_study"]
 
 Array = np.ndarray
 

@@ -25,15 +25,8 @@ from scipy.stats import entropy
 
 from isa.data.base import FactorDataset
 
-__all__ = [
-    "PERIODS",
-    "FactorBound",
-    "angle_information",
-    "factor_bounds",
-    "image_classes",
-    "rotation_differences",
-    "symmetric_code",
-]
+__all__ = ["PERIODS", "FactorBound", "angle_information", "factor_bounds", "image_classes", "rotation_differences"]
+__all__ += ["symmetric_code"]
 
 #: Angle in degrees after which an outline of dSprites is the same again.
 PERIODS = {"square": 90.0, "ellipse": 180.0, "heart": 360.0}

@@ -12,17 +12,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from edition.figures import style
 
-__all__ = [
-    "against_alpha",
-    "against_angle",
-    "against_beta",
-    "amplitude",
-    "climbs",
-    "posterior_panels",
-    "pruned_latent",
-    "rotated_weights",
-    "shrinkage",
-]
+__all__ = ["against_alpha", "against_angle", "against_beta", "amplitude", "climbs", "posterior_panels", "pruned_latent"]
+__all__ += ["rotated_weights", "shrinkage"]
 
 EXACT, APPROXIMATE, BOUND = style.BLUE, style.VERMILION, style.BLACK
 RECONSTRUCTION, KL = style.GREEN, style.PURPLE

@@ -87,6 +87,8 @@ class Row:
         return f"{self.verdict} ({'; '.join(more)})" if more else str(self.verdict)
 
 
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
+
 PARTS = ("Theory and linear models", "The prior", "Trained models")
 """Parts of the summary. Sections on models are about trained ones; the first part takes all others but the prior's."""
 
@@ -142,7 +144,7 @@ def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
     Arguments of a claim's measure may stand in its text: ``{mig:.2f}``. A ValueError names the claim and what is wrong.
     """
     claims = []
-    for section in yaml.safe_load(Path(path).read_text(encoding="utf-8")):
+    for section in yaml.load(Path(path).read_text(encoding="utf-8"), _Loader):
         for values in section["claims"]:
             given = values.get("given", {})
             try:
@@ -157,14 +159,14 @@ def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
     return claims
 
 
-def scorecard(claims: str | os.PathLike[str], runs: str | os.PathLike[str], page: str | None = None) -> Scorecard:
+def scorecard(claims: str | os.PathLike[str], runs: str | os.PathLike[str], only: str | None = None) -> Scorecard:
     """Measure and judge the claims of a file by the records and specifications in the folder ``runs``.
 
-    With ``page``, only the claims that this page treats, such as ``results/trade-off``.
+    With ``only``, those that a page treats, such as ``results/trade-off``, or the one with this key.
     """
     evidence, rows = Evidence(Path(runs)), []
     for claim in read_claims(claims):
-        if page in (None, claim.page):
+        if only in (None, claim.page, claim.key):
             evidence.asked.clear()
             findings = MEASURES[claim.measure](evidence, **claim.given)
             rows.append(Row(claim, tuple(findings), evidence.missing()))

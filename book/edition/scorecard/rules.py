@@ -12,22 +12,8 @@ from scipy import stats
 
 from edition.stats import LEVEL, Comparison, Interval
 
-__all__ = [
-    "Finding",
-    "Judged",
-    "Outcome",
-    "Verdict",
-    "checks",
-    "deciding",
-    "direction",
-    "equivalent",
-    "holds",
-    "judge",
-    "majority",
-    "printed_value",
-    "together",
-    "within",
-]
+__all__ = ["Finding", "Judged", "Outcome", "Verdict", "checks", "deciding", "direction", "equivalent", "holds", "judge"]
+__all__ += ["majority", "printed_value", "together", "within"]
 
 
 class Outcome(Enum):

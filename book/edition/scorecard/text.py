@@ -11,13 +11,18 @@ from pathlib import Path
 from edition.scorecard import Row, Scorecard
 from edition.scorecard.rules import Finding, Verdict, deciding
 
-__all__ = ["answer", "cards", "counts"]
+__all__ = ["answer", "cards", "counts", "said"]
 
 
 def _finding(finding: Finding) -> str:
     reading = ", ".join(filter(None, (finding.reading, finding.falls_short)))
     missing = f"; {finding.missing} declared runs missing" if finding.missing else ""
     return f"{reading}: {finding.text} ({finding.outcome.value}{missing})" if reading else finding.text
+
+
+def said(findings: Iterable[Finding]) -> str:
+    """Return findings in one line, each with its interpretation and outcome."""
+    return "; ".join(f"{one.reading + ': ' if one.reading else ''}{one.text} ({one.outcome.value})" for one in findings)
 
 
 def cards(rows: Iterable[Row], here: str) -> str:

@@ -8,22 +8,10 @@ from itertools import product
 
 import numpy as np
 
+from edition import stats
 from edition.scorecard.evidence import Evidence, Method, Rows, method_text
 from edition.scorecard.register import measure
 from edition.scorecard.rules import Finding, Outcome, direction, equivalent, holds, together
-from edition.stats import (
-    LEVEL,
-    Comparison,
-    Curve,
-    compare_best,
-    compare_curves,
-    compare_maxima,
-    compare_medians,
-    contrast,
-    curve,
-    enough_betas,
-    upper_half,
-)
 
 __all__ = ["column"]
 
@@ -50,11 +38,11 @@ def column(rows: Rows, name: str) -> np.ndarray:
     return np.array([value for row in rows if (value := _value(row, name)) is not None], dtype=float)
 
 
-def _curve(rows: Rows) -> Curve:
-    return curve(*(column(rows, name) for name in ("beta", "log_likelihood", "mig", "seed")))
+def _curve(rows: Rows) -> stats.Curve:
+    return stats.curve(*(column(rows, name) for name in ("beta", "log_likelihood", "mig", "seed")))
 
 
-def _mig(one: Curve, where: Sequence[bool] | np.ndarray | None = None) -> list[np.ndarray]:
+def _mig(one: stats.Curve, where: Sequence[bool] | np.ndarray | None = None) -> list[np.ndarray]:
     """Return the MIG of the runs at each beta, or at some of them."""
     groups = [group[:, 1] for group in one.groups]
     return groups if where is None else [group for group, chosen in zip(groups, where, strict=True) if chosen]
@@ -76,9 +64,9 @@ def higher_distribution(
     """Test if mean, median and maximum of the MIG are higher for the second method, the mean as much as printed."""
     for sides in evidence.compared(dataset, (first, beta), (second, beta)):
         mig = [column(side, "mig") for side in sides.groups]
-        mean, median, maximum = evidence.compare(*mig), compare_medians(*mig), compare_maxima(*mig)
+        mean, median, maximum = evidence.compare(*mig), stats.compare_medians(*mig), stats.compare_maxima(*mig)
         parts = [direction(mean, 1, None if sides.setting.falls_short else printed, 3), direction(median, parts=3)]
-        parts.append(_unless(maximum.p_value >= 1 - LEVEL, holds(maximum.difference > 0)))
+        parts.append(_unless(maximum.p_value >= 1 - stats.LEVEL, holds(maximum.difference > 0)))
         text = f"mean MIG {mean:+.3f}; median {median:+.3f}; maximum {maximum:+.3f}"
         yield sides.finding(together(parts), text)
 
@@ -111,7 +99,7 @@ def differs(
                 pair = rows, sides.groups[betas.index(one)]
                 values = [column(side, column_name) for side in pair]
                 if printed:
-                    values = [upper_half(own, column(side, "mig")) for own, side in zip(values, pair, strict=True)]
+                    values = [stats.upper_half(x, column(side, "mig")) for x, side in zip(values, pair, strict=True)]
                 difference = evidence.compare(*values)
                 size = printed[column_name] if printed and not sides.setting.reduced else None
                 outcome = direction(difference, sign, size, len(pairs) * len(signs))
@@ -132,7 +120,7 @@ def changes_with_beta(
             pair = [[row for row in side if _value(row, name) is not None] for side in sides.groups[2 * number :][:2]]
             if all(pair):
                 values, seeds = ([column(side, of) for side in pair] for of in (name, "seed"))
-                change = contrast(values, (-1, 1), seeds)
+                change = stats.contrast(values, (-1, 1), seeds)
                 parts.append(direction(change, sign, parts=len(methods) * len(signs)))
                 texts.append(f"{method_text(method)} {_SHOWN[name].format(change)}")
         if parts:
@@ -148,7 +136,8 @@ def better_trade_off(
         own, *others = map(_curve, sides.groups)
         parts, texts, complete, any_overlap = [], [], True, False
         for name, other, declared in zip(baselines, others, sides.declared[1:], strict=True):
-            difference, enough = compare_curves(other, own), enough_betas((own, other), (sides.declared[0], declared))
+            difference = stats.compare_curves(other, own)
+            enough = stats.enough_betas((own, other), (sides.declared[0], declared))
             parts.append(_unless(not enough, direction(difference, parts=len(others))))
             texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
             complete, any_overlap = complete and enough, any_overlap or not math.isnan(difference.difference)
@@ -178,16 +167,16 @@ def best_of_all(
             own, rival = _curve([row for row in sides.groups[0] if row["hash"] not in shared]), _curve(rows)
             if not len(own.beta):
                 continue
-            difference = compare_best(_mig(rival), _mig(own))
+            difference = stats.compare_best(_mig(rival), _mig(own))
             wanted = [(rival, declared)]
             if isinstance(beta, Sequence):
                 wanted.append((own, sides.declared[0] - {1}))
-            complete &= (enough := enough_betas(*zip(*wanted, strict=True)))
+            complete &= (enough := stats.enough_betas(*zip(*wanted, strict=True)))
             parts.append(_unless(not enough, direction(difference, parts=len(others))))
             if name in large_over:
                 variances = [max(_mig(one), key=np.mean).var(ddof=1) for one in (rival, own) if one.n.min() > 1]
                 margin = 0.8 * math.sqrt(np.mean(variances)) if len(variances) == 2 else math.nan  # Cohen's convention
-                lead = Comparison(*(value - margin for value in difference[:3]))
+                lead = stats.Comparison(*(value - margin for value in difference[:3]))
                 parts.append(_unless(not enough, direction(lead)))
             texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
         if parts:
@@ -204,13 +193,13 @@ def unmatched_at_better_fit(
         best = own.mig.argmax()
         for name, rows, declared in zip(baselines, sides.groups[1:], sides.declared[1:], strict=True):
             rival = _curve(rows)
-            undecided = not enough_betas((own, rival), (sides.declared[0], declared))
-            anywhere = compare_best(_mig(own), _mig(rival))
+            undecided = not stats.enough_betas((own, rival), (sides.declared[0], declared))
+            anywhere = stats.compare_best(_mig(own), _mig(rival))
             parts.append(_unless(undecided, direction(anywhere, parts=2 * len(baselines))))
             texts.append(f"MIG of {method_text(name)} at any fit {anywhere:+.3f}")
             fits = rival.log_likelihood >= own.log_likelihood[best]
             if fits.any():
-                there = compare_best(_mig(rival, fits), _mig(own))
+                there = stats.compare_best(_mig(rival, fits), _mig(own))
                 parts.append(_unless(undecided, direction(there, parts=2 * len(baselines))))
                 texts.append(f"lead over it at a fit as good {there:+.3f}")
         where = f"best {method_text(method)} at β = {own.beta[best]:g}, log-likelihood {own.log_likelihood[best]:.1f}; "
@@ -225,6 +214,6 @@ def shrinking_advantage(
     cells = product((first, second), (low, high))
     for sides in evidence.compared(dataset, *cells):
         mig, seeds = ([column(rows, name) for rows in sides.groups] for name in ("mig", "seed"))
-        change = contrast(mig, (1, -1, -1, 1), seeds)
+        change = stats.contrast(mig, (1, -1, -1, 1), seeds)
         at = [f"{evidence.compare(*mig[i::2]):+.3f} at β = {beta:g}" for i, beta in enumerate((low, high))]
         yield sides.finding(direction(change, -1), f"advantage {', '.join(at)}; change {change:+.3f}")
