@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.text import Annotation
+from test_explorers import luminance
 
 from edition.figures import data, factor_analysis, ica, orientation, prior, results, scorecard, style, training
 from edition.stats import Interval, curve, mean_interval
@@ -108,6 +110,33 @@ def test_csv_holds_the_numbers_that_the_figure_shows(draw, arguments, columns):
     for heading, values in columns.items():
         cells = [as_number(row[heading]) for row in rows if row[heading]]
         assert cells[: np.size(values)] == np.ravel(values).tolist()
+
+
+@pytest.mark.parametrize(("draw", "arguments", "columns"), FIGURES)
+def test_lines_have_contrast_by_day_and_by_night(draw, arguments, columns):
+    svg, night = io.StringIO(), {day.lower(): dark for day, dark in style.DARK.items()}
+    draw(*arguments).savefig(svg, format="svg")
+    strokes = set(re.findall(r"stroke: (#\w+)", svg.getvalue())) - {"#ffffff", "#dddddd"}  # halos, a grid
+    for stroke in strokes:
+        for colour, ground in ((stroke, "#ffffff"), (night.get(stroke, stroke), night["#ffffff"])):
+            low, high = sorted(map(luminance, (colour, ground)))
+            assert (high + 0.05) / (low + 0.05) > 2, (stroke, ground)
+
+
+def test_svg_has_other_colours_at_its_dark_address(browser, tmp_path):
+    figure, axes = style.subplots(height=2)
+    axes.plot([0, 1], color=style.BLUE, marker="o", markerfacecolor="white")
+    axes.text(0, 0.5, "a", color="black")
+    axes.text(1, 0.5, "b", color=style.INK)
+    figure.savefig(svg := io.StringIO(), format="svg")
+    path = tmp_path / "a.svg"
+    path.write_text(style.by_night(svg.getvalue()), encoding="utf-8")
+    used = "[...new Set([...document.querySelectorAll('path, use')].flatMap(e => [getComputedStyle(e).fill, "
+    used += "getComputedStyle(e).stroke]).filter(colour => colour !== 'none'))]"
+    for address, colours in (("", style.DARK), ("#dark", style.DARK.values())):
+        browser.open(path, address)
+        known = {f"rgb{tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))}" for colour in (*colours, style.INK)}
+        assert len(drawn := set(browser.evaluate(used))) > 3 and drawn <= known
 
 
 def test_table_broadcasts_its_columns_and_leaves_nan_empty():

@@ -49,7 +49,7 @@ def ascent(paths: Mapping[float, tuple[np.ndarray, np.ndarray]], snapshot: int, 
     ``pruned``: relative length below which a column counts as pruned.
     """
     figure, (left, right) = style.subplots(1, 2, height=3.3)
-    shades = style.SEQUENTIAL(np.linspace(0, 0.85, len(paths)))
+    shades = style.shades(len(paths))
     for (beta, (ratio, angle)), shade in zip(paths.items(), shades, strict=True):
         left.plot(ratio, color=shade, label=rf"$\beta = {beta:g}$")
         right.plot(angle, color=shade)
