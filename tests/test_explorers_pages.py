@@ -151,7 +151,7 @@ def data(studies, chosen, portrait) -> dict[str, dict]:
     weights |= {"variances": np.diag(aligned @ aligned.T) + 0.01, "angle": 45, "n": 100}
     paths = [[truth * [1, shrink**step, 1] for step in range(13)] for shrink in (0.9, 0.7)]
     columns = {"paths": paths, "converged": [truth * [1, 0, 1]] * 2, "truth": truth, "betas": [1.0, 5.0]}
-    columns |= {"steps": 4, "stopped": 4, "seeds": 3, "alive_stopped": [3.0, 2.5], "alive_converged": [2.0, 2.0]}
+    columns |= {"steps": 4, "pair": [1.0, 5.0]}
     columns |= {"points": np.random.default_rng(0).normal(size=(50, 2)), "limit": 10.0, "threshold": ica.PRUNED}
     return {
         "prior": surface,
@@ -300,7 +300,7 @@ def test_ica_by_keyboard(site):
     assert actual["alive"] == ica.survivors(W).sum() == actual["aliveEnd"] == 2
     assert actual["angle"] == pytest.approx(ica.widest_pair(W))
     assert actual["ratio"] == pytest.approx(0.7**7) and actual["pruned"] == "7"
-    assert description(page).startswith("β = 5 after 7 steps") and "two directions alive" in description(page)
+    assert description(page).startswith("β = 5 after 7 steps") and "two directions survive" in description(page)
 
 
 def test_player_respects_reduced_motion(site):
@@ -326,9 +326,8 @@ def test_surface_is_turned_by_touch(site):
 
 def test_only_the_last_description_is_announced(site):
     page = site("factor-analysis")
-    assert page.evaluate("document.querySelector('.explorer-words').getAttribute('role')") == "status"
     first, announced = page.evaluate(
-        "new Promise(done => { const words = document.querySelector('.explorer-words');"
+        "new Promise(done => { const words = document.querySelector('[role=status]');"
         "const first = words.textContent;"
         "new MutationObserver(() => done([first, words.textContent])).observe(words, { childList: true });"
         f"for (let angle = 1; angle <= 10; angle++) {{ {STATE}.controls.angle.value = angle; {STATE}.update(); }} }})"

@@ -86,9 +86,6 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
             "elbo": round(row["elbo"], 3),
             "active": row["active_units"],
             "exponents": row["exponents"] and [round(p, 3) for p in row["exponents"]],
-            "seconds": round(row["train_seconds"] / row["pack_size"], 1),
-            "device": row["device"],
-            "commit": row["commit"] and row["commit"][:12] + ("-dirty" if row["commit"].endswith("-dirty") else ""),
             "hash": row["hash"],
         }
         for row in rows
