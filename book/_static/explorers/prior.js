@@ -468,7 +468,7 @@ Explorers.define("prior", (explorer, data) => {
     cloud.describe(`over ${across} and ${up}`);
     radius.describe(`mean radius ${fixed(mean, 2)}`);
     explorer.describe(
-      `${trees[shape.value].label} with p₀ = ${plain(p0.value)}, p₁ = ${plain(p1.value)}, ${n} coordinates. ` +
+      `Subspaces ${trees[shape.value].label} with p₀ = ${plain(p0.value)}, p₁ = ${plain(p1.value)}, ${n} coordinates. ` +
         `In the plane of ${across} and ${up} the surface is ${form}. ` +
         `${name(a)} and ${name(b)} are ${bond} (correlation of their squares ${fixed(values.together, 3)}). ` +
         `The samples' mean radius is ${fixed(mean, 2)}.`,

@@ -46,7 +46,7 @@ DARK = {
     BLACK: "#e4e4e4",
     "#000000": "#e4e4e4",
     GREY: "#9b9b9b",
-    "#ffffff": "#14181e",
+    "#ffffff": "#121212",
     "#dddddd": "#3a424d",
     "#e3eef7": "#1d3347",
 }
@@ -197,16 +197,19 @@ def shades(count: int) -> np.ndarray:
 def by_night(svg: str) -> str:
     """Return an SVG that has its :data:`DARK` colours where its address ends with ``#dark``.
 
-    The rules override matplotlib's inline styles, so that other programs show the figure as it was.
+    The rules override matplotlib's inline styles where a program knows custom properties, which reach copies of markers
+    as well. Others show the figure as it was.
     """
-    rules = f":target{{fill:{DARK[BLACK]}}}"  # matplotlib does not write a fill that is black
+    colours = "".join(f"--{day[1:]}:{night};" for day, night in DARK.items())
+    rules = f":target{{{colours}fill:{DARK[BLACK]}}}"  # matplotlib does not write a fill that is black
     rules += "".join(
-        f':target [style*="{what}: {day.lower()}"]{{{what}:{night}!important}}'
-        for day, night in DARK.items()
+        f'[style*="{what}: {day.lower()}"]{{{what}:var(--{day[1:]},{day})!important}}'
+        for day in DARK
         for what in ("fill", "stroke")
         if f"{what}: {day.lower()}" in svg
     )
-    return re.sub(r"<svg ([^>]*>)", rf'<svg id="dark" \1<style>{rules}</style>', svg, count=1)
+    style = f"<style>@supports (fill:var(--a)){{{rules}}}</style>"
+    return re.sub(r"<svg ([^>]*>)", rf'<svg id="dark" \1{style}', svg, count=1)
 
 
 def colour_bar(image: AxesImage, axes: Any, label: str, **options: Any) -> Colorbar:
