@@ -219,6 +219,19 @@ def test_canvas_fits_the_screen(shown, width, density):
     assert shown.evaluate(right) <= width + 1 and min(shown.evaluate(f"{small}.map(e => e.offsetHeight)")) >= 24
 
 
+LAPTOP = 720 - 50  # pixels below the bar at the top of a page
+
+
+@pytest.mark.parametrize("name", ["prior", "factor-analysis", "ica", "trade-off"])
+def test_controls_and_picture_fit_a_laptop(site, name):
+    page = site(name)
+    arrange(page, width=690)  # of a page between its side bars
+    top = page.evaluate("document.querySelector('.explorer-stage').getBoundingClientRect().top")
+    bottom = "[...document.querySelectorAll('.explorer-panel')].map(panel => panel.getBoundingClientRect().bottom)"
+    panels = page.evaluate(bottom)
+    assert max(panels[:1] if name == "trade-off" else panels) - top <= LAPTOP  # traversals lie below
+
+
 def test_dark_theme_changes_the_colours(shown):
     pictures = f"{CANVASES}.map(c => c.toDataURL())"
     light = shown.evaluate(pictures)
@@ -300,6 +313,7 @@ def test_ica_by_keyboard(site):
     assert actual["alive"] == ica.survivors(W).sum() == actual["aliveEnd"] == 2
     assert actual["angle"] == pytest.approx(ica.widest_pair(W))
     assert actual["ratio"] == pytest.approx(0.7**7) and actual["pruned"] == "7"
+    assert page.evaluate("document.querySelector('.explorer-words').textContent") == page.evaluate(f"{STATE}.pending")
     assert description(page).startswith("β = 5 after 7 steps") and "two directions survive" in description(page)
 
 
@@ -392,6 +406,8 @@ def test_filters_of_runs(site, data):
     full = selected(data, study=0)
     best = max(full, key=lambda run: run["mig"])
     choose(page, study=0)
+    entries = page.evaluate("document.querySelectorAll('.explorer-legend span:not([hidden])').length")
+    assert entries == len({run["method"] for run in full})
     push(page, "Highest MIG in view")
     count, filters = f"Number({STATE}.controls.run.input.max) + 1", {"study": 0}
     for name in ("method", "beta", "seed"):
