@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docutils import nodes
 from myst_nb.core import render
+from PIL import Image
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
@@ -53,8 +54,10 @@ class FigureDownloads(SphinxTransform):
         target.parent.mkdir(parents=True, exist_ok=True)
         if image := output.next_node(nodes.image):
             shutil.copyfile(Path(self.env.srcdir, self.env.relfn2path(image["uri"], self.env.docname)[0]), target)
-            if target.suffix == ".svg":
-                shutil.copy(target, self.thumbnails)  # for the front page
+            if target.suffix == ".png":
+                small = Image.open(target).convert("RGB")  # for the front page
+                small.thumbnail((320, 960))
+                small.save(self.thumbnails / name, optimize=True)
         else:
             target.write_text(output.astext(), encoding="utf-8")
         # a path with ".." where the book is built outside of its source

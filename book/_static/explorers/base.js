@@ -260,7 +260,7 @@ window.Explorers = (() => {
       const wing = (side) => [x1 - u * head - side * v * head * 0.5, y1 - v * head + side * u * head * 0.5];
       this.pen.path([[x1, y1], wing(1), wing(-1)], true);
       this.pen.fill(colour);
-      if (name) this.pen.text(name, x1 + u * 12, y1 + v * 12, { halo: true });
+      if (name && length) this.pen.text(name, x1 + u * 12, y1 + v * 12, { halo: true });
     }
 
     /** A straight line across the plot at one value of x or of y. */
