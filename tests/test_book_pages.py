@@ -13,6 +13,8 @@ import pytest
 from browser import Page
 from tiny_book import ROOT, make
 
+from edition.figures import style
+
 pytestmark = pytest.mark.book
 PHONE = 390  # CSS pixels
 HEAVIEST = 3_000_000  # bytes that a page may load before the reader asks for more
@@ -151,6 +153,10 @@ FIGURES = """
 [...document.querySelectorAll("article .cell_output img[src*='.svg']")]
   .map(image => [image.src.endsWith("#dark"), getComputedStyle(image).filter])
 """
+WIDTHS = """
+[...document.querySelectorAll("article figure img[src*='.svg']")].filter(image => image.offsetParent)
+  .map(image => image.getBoundingClientRect().width)
+"""
 UNSEEN = """
 [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src).concat(
   [...document.fonts].filter(font => font.status === "error").map(font => font.family),
@@ -200,6 +206,8 @@ def test_page_by_day_on_a_desktop(html, browser, name):
 def test_page_by_night_on_a_phone(html, browser, name):
     look(browser, html / f"{name}.html", "dark", PHONE)
     assert browser.evaluate(WIDTH) <= PHONE and browser.evaluate(CUT_OFF) == []
+    scale = min(browser.evaluate(WIDTHS), default=PHONE) / (72 * style.WIDTH)
+    assert scale * style.RC["xtick.labelsize"] >= 9, "tick labels are too small"
     assert [formula for formula in browser.evaluate(FORMULAS) if formula[1] < -1] == [], "begins out of sight"
 
 

@@ -191,7 +191,7 @@ def printed_table(axes: Axes, values: np.ndarray, texts: np.ndarray, **options: 
 
 def shades(count: int) -> np.ndarray:
     """Return colours ``(count, 4)`` in an order, for lines, with contrast on white and on the dark ground."""
-    return mpl.colormaps["plasma"](np.linspace(0.28, 0.76, count))
+    return mpl.colormaps["plasma"](np.linspace(0.34, 0.76, count))
 
 
 def by_night(svg: str) -> str:
