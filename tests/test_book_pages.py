@@ -150,7 +150,7 @@ FORMULAS = """
 })
 """
 FIGURES = """
-[...document.querySelectorAll("article .cell_output img[src*='.svg']")]
+[...document.querySelectorAll("article img[src*='.svg']")]
   .map(image => [image.src.endsWith("#dark"), getComputedStyle(image).filter])
 """
 WIDTHS = """

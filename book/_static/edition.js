@@ -5,7 +5,7 @@
   const root = document.documentElement;
   const dress = () => {
     const end = root.dataset.theme === "dark" ? "#dark" : "";
-    document.querySelectorAll(".cell_output img").forEach((image) => {
+    document.querySelectorAll(".bd-article img").forEach((image) => {
       const wanted = image.src.replace(/(#.*)?$/, end);
       if (/\.svg(#|$)/.test(wanted) && image.src !== wanted) image.src = wanted;
     });
