@@ -11,6 +11,8 @@ import pytest
 from browser import Page
 from tiny_book import ROOT, make
 
+from edition.figures import style
+
 pytestmark = pytest.mark.book
 PHONE = 390  # CSS pixels
 HEAVIEST = 3_000_000  # bytes that a page may load before the reader asks for more
@@ -145,9 +147,13 @@ FORMULAS = """
   return [formula.parentElement.textContent.slice(0, 60), inner.left - outer.left, outer.right - inner.right];
 })
 """
-FILTERS = """
-[...document.querySelectorAll("article .cell_output img")]
-  .map(image => [image.classList.contains("photo"), getComputedStyle(image).filter])
+FIGURES = """
+[...document.querySelectorAll("article img[src*='.svg']")]
+  .map(image => [image.src.endsWith("#dark"), getComputedStyle(image).filter])
+"""
+WIDTHS = """
+[...document.querySelectorAll("article figure img[src*='.svg']")].filter(image => image.offsetParent)
+  .map(image => image.getBoundingClientRect().width)
 """
 UNSEEN = """
 [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src).concat(
@@ -172,9 +178,7 @@ def look(browser: Page, path: Path, theme: str, width: int = 1280) -> None:
     browser.open(path)
     assert browser.requests == [] and browser.complaints == []
     assert browser.evaluate("document.documentElement.dataset.theme") == theme
-    # figures are inverted by night, images of data never
-    for photo, applied in browser.evaluate(FILTERS):
-        assert ("invert(" in applied) == (theme == "dark" and not photo), applied
+    assert all(figure == [theme == "dark", "none"] for figure in browser.evaluate(FIGURES))
     assert browser.evaluate(UNSEEN) == []
     ratio, text = browser.evaluate(CONTRAST)
     assert ratio >= 4.5, f"contrast {ratio:.1f} at {text!r}"
@@ -200,6 +204,8 @@ def test_page_by_day_on_a_desktop(html, browser, name):
 def test_page_by_night_on_a_phone(html, browser, name):
     look(browser, html / f"{name}.html", "dark", PHONE)
     assert browser.evaluate(WIDTH) <= PHONE and browser.evaluate(CUT_OFF) == []
+    scale = min(browser.evaluate(WIDTHS), default=PHONE) / (72 * style.WIDTH)
+    assert scale * style.RC["xtick.labelsize"] >= 9, "tick labels are too small"
     assert [formula for formula in browser.evaluate(FORMULAS) if formula[1] < -1] == [], "begins out of sight"
 
 
@@ -255,7 +261,7 @@ def test_figure_enlarges_beyond_a_phone_and_scrolls(html, browser):
     assert large["width"] > 2 * small["width"]
     scrolled, shown = browser.evaluate(f"(view => [view.scrollWidth, view.clientWidth])({OPEN}.querySelector('div'))")
     assert scrolled >= large["width"] and shown <= PHONE
-    assert "invert(" in browser.evaluate(f"getComputedStyle({OPEN}.querySelector('img')).filter")
+    assert large["src"].endswith("#dark")
     browser.press("Escape")
 
 

@@ -212,9 +212,10 @@ def luminance(colour: str) -> float:
 def test_colours_are_the_figures_and_have_contrast(theme, selector):
     text = (SCRIPTS / "explorers.css").read_text(encoding="utf-8").partition(selector)[2].partition("}")[0]
     colours = dict(re.findall(r"--explorer-(\w+): (#[0-9a-f]{6});", text))
-    if theme == "light":
-        for name in ("blue", "orange", "green", "vermilion", "purple", "sky", "black", "grey"):
-            assert colours[name] == getattr(style, name.upper()).lower()
+    for name in ("blue", "orange", "green", "vermilion", "purple", "sky", "black", "grey"):
+        colour = getattr(style, name.upper())
+        assert colours[name] == (colour.lower() if theme == "light" else style.DARK[colour])
+    assert colours["ground"] == ("#ffffff" if theme == "light" else style.DARK["#ffffff"])
     for name, contrast in {"black": 7, "blue": 3, "vermilion": 3, "green": 3, "grey": 3}.items():
         low, high = sorted(map(luminance, (colours[name], colours["ground"])))
         assert (high + 0.05) / (low + 0.05) >= contrast, name

@@ -151,7 +151,7 @@ def data(studies, chosen, portrait) -> dict[str, dict]:
     weights |= {"variances": np.diag(aligned @ aligned.T) + 0.01, "angle": 45, "n": 100}
     paths = [[truth * [1, shrink**step, 1] for step in range(13)] for shrink in (0.9, 0.7)]
     columns = {"paths": paths, "converged": [truth * [1, 0, 1]] * 2, "truth": truth, "betas": [1.0, 5.0]}
-    columns |= {"steps": 4, "stopped": 4, "seeds": 3, "alive_stopped": [3.0, 2.5], "alive_converged": [2.0, 2.0]}
+    columns |= {"steps": 4, "pair": [1.0, 5.0]}
     columns |= {"points": np.random.default_rng(0).normal(size=(50, 2)), "limit": 10.0, "threshold": ica.PRUNED}
     return {
         "prior": surface,
@@ -217,6 +217,19 @@ def test_canvas_fits_the_screen(shown, width, density):
     right = "Math.max(...[...document.querySelectorAll('.explorer *')].map(e => e.getBoundingClientRect().right))"
     small = "[...document.querySelectorAll('.explorer input, .explorer select, .explorer button')]"
     assert shown.evaluate(right) <= width + 1 and min(shown.evaluate(f"{small}.map(e => e.offsetHeight)")) >= 24
+
+
+LAPTOP = 720 - 50  # pixels below the bar at the top of a page
+
+
+@pytest.mark.parametrize("name", ["prior", "factor-analysis", "ica", "trade-off"])
+def test_controls_and_picture_fit_a_laptop(site, name):
+    page = site(name)
+    arrange(page, width=690)  # of a page between its side bars
+    top = page.evaluate("document.querySelector('.explorer-stage').getBoundingClientRect().top")
+    bottom = "[...document.querySelectorAll('.explorer-panel')].map(panel => panel.getBoundingClientRect().bottom)"
+    panels = page.evaluate(bottom)
+    assert max(panels[:1] if name == "trade-off" else panels) - top <= LAPTOP  # traversals lie below
 
 
 def test_dark_theme_changes_the_colours(shown):
@@ -300,7 +313,8 @@ def test_ica_by_keyboard(site):
     assert actual["alive"] == ica.survivors(W).sum() == actual["aliveEnd"] == 2
     assert actual["angle"] == pytest.approx(ica.widest_pair(W))
     assert actual["ratio"] == pytest.approx(0.7**7) and actual["pruned"] == "7"
-    assert description(page).startswith("β = 5 after 7 steps") and "two directions alive" in description(page)
+    assert page.evaluate("document.querySelector('.explorer-words').textContent") == page.evaluate(f"{STATE}.pending")
+    assert description(page).startswith("β = 5 after 7 steps") and "two directions survive" in description(page)
 
 
 def test_player_respects_reduced_motion(site):
@@ -326,9 +340,8 @@ def test_surface_is_turned_by_touch(site):
 
 def test_only_the_last_description_is_announced(site):
     page = site("factor-analysis")
-    assert page.evaluate("document.querySelector('.explorer-words').getAttribute('role')") == "status"
     first, announced = page.evaluate(
-        "new Promise(done => { const words = document.querySelector('.explorer-words');"
+        "new Promise(done => { const words = document.querySelector('[role=status]');"
         "const first = words.textContent;"
         "new MutationObserver(() => done([first, words.textContent])).observe(words, { childList: true });"
         f"for (let angle = 1; angle <= 10; angle++) {{ {STATE}.controls.angle.value = angle; {STATE}.update(); }} }})"
@@ -393,6 +406,8 @@ def test_filters_of_runs(site, data):
     full = selected(data, study=0)
     best = max(full, key=lambda run: run["mig"])
     choose(page, study=0)
+    entries = page.evaluate("document.querySelectorAll('.explorer-legend span:not([hidden])').length")
+    assert entries == len({run["method"] for run in full})
     push(page, "Highest MIG in view")
     count, filters = f"Number({STATE}.controls.run.input.max) + 1", {"study": 0}
     for name in ("method", "beta", "seed"):

@@ -3,10 +3,13 @@
 import csv
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
 from matplotlib.text import Annotation
+from PIL import Image
+from test_explorers import luminance
 
 from edition.figures import data, factor_analysis, ica, orientation, prior, results, scorecard, style, training
 from edition.stats import Interval, curve, mean_interval
@@ -100,6 +103,34 @@ def test_csv_holds_the_numbers_that_the_figure_shows(draw, arguments, columns):
     for heading, values in columns.items():
         cells = [as_number(row[heading]) for row in rows if row[heading]]
         assert cells[: np.size(values)] == np.ravel(values).tolist()
+
+
+@pytest.mark.parametrize(("draw", "arguments", "columns"), FIGURES)
+def test_lines_have_contrast_by_day_and_by_night(draw, arguments, columns):
+    svg, night = io.StringIO(), {day.lower(): dark for day, dark in style.DARK.items()}
+    draw(*arguments).savefig(svg, format="svg")
+    strokes = set(re.findall(r"stroke: (#\w+)", svg.getvalue())) - {"#ffffff", "#dddddd"}  # halos, a grid
+    for stroke in strokes:
+        for colour, ground in ((stroke, "#ffffff"), (night.get(stroke, stroke), night["#ffffff"])):
+            low, high = sorted(map(luminance, (colour, ground)))
+            assert (high + 0.05) / (low + 0.05) > 2, (stroke, ground)
+
+
+def test_svg_has_other_colours_at_its_dark_address(browser, tmp_path):
+    figure, axes = style.subplots(height=2)
+    axes.plot([0, 1], color=style.BLUE, marker="o", markersize=30, markeredgewidth=9, markerfacecolor="white")
+    axes.text(0, 0.2, "■", color="black", fontsize=30)
+    axes.text(1, 0.2, "■", color=style.INK, fontsize=30)
+    figure.savefig(svg := io.StringIO(), format="svg")
+    path = tmp_path / "a.svg"
+    path.write_text(style.by_night(svg.getvalue()), encoding="utf-8")
+    used = ("#ffffff", style.BLUE, style.BLACK, "#000000")
+    for address, colours in (("", used), ("#dark", map(style.DARK.get, used))):
+        browser.open(path, address)
+        with Image.open(io.BytesIO(browser.tab.screenshot())) as shot:
+            drawn = {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in shot.convert("RGB").getcolors(10**6)}
+        assert {colour.lower() for colour in (*colours, style.INK)} <= drawn
+        assert (style.BLUE.lower() in drawn) == (address == "")
 
 
 def test_table_broadcasts_its_columns_and_leaves_nan_empty():

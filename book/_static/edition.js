@@ -1,5 +1,19 @@
 "use strict";
 
+/* A figure whose address ends with #dark has its colours for a dark ground (edition.figures.style.by_night). */
+(() => {
+  const root = document.documentElement;
+  const dress = () => {
+    const end = root.dataset.theme === "dark" ? "#dark" : "";
+    document.querySelectorAll(".bd-article img").forEach((image) => {
+      const wanted = image.src.replace(/(#.*)?$/, end);
+      if (/\.svg(#|$)/.test(wanted) && image.src !== wanted) image.src = wanted;
+    });
+  };
+  new MutationObserver(dress).observe(root, { attributeFilter: ["data-theme"] });
+  dress();
+})();
+
 /* A figure opens large by a click or by Enter, and closes by Escape, by its button or by a click beside it. */
 (() => {
   const dialog = document.createElement("dialog");

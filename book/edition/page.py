@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from edition.figures.style import BookFigure
+from edition.figures.style import BookFigure, by_night
 from isa.prior import Node
 
 __all__ = ["ROOT", "Count", "Exponent", "ParameterError", "Positive", "Probability", "Seed", "glue", "missing"]
@@ -91,8 +91,9 @@ def _sentence(problem: dict) -> str:
 def show(figure: Figure, dpi: int = 200) -> None:
     """Display a figure as SVG, as PNG and, if it carries numbers, as CSV in one output, and close it.
 
-    The page shows the SVG and offers all three for download. Marks that were drawn with ``rasterized=True`` are
-    embedded in the SVG as pixels. The table is that of :class:`edition.figures.style.BookFigure`.
+    The page shows the SVG, with other colours in dark mode, and offers all three for download. Marks that were drawn
+    with ``rasterized=True`` are embedded in the SVG as pixels. The table is that of
+    :class:`edition.figures.style.BookFigure`.
     """
     svg, png = io.StringIO(), io.BytesIO()
     nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -100,7 +101,7 @@ def show(figure: Figure, dpi: int = 200) -> None:
         figure.savefig(svg, format="svg", dpi=dpi, metadata=nameless)
     figure.set_layout_engine(None)  # which has placed everything
     figure.savefig(png, format="png", dpi=dpi)
-    bundle = {"image/svg+xml": svg.getvalue(), "image/png": base64.b64encode(png.getvalue()).decode()}
+    bundle = {"image/svg+xml": by_night(svg.getvalue()), "image/png": base64.b64encode(png.getvalue()).decode()}
     width, height = figure.get_size_inches()
     if isinstance(figure, BookFigure) and (numbers := figure.to_csv()) is not None:
         bundle["text/csv"] = numbers

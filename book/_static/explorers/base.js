@@ -12,10 +12,10 @@
  *     explorer.choice({name, label, options: [{label, value}], value})              -> {value}
  *     explorer.buttons(label, [{label, action}])
  *     explorer.player(slider, {label, pause, milliseconds})   for `buttons`: moves a slider to its end, step by step
- *     explorer.panel({title, legend, wide, ratio, draw(pen), turn(dx, dy)})         -> {describe(text, title)}
+ *     explorer.panel({title, legend, wide, ratio, draw(pen), turn(dx, dy)})         -> {canvas, key, describe(text, title)}
  *         legend: [[name, colour, "solid" | "dashed" | "dotted"]]; turn: the panel can be dragged
  *     explorer.numbers([{name, label, digits}])                                     -> {set({name: value})}
- *     explorer.describe(text)         what is shown, in words, for everyone; announced to screen readers once it rests
+ *     explorer.describe(text)         what is shown, in words; screen readers hear it once it rests
  *     explorer.update = () => { ... } runs once a frame after something was moved; then all panels are drawn
  *
  * A panel's `draw` gets a `Pen`, in CSS pixels however dense the screen is: `pen.axes({x, y, ...})` gives a plot with
@@ -260,7 +260,7 @@ window.Explorers = (() => {
       const wing = (side) => [x1 - u * head - side * v * head * 0.5, y1 - v * head + side * u * head * 0.5];
       this.pen.path([[x1, y1], wing(1), wing(-1)], true);
       this.pen.fill(colour);
-      if (name) this.pen.text(name, x1 + u * 12, y1 + v * 12, { halo: true });
+      if (name && length) this.pen.text(name, x1 + u * 12, y1 + v * 12, { halo: true });
     }
 
     /** A straight line across the plot at one value of x or of y. */
@@ -285,8 +285,9 @@ window.Explorers = (() => {
       this.update = () => {};
       this.bar = element("div", { class: "explorer-controls", role: "group", "aria-label": "Controls" });
       this.grid = element("div", { class: "explorer-panels" });
-      this.words = element("p", { class: "explorer-words", role: "status", "aria-atomic": "true" });
-      this.stage = element("div", { class: "explorer-stage" }, this.bar, this.grid, this.words);
+      this.words = element("p", { class: "explorer-words", "aria-hidden": "true" });
+      this.status = element("p", { class: "explorer-status", role: "status", "aria-atomic": "true" });
+      this.stage = element("div", { class: "explorer-stage" }, this.bar, this.grid, this.words, this.status);
     }
 
     // -- controls
@@ -411,6 +412,7 @@ window.Explorers = (() => {
       this.grid.append(box);
       const panel = {
         canvas,
+        key,
         draw,
         describe: (text, name = title) => {
           heading.textContent = name;
@@ -455,11 +457,10 @@ window.Explorers = (() => {
     }
 
     describe(text) {
-      this.pending = text;
+      this.pending = this.words.textContent = text;
       clearTimeout(this.resting);
-      if (!this.words.textContent) this.words.textContent = text;
-      else if (text !== this.words.textContent)
-        this.resting = setTimeout(() => (this.words.textContent = this.pending), REST);
+      if (!this.status.textContent) this.status.textContent = text;
+      else if (text !== this.status.textContent) this.resting = setTimeout(() => (this.status.textContent = text), REST);
     }
 
     // -- life

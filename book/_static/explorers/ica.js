@@ -1,7 +1,7 @@
-/* The ICA explorer: what coordinate ascent from the truth does to three directions, for several beta (Fig. 1, App. B.7-B.9).
+/* The ICA explorer: what coordinate ascent from the truth does to three directions, for several beta (Fig. 1).
  *
- * Nothing is fitted here; the notebook embeds the paths of its fits and the records of runs/ica-beta.csv. `Explorers.ica`
- * reads weights as isa/toys/ica.py does and is tested against it. A matrix W is its two rows.
+ * Nothing is fitted here; the notebook embeds the paths of its fits. `Explorers.ica` reads weights as isa/toys/ica.py does
+ * and is tested against it. A matrix W is its two rows.
  */
 Explorers.ica = (() => {
   "use strict";
@@ -33,14 +33,14 @@ Explorers.define("ica", (explorer, data) => {
   const widest = data.paths.map((path) => path.map(ICA.widestPair));
   const alive = (W) => ICA.survivors(W, data.threshold).filter(Boolean).length;
 
-  const beta = explorer.slider({ name: "beta", label: "β", hint: "weight of the KL", stops: data.betas, value: data.betas[0] });
+  const beta = explorer.slider({ name: "beta", label: "β", hint: "weight of the KL", stops: data.betas, value: data.pair[0] });
   const steps = explorer.slider({ name: "steps", label: "steps", hint: "taken", max: last, value: data.steps });
   const jump = (b, at) => () => ([beta.value, steps.value] = [b, at]);
   explorer.buttons("Steps and settings", [
     explorer.player(steps, { label: "Play the steps" }),
     { label: "the truth", action: () => (steps.value = 0) },
-    { label: "Fig. 1, middle", action: jump(1, data.steps) },
-    { label: "Fig. 1, right", action: jump(5, data.steps) },
+    { label: "Fig. 1, middle", action: jump(data.pair[0], data.steps) },
+    { label: "Fig. 1, right", action: jump(data.pair[1], data.steps) },
   ]);
 
   const now = {};
@@ -85,33 +85,13 @@ Explorers.define("ica", (explorer, data) => {
     ratio: 1.25,
     draw: (pen) => course(pen, widest, [Math.min(...widest.flat()) - 3, 93], 90, "degrees"),
   });
-  const many = explorer.panel({
-    title: `Columns alive, mean of ${data.seeds} data sets`,
-    legend: [[`after ${data.stopped} steps`, "vermilion"], ["converged", "blue", "dashed"]],
-    wide: true,
-    ratio: 2.6,
-    draw: (pen) => {
-      const plot = pen.axes({
-        x: [data.betas[0] - 0.25, data.betas.at(-1) + 0.25], y: [1.85, 3.15], yticks: [2, 2.5, 3], xlabel: "β",
-        ylabel: "alive",
-      });
-      plot.rule({ x: beta.value });
-      const series = [["alive_stopped", "vermilion", []], ["alive_converged", "blue", [6, 4]]];
-      for (const [name, colour, dash] of series) {
-        const points = data.betas.map((b, k) => [b, data[name][k]]);
-        plot.line(points, colour, { dash });
-        plot.dots(points, colour, { radius: 2.6, alpha: 1 });
-        plot.dots([points[now.index]], colour, { radius: 5, alpha: 1 });
-      }
-    },
-  });
   const table = explorer.numbers([
-    { name: "alive", label: "alive on the way" },
-    { name: "angle", label: "angle of the two longest there", digits: 1 },
-    { name: "ratio", label: "shortest over longest there", digits: 3 },
+    { name: "alive", label: "directions that survive" },
+    { name: "angle", label: "angle of the two longest", digits: 1 },
+    { name: "ratio", label: "shortest over longest", digits: 3 },
     { name: "pruned", label: "steps until the first is pruned" },
-    { name: "aliveEnd", label: "alive at convergence" },
-    { name: "angleEnd", label: "angle of the two longest at convergence", digits: 1 },
+    { name: "aliveEnd", label: "that survive at convergence" },
+    { name: "angleEnd", label: "their angle at convergence", digits: 1 },
   ]);
 
   explorer.update = () => {
@@ -132,23 +112,19 @@ Explorers.define("ica", (explorer, data) => {
     table.set({ ...values, alive: count(values.alive), aliveEnd: count(values.aliveEnd), angle: `${fixed(values.angle, 1)}°`, angleEnd: `${fixed(values.angleEnd, 1)}°` });
     table.values = values;
     onTheWay.describe(
-      `${count(values.alive)} directions alive, the two longest ${fixed(values.angle, 0)} degrees apart`,
+      `${count(values.alive)} directions survive, the two longest ${fixed(values.angle, 0)} degrees apart`,
       `β = ${plain(beta.value)} after ${step} steps`,
     );
     atTheEnd.describe(
-      `${count(values.aliveEnd)} directions alive, the two longest ${fixed(values.angleEnd, 0)} degrees apart`,
+      `${count(values.aliveEnd)} directions survive, the two longest ${fixed(values.angleEnd, 0)} degrees apart`,
       `β = ${plain(beta.value)}, converged`,
     );
     shortest.describe(`${fixed(values.ratio)} at step ${step}; below ${data.threshold} a column counts as pruned`);
     between.describe(`${fixed(values.angle, 0)} degrees at step ${step}`);
-    const [stopped, converged] = [data.alive_stopped[index], data.alive_converged[index]];
-    many.describe(`${fixed(stopped)} after ${data.stopped} steps, ${fixed(converged)} at convergence`);
     explorer.describe(
-      `β = ${plain(beta.value)} after ${step} steps from the truth: ${count(values.alive)} directions alive, the two longest ` +
+      `β = ${plain(beta.value)} after ${step} steps from the truth: ${count(values.alive)} directions survive, the two longest ` +
         `${fixed(values.angle, 0)} degrees apart, the shortest ${fixed(values.ratio)} times the longest. ` +
-        `At convergence ${count(values.aliveEnd)} are alive, ${fixed(values.angleEnd, 0)} degrees apart. ` +
-        `Over ${data.seeds} data sets: ${fixed(stopped)} alive on average after ${data.stopped} steps, ` +
-        `${fixed(converged)} at convergence.`,
+        `At convergence ${count(values.aliveEnd)} survive, ${fixed(values.angleEnd, 0)} degrees apart.`,
     );
   };
 });

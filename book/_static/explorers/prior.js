@@ -278,7 +278,7 @@ Explorers.define("prior", (explorer, data) => {
     return Prior.tree(structure, all.map((_, i) => (i ? p1.value : p0.value)));
   };
 
-  const shape = explorer.choice({ name: "tree", label: "tree", options: trees, value: 0 });
+  const shape = explorer.choice({ name: "tree", label: "subspaces", options: trees, value: 0 });
   const p0 = explorer.slider({ name: "p0", label: "p₀", hint: "at the root", stops: data.stops, value: data.p0 });
   const p1 = explorer.slider({ name: "p1", label: "p₁", hint: "below it", stops: data.stops, value: data.p1 });
   const plane = explorer.choice({ name: "plane", label: "plane", options: [] });
@@ -468,7 +468,7 @@ Explorers.define("prior", (explorer, data) => {
     cloud.describe(`over ${across} and ${up}`);
     radius.describe(`mean radius ${fixed(mean, 2)}`);
     explorer.describe(
-      `The tree ${trees[shape.value].label} with p₀ = ${plain(p0.value)}, p₁ = ${plain(p1.value)}, ${n} coordinates. ` +
+      `Subspaces ${trees[shape.value].label} with p₀ = ${plain(p0.value)}, p₁ = ${plain(p1.value)}, ${n} coordinates. ` +
         `In the plane of ${across} and ${up} the surface is ${form}. ` +
         `${name(a)} and ${name(b)} are ${bond} (correlation of their squares ${fixed(values.together, 3)}). ` +
         `The samples' mean radius is ${fixed(mean, 2)}.`,

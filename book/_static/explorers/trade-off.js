@@ -74,7 +74,7 @@ Explorers.define("trade-off", (explorer, data) => {
     beta: explorer.choice({
       name: "beta",
       label: "β",
-      hint: "for FactorVAE γ",
+      hint: "(γ of FactorVAE)",
       options: [all("all"), ...different("beta").map((value) => ({ label: plain(value), value }))],
       value: null,
     }),
@@ -99,7 +99,7 @@ Explorers.define("trade-off", (explorer, data) => {
   const chosen = explorer.slider({
     name: "run",
     label: "run",
-    hint: "in the order of objective, β, seed",
+    hint: "by objective, β, seed",
     max: 0,
     value: 0,
     format: (place) => (now.shown.length ? name(runs[now.shown[place]]) : "none"),
@@ -263,6 +263,7 @@ Explorers.define("trade-off", (explorer, data) => {
     }
     now.picture = pictures[file];
     const rows = Math.max(latents.length, 1);
+    tiles.canvas.style.maxHeight = "none";
     tiles.canvas.style.aspectRatio = String((steps * size[1]) / ((1 - LABELS) * rows * (size[0] + GAP)));
     tiles.describe(
       "a row for each active latent, from its minimum to its maximum posterior mean; " +
@@ -284,19 +285,15 @@ Explorers.define("trade-off", (explorer, data) => {
     { name: "elbo", label: "ELBO [nats]" },
     { name: "active", label: "active latents" },
     { name: "exponents", label: "exponents, the root's first" },
-    { name: "seconds", label: "training [s], its share of a pack" },
-    { name: "device", label: "device" },
-    { name: "commit", label: "commit" },
     { name: "hash", label: "hash" },
   ];
   const table = explorer.numbers(fields);
-  for (const cell of explorer.stage.querySelectorAll(".explorer-numbers dd")) {
-    Object.assign(cell.style, { whiteSpace: "normal", textAlign: "right", overflowWrap: "anywhere" });
-  }
 
   explorer.update = () => {
     const run = (now.run = runs[now.shown[chosen.value]] ?? null);
     portrayed(run);
+    const used = new Set(T.filter(runs, { study: study.value }).map((i) => runs[i].method));
+    [...plane.key.children].forEach((entry, k) => (entry.hidden = !used.has(k)));
     const several = `${now.shown.length === 1 ? "one run" : `${count(now.shown.length)} runs`} in view`;
     if (!run) {
       table.set(Object.fromEntries(fields.map((field) => [field.name, "–"])));
@@ -309,11 +306,9 @@ Explorers.define("trade-off", (explorer, data) => {
       ...Object.fromEntries(run.gaps.map((value, i) => [gap(i), value])),
       run: name(run),
       trained: studies[run.study].title,
-      mig: `${fixed(run.mig, 3)} ± ${fixed(run.mig_error, 3)}`,
+      mig: `${fixed(run.mig, 3)} ± ${fixed(run.mig_error, 4)}`,
       active: String(run.active),
       exponents: run.exponents ? run.exponents.map((p) => fixed(p, 2)).join(", ") : "none",
-      seconds: fixed(run.seconds, 0),
-      commit: run.commit ?? "none",
     };
     table.set(values);
     const gaps = data.factors.map((factor, i) => `${factor} ${fixed(run.gaps[i])}`).join(", ");

@@ -16,7 +16,7 @@ from IPython.display import display
 
 __all__ = ["explorer", "explorer_html"]
 
-_STATIC = "With JavaScript this is an interactive figure. The numbered figure below is its static version."
+_STATIC = "With JavaScript this is an interactive figure. The numbered figure next to it is its static version."
 
 
 def explorer_html(name: str, title: str, data: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
     The result is for ``book/_static/explorers/trade-off.js``: ``methods`` and ``studies`` (kinds of training), to which
     the runs refer by number; ``factors``; ``runs``, ordered by training (the first recorded first), method, prior, beta
     and seed; ``means``, each with ``line``, the number of its line; ``portraits`` by hash; ``first``, the run that is
-    chosen at first: the first with a portrait, otherwise the one with the highest MIG in the first study.
+    chosen at first: the one with the highest MIG, of those with a portrait or, if there are none, of the first study.
     """
     rows = measured(studies)
     names = [name for name in METHODS if name in map(method, rows)]
@@ -86,9 +86,6 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
             "elbo": round(row["elbo"], 3),
             "active": row["active_units"],
             "exponents": row["exponents"] and [round(p, 3) for p in row["exponents"]],
-            "seconds": round(row["train_seconds"] / row["pack_size"], 1),
-            "device": row["device"],
-            "commit": row["commit"] and row["commit"][:12] + ("-dirty" if row["commit"].endswith("-dirty") else ""),
             "hash": row["hash"],
         }
         for row in rows
@@ -107,7 +104,7 @@ def trade_off(studies: Iterable[Iterable[Mapping[str, Any]]], portraits: Iterabl
         "runs": runs,
         "means": _means(rows, titles, names),
         "portraits": pictures,
-        "first": pictured[0] if pictured else max(first_study, key=lambda number: runs[number]["mig"]),
+        "first": max(pictured or first_study, key=lambda number: runs[number]["mig"]),
     }
 
 

@@ -94,7 +94,7 @@ def _plane(figure: style.BookFigure, axes: Axes, curves: Mapping[str, Curve], **
     """Draw MIG against reconstruction: runs as small dots, means over seeds joined in the order of beta."""
     for method, curve in curves.items():
         label, colour, marker = METHODS[method]
-        axes.scatter(*curve.runs[:, 1:].T, s=10, color=colour, alpha=0.35, linewidth=0)
+        axes.scatter(*curve.runs[:, 1:].T, s=14, color=colour, alpha=0.6, linewidth=0)
         look = {"color": colour, "marker": marker, "markersize": 6, "linewidth": 1.2, "label": label}
         axes.plot(curve.log_likelihood, curve.mig, **look)
         means = {FIT: curve.log_likelihood, MIG: curve.mig}

@@ -29,7 +29,7 @@ def traversals(rows: Sequence[tuple[Factor, np.ndarray, np.ndarray]]) -> Figure:
         _, places = style.mosaic(axes, images[None])
         axes.set_xlim(-0.5, axes.get_xlim()[1] * columns / len(positions))
         form = "{:.3g}" if factor.values.dtype.kind == "f" else "{}"
-        axes.set_xticks(places, [form.format(factor.values[int(position)]) for position in positions], fontsize=8)
+        axes.set_xticks(places, [form.format(factor.values[int(position)]) for position in positions])
         axes.set_ylabel(f"{factor.name}\n[{factor.unit}]" if 0 < len(factor.unit) < 8 else factor.name, fontsize=9)
     return figure
 
@@ -52,8 +52,8 @@ def sheet(
     rows, columns = images.shape[:2]
     figure, axes = style.subplots(height=(style.WIDTH - 0.3) * rows / columns + (0.8 if title else 0.5))
     row_places, column_places = style.mosaic(axes, images)
-    axes.set_xticks(column_places[: len(column_values)], column_values, fontsize=8)
-    axes.set_yticks(row_places[: len(row_values)], row_values, fontsize=8)
+    axes.set_xticks(column_places[: len(column_values)], column_values)
+    axes.set_yticks(row_places[: len(row_values)], row_values)
     axes.set(xlabel=column_label, ylabel=row_label)
     figure.suptitle(title)
     return figure

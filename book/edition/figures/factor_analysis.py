@@ -209,7 +209,7 @@ def against_beta(
     ``(B,)``.
     """
     figure, (left, right) = style.subplots(1, 2, height=3.5)
-    shades = style.SEQUENTIAL(np.linspace(0, 0.85, len(betas)))
+    shades = style.shades(len(betas))
     for axes, name, x, curves in ((left, "rotation [rad]", angles, rotation), (right, "alpha", alpha, pruning)):
         for curve, beta, shade in zip(curves, betas, shades, strict=True):
             axes.plot(x, curve, color=shade, label=rf"$\beta = {beta:g}$")

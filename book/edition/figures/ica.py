@@ -49,7 +49,7 @@ def ascent(paths: Mapping[float, tuple[np.ndarray, np.ndarray]], snapshot: int, 
     ``pruned``: relative length below which a column counts as pruned.
     """
     figure, (left, right) = style.subplots(1, 2, height=3.3)
-    shades = style.SEQUENTIAL(np.linspace(0, 0.85, len(paths)))
+    shades = style.shades(len(paths))
     for (beta, (ratio, angle)), shade in zip(paths.items(), shades, strict=True):
         left.plot(ratio, color=shade, label=rf"$\beta = {beta:g}$")
         right.plot(angle, color=shade)
@@ -108,7 +108,7 @@ def against_beta(
     sets = np.arange(len(exact))
     figure.record({"method": "maximum likelihood", "data set": sets, "angle [degrees]": exact})
     for (name, values), colour, marker in zip(angle.items(), (FOUND, TRUE), "os", strict=False):
-        left.scatter(np.repeat(beta, len(sets)), values, s=7, color=colour, alpha=0.22, linewidth=0)
+        left.scatter(np.repeat(beta, len(sets)), values, s=9, color=colour, alpha=0.45, linewidth=0)
         _spread(left, beta, values, colour, marker, name)
         _spread(right, beta, alive[name], colour, marker)
         columns = {"method": name, "beta": beta[:, None], "data set": sets}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
@@ -48,8 +48,8 @@ def priors(
     reach = 1.08 * np.sqrt(2) * max(turned for _, _, turned in panels.values())
     figure, (first, *others) = style.subplots(1, 1 + len(panels), height=2.75)
     height, width = image.shape
-    first.imshow(1 - 0.35 * image, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
-    first.plot(*positions.T, ".", color=style.BLACK, markersize=0.9, rasterized=True)
+    first.imshow(image, cmap=ListedColormap([style.GREY]), alpha=0.5 * image, extent=(0, width, height, 0))
+    first.plot(*positions.T, ".", color=style.BLUE, markersize=0.9, rasterized=True)
     ticks = [0, 16, 32, 48, 64]
     first.set(title="positions", xlabel="$x$ [pixels]", ylabel="$y$ [pixels]", xticks=ticks, yticks=ticks, box_aspect=1)
     figure.record({"series": "position", "x [pixels]": positions[:, 0], "y [pixels]": positions[:, 1]})

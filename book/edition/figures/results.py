@@ -82,7 +82,7 @@ def prior(row: Mapping[str, Any]) -> str:
 _MEAN = {"marker": "D", "markersize": 6, "capsize": 4, "markeredgecolor": "white", "linewidth": 2, "zorder": 4}
 _BOX = {f"{part}props": {"color": style.GREY} for part in ("box", "whisker", "cap")}
 _BOX |= {"medianprops": {"color": style.BLACK, "linewidth": 1.6}, "showfliers": False, "manage_ticks": False}
-_RUN = {"s": 9, "alpha": 0.22, "linewidth": 0, "zorder": 1}
+_RUN = {"s": 14, "alpha": 0.6, "linewidth": 0, "zorder": 1}
 _POINT = {"markersize": 6, "elinewidth": 0.9, "capsize": 1.5, "zorder": 3}
 _COURSE = {"marker": "o", "markersize": 4, "linewidth": 0.8, "alpha": 0.5}
 _CHANCE = {"color": style.GREY, "alpha": 0.3, "linewidth": 7, "solid_capstyle": "butt", "zorder": 1}

@@ -56,7 +56,7 @@ def glance(sections: Mapping[str, Sequence[str]], marks: Mapping[str, Mark]) -> 
 
 def _square(axes: Axes, x: float, y: float, mark: Mark, size: float = 0.86) -> None:
     face = mark.colour if mark.filled else "white"
-    ink = style.BLACK if mark.colour == style.ORANGE else "white" if mark.filled else mark.colour
+    ink = style.INK if mark.colour == style.ORANGE else "white" if mark.filled else mark.colour
     axes.add_patch(Rectangle((x + 0.03, y + 0.03), size, size, facecolor=face, edgecolor=mark.colour, linewidth=1.6))
     look = {"ha": "center", "va": "center", "fontsize": 13 * size / 0.86, "fontweight": "bold", "color": ink}
     axes.text(x + 0.03 + size / 2, y + 0.05 + size / 2, mark.text, **look)

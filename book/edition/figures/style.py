@@ -1,14 +1,15 @@
 """The look of all figures, and the tables behind them.
 
-Sizes stay legible on a phone, colours survive colour blindness, ink is black on white. In the book's dark mode the page
-inverts a figure's lightness and keeps its hues (``book/_static/edition.css``); images of data, which must not be
-inverted, carry the class ``photo`` in their cell's metadata.
+Sizes stay legible on a phone, colours survive colour blindness, ink is black on white. Shapes, methods and themes have
+their colours here and nowhere else. In the book's dark mode a page shows the same SVG with :data:`DARK` colours
+(:func:`by_night`); images and colour maps stay as they are.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-__all__ = ["WIDTH", "BookFigure", "bare", "colour_bar", "mosaic", "panels", "printed_table", "styled", "subplots"]
+__all__ = ["DARK", "WIDTH", "BookFigure", "bare", "by_night", "colour_bar", "mosaic", "panels", "printed_table"]
+__all__ += ["shades", "styled", "subplots"]
 
 # Okabe and Ito's palette without its yellow, which a white page swallows
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
@@ -34,19 +36,37 @@ GREY = "#8a8a8a"
 CYCLE = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]
 SHAPES = {"ellipse": VERMILION, "square": GREEN, "heart": BLUE}  # as in the paper
 
+DARK = {
+    BLUE: "#4fa8e0",
+    ORANGE: "#f0b53c",
+    GREEN: "#2fc79b",
+    VERMILION: "#f28242",
+    PURPLE: "#dd9fc2",
+    SKY: "#8fcdf2",
+    BLACK: "#e4e4e4",
+    "#000000": "#e4e4e4",
+    GREY: "#9b9b9b",
+    "#ffffff": "#121212",
+    "#dddddd": "#3a424d",
+    "#e3eef7": "#1d3347",
+}
+"""Colours of lines, areas and text, and those that replace them in dark mode; all others stay."""
+
+INK, PAPER = "#111111", "#fefefe"  # of text on coloured cells, the same by day and by night
+
 DIVERGING = LinearSegmentedColormap.from_list("isa.diverging", [BLUE, "#9ecae1", "#f7f7f7", "#fdb58a", VERMILION])
 SEQUENTIAL = mpl.colormaps["viridis"]
 
 WIDTH = 6.4
-"""Width of a figure in inches, at which 11 pt text is still legible where a phone shrinks it to 340 pixels."""
+"""Width of a figure in inches, at which 11 pt text is 9 pixels high where a phone shrinks it to 380 pixels."""
 
 RC = {
     "figure.constrained_layout.use": True,
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.labelsize": 11,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
     "legend.fontsize": 10,
     "legend.frameon": False,
     "axes.spines.top": False,
@@ -148,7 +168,7 @@ def mosaic(axes: Axes, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     gap, (rows, columns, _, height, width) = 2, images.shape
     tiles = np.broadcast_to(images, (rows, columns, 3, height, width))
-    grey = 190 if images.dtype == np.uint8 else 0.75
+    grey = 128 if images.dtype == np.uint8 else 0.5
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap)), constant_values=grey)
     picture = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
     axes.imshow(picture[:-gap, :-gap], interpolation="none")  # an SVG then holds each pixel once
@@ -163,10 +183,33 @@ def printed_table(axes: Axes, values: np.ndarray, texts: np.ndarray, **options: 
     colours = image.to_rgba(values)
     lightness = colours[..., :3] @ (0.3, 0.6, 0.1) + 1 - colours[..., 3]  # NaN is transparent
     for place, text in np.ndenumerate(texts):
-        ink = BLACK if lightness[place] > 0.5 else "white"
+        ink = INK if lightness[place] > 0.5 else PAPER
         axes.text(*place[::-1], text, ha="center", va="center", fontsize=9, color=ink)
     bare(axes, ticks=True)
     return image
+
+
+def shades(count: int) -> np.ndarray:
+    """Return colours ``(count, 4)`` in an order, for lines, with contrast on white and on the dark ground."""
+    return mpl.colormaps["plasma"](np.linspace(0.34, 0.76, count))
+
+
+def by_night(svg: str) -> str:
+    """Return an SVG that has its :data:`DARK` colours where its address ends with ``#dark``.
+
+    The rules override matplotlib's inline styles where a program knows custom properties, which reach copies of markers
+    as well. Others show the figure as it was.
+    """
+    colours = "".join(f"--{day[1:]}:{night};" for day, night in DARK.items())
+    rules = f":target{{{colours}fill:{DARK[BLACK]}}}"  # matplotlib does not write a fill that is black
+    rules += "".join(
+        f'[style*="{what}: {day.lower()}"]{{{what}:var(--{day[1:]},{day})!important}}'
+        for day in DARK
+        for what in ("fill", "stroke")
+        if f"{what}: {day.lower()}" in svg
+    )
+    style = f"<style>@supports (fill:var(--a)){{{rules}}}</style>"
+    return re.sub(r"<svg ([^>]*>)", rf'<svg id="dark" \1{style}', svg, count=1)
 
 
 def colour_bar(image: AxesImage, axes: Any, label: str, **options: Any) -> Colorbar:
