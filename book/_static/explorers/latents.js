@@ -288,10 +288,14 @@ Explorers.define("latents", (explorer, data) => {
     timer = null;
   }
 
-  /** Move, in both models, the latent that encodes a factor best, from its minimum to its maximum. */
-  function show(factor) {
+  function back() {
     stop();
     sides.forEach(reset);
+  }
+
+  /** Move, in both models, the latent that encodes a factor best, from its minimum to its maximum. */
+  function show(factor) {
+    back();
     let part = still.matches ? 1 : 0;
     const advance = () => {
       for (const side of sides) {
@@ -311,7 +315,7 @@ Explorers.define("latents", (explorer, data) => {
   explorer.stage.addEventListener("keydown", stop);
   explorer.buttons("Show", [
     ...data.factors.map(([factor, title]) => ({ label: `Show ${title}`, action: () => show(factor) })),
-    { label: "Back to the start", action: () => sides.forEach(reset) },
+    { label: "Back to the start", action: back },
   ]);
 
   sides.forEach(install);
