@@ -396,8 +396,8 @@ def test_missing_decoder_leaves_recorded_images(browser, data, tmp_path):
     browser.open(write_page(tmp_path, ["latents"], explorer_html("latents", "x", data["latents"])))
     choose(browser, beta=1)
     wait_for(browser, f"{VALUES}.every(side => side.origin) && {STATE}.pending.includes('not available')")
-    words = "Its decoder is not available (a file could not be loaded); these are recorded images."
-    assert description(browser).count(words) == 2
+    words = "The decoder is not available (a file could not be loaded); the images are recorded."
+    assert description(browser) == f"Both models are at the start. {words}"
 
 
 def chosen_run(page: Page) -> tuple[str, str]:

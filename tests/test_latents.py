@@ -221,6 +221,8 @@ def test_figure_shows_maps_curves_and_traversals(result, dataset):
             np.testing.assert_allclose(shown, np.moveaxis(tile, 0, -1), atol=7)
     curves = [line.get_ydata() for axes in figure.axes for line in axes.lines if len(line.get_ydata()) == 4]
     assert np.array_equal(np.array(curves), made.curves["turn"][order].reshape(12, 4))
+    table = figure.to_csv().splitlines()
+    assert table[0].startswith("model,latent,height,side") and len(table) == 1 + 4 * (2 * 5 + 3 * 4)
     for words in (
         "ISA-VAE, one",
         "three",

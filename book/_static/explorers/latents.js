@@ -82,7 +82,7 @@ Explorers.define("latents", (explorer, data) => {
   const [height, width] = data.size;
   const FINE = 14; // positions of a slider from one recorded image to the next
   const END = FINE * (data.steps - 1);
-  const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const sides = ["left", "right"].map((name) => ({ name, sliders: [], moved: null, decoder: null }));
   explorer.values = { values: sides };
   let original = null;
@@ -215,7 +215,7 @@ Explorers.define("latents", (explorer, data) => {
       for (const { control } of side.sliders) control.input.step = 1;
       reset(side);
     } catch (error) {
-      model.note = `Its decoder is not available (${error.message}); these are recorded images`;
+      model.note = `The decoder is not available (${error.message}); the images are recorded`;
       console.warn(error);
     }
     explorer.changed();
@@ -296,7 +296,7 @@ Explorers.define("latents", (explorer, data) => {
   /** Move, in both models, the latent that encodes a factor best, from its minimum to its maximum. */
   function show(factor) {
     back();
-    let part = still.matches ? 1 : 0;
+    let part = calm.matches ? 1 : 0;
     const advance = () => {
       for (const side of sides) {
         const number = side.model.best[factor];
@@ -308,7 +308,7 @@ Explorers.define("latents", (explorer, data) => {
       if (part >= 1) stop();
       part = Math.min(1, part + 1 / 28);
     };
-    timer = still.matches ? null : setInterval(advance, 80);
+    timer = calm.matches ? null : setInterval(advance, 80);
     advance();
   }
   explorer.stage.addEventListener("pointerdown", stop);
@@ -325,14 +325,17 @@ Explorers.define("latents", (explorer, data) => {
     original = sheet ? tile(sides[0].model, 0, 0) : null;
     sides.forEach(render);
     const begin = data.starts[controls.start.value] || "image";
+    const notes = [...new Set(sides.map(({ model }) => model.note))];
+    const still = sides.every(({ origin, moved }) => origin && moved === null);
     const words = sides.map((side) => {
       const { model, moved } = side;
       if (!side.origin) return `${model.label}: loading.`;
-      if (moved === null) return `${model.label} at the start. ${model.note}.`;
+      if (moved === null) return `${model.label} is at the start.`;
       const { label, hint } = side.sliders[moved];
       return `${model.label}, ${label} (${hint}): ${change(side).join(", ")}.`;
     });
     strip.describe(`from the ${begin} in the middle. ${words.join(" ")}`);
-    explorer.describe(words.join(" "));
+    const about = notes.length > 1 ? sides.map(({ model }) => `${model.label}: ${model.note}.`).join(" ") : `${notes[0]}.`;
+    explorer.describe(still ? `Both models are at the start. ${about}` : words.join(" "));
   };
 });

@@ -186,16 +186,16 @@ def latents(
 
 def _model(model: Portrait, path: Path | None) -> dict[str, Any]:
     """Return a model's part of the data."""
-    label, shown = METHODS[model.about["objective"]].label, model.shown.tolist()
-    first, *others = model.reconstructions.astype(float), model.traversals.astype(float)
+    label, rows, shown = METHODS[model.about["objective"]].label, _rows(model), list(encoded(model))
     # where the sliders start: the step whose image is nearest to the reconstruction
-    nearest = np.square(others[0] - first[:, None]).sum((3, 4, 5)).argmin(-1)
+    change = model.traversals[rows].astype(float) - model.reconstructions[:, None]
+    nearest = np.square(change).sum((3, 4, 5)).argmin(-1)
     steps, best = model.traversals.shape[2], {name: next(iter(carriers(model, name)), -1) for name in ordered(model)}
     data = {
         "label": label,
         "beta": model.about["beta"],
         "title": f"{label}, β = {model.about['beta']:g}: MIG {model.about['mig']:.2f}",
-        "note": f"Each slider has {steps} images, drawn by the trained decoder with the other latents at the start",
+        "note": f"A slider has {steps} images, drawn by the trained decoder with all other latents at the start",
         "images": "data:image/png;base64," + base64.b64encode(sheet(model)).decode(),
         "sliders": [
             {
@@ -206,15 +206,21 @@ def _model(model: Portrait, path: Path | None) -> dict[str, Any]:
                 "high": float(values[-1]),
                 "at": at,
             }
-            for k, values, at in zip(shown, model.values, nearest.tolist(), strict=True)
+            for k, values, at in zip(shown, model.values[rows], nearest.tolist(), strict=True)
         ],
         "best": {name: shown.index(k) for name, k in best.items() if k in shown},
     }
     if path is not None:
         size = path.stat().st_size / 1e6
         data["file"] = f"runs/decoders/{path.name}"
-        data["note"] = f"Its decoder, compressed to {size:.1f} MB, runs in this page, so that its sliders act together"
+        data["note"] = f"The decoder, compressed to {size:.1f} MB, runs in this page: all sliders act together"
     return data
+
+
+def _rows(model: Portrait) -> list[int]:
+    """Return the rows of a portrait's traversals in the order in which the latents are shown."""
+    shown = model.shown.tolist()
+    return [shown.index(k) for k in encoded(model)]
 
 
 def _hint(model: Portrait, latent: int) -> str:
@@ -230,7 +236,7 @@ def sheet(model: Portrait) -> bytes:
     For each start it has a row with the image and its reconstruction, and one row for each active latent, with a column
     for each step.
     """
-    tiles = model.traversals.swapaxes(0, 1)  # (starts, latents, steps, channels, height, width)
+    tiles = model.traversals[_rows(model)].swapaxes(0, 1)  # (starts, latents, steps, channels, height, width)
     pair = np.zeros_like(tiles, shape=(len(tiles), 1, *tiles.shape[2:]))
     pair[:, 0, :2] = np.stack([model.originals, model.reconstructions], 1)
     file = io.BytesIO()

@@ -55,9 +55,10 @@ def _name(factor: Factor) -> str:
 
 @dataclass
 class _Column:
-    """Part of a figure, in inches from its top left corner; ``y`` is where the next row begins."""
+    """Part of a figure for one model, in inches from its top left corner; ``y`` is where the next row begins."""
 
     figure: style.BookFigure
+    model: str
     left: float
     width: float
     y: float = 0.02
@@ -69,6 +70,13 @@ class _Column:
     def text(self, text: str, x: float = 0, down: float = 0, va: str = "top", **options: Any) -> None:
         wide, high = self.figure.get_size_inches()
         self.figure.text((self.left + x) / wide, 1 - (self.y + down) / high, text, va=va, **options)
+
+    def record(self, latent: int, columns: dict[str, Any], values: np.ndarray, noise: float | None = None) -> None:
+        """Record a latent's posterior mean over these columns, to four decimals."""
+        numbers = {"posterior mean": np.round(values.astype(float), 4)}
+        if noise is not None:
+            numbers["posterior standard deviation"] = round(float(noise), 4)
+        self.figure.record({"model": self.model, "latent": latent + 1} | columns | numbers)
 
 
 def _heading(column: _Column, heading: str) -> None:
@@ -85,20 +93,20 @@ def _map(column: _Column, model: Portrait, latent: int, limit: float) -> Axes:
     values, axes = model.plane[latent], column.axes(0, _PANEL, _PANEL)
     axes.imshow(values, cmap=style.DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     style.bare(axes)
-    plane = {_name(across): across.values, _name(down): down.values[:, None]}
-    column.figure.record({"latent": latent + 1} | plane | {"posterior mean": values})
+    column.record(latent, {_name(across): across.values, _name(down): down.values[:, None]}, values)
     return axes
 
 
-def _curves(axes: Axes, model: Portrait, latent: int, factor: Factor, groups: dict[str, str], limit: float) -> None:
+def _curves(
+    column: _Column, axes: Axes, model: Portrait, latent: int, factor: Factor, groups: dict[str, str], limit: float
+) -> None:
     """Draw a latent against a factor, a curve for each value of the split."""
     x, noise = factor.values, model.noise[latent]
     axes.axhline(0, color=style.GREY, linewidth=0.6)
     for curve, (group, colour) in zip(model.curves[factor.name][latent], groups.items(), strict=True):
         axes.fill_between(x, curve - noise, curve + noise, color=colour, alpha=0.1, linewidth=0)
         axes.plot(x, curve, color=colour)
-        about = {"latent": latent + 1, model.view.split or "images": group or "all", _name(factor): x}
-        axes.figure.record(about | {"posterior mean": curve, "posterior standard deviation": noise})
+        column.record(latent, {model.view.split or "images": group or "all", _name(factor): x}, curve, noise)
     axes.set(xlim=(x[0], x[-1]), ylim=(-limit, limit))
     axes.yaxis.set_major_locator(MaxNLocator(2, symmetric=True, integer=limit > 1))
     axes.set_xticks(x[[0, -1]], [f"{end:g}" for end in x[[0, -1]]])
@@ -149,7 +157,7 @@ def _model(column: _Column, heading: str, model: Portrait, base: str, groups: di
         panels = [_map(column, model, latent, limit)] if maps else []
         for place, factor in enumerate(others):
             axes = column.axes(left + place * span, span - 0.22, _PANEL)
-            _curves(axes, model, latent, factor, groups, limit)
+            _curves(column, axes, model, latent, factor, groups, limit)
             axes.tick_params(labelbottom=number == len(traversals) - 1, labelleft=not place, pad=2)
             panels.append(axes)
         column.y += _PANEL + 0.12
@@ -186,7 +194,7 @@ def latents(models: Sequence[tuple[str, Portrait | str]], base: str = "") -> Fig
     axes.remove()
     figure.set_layout_engine("none")
     for number, ((heading, model), reason) in enumerate(zip(models, reasons, strict=True)):
-        column = _Column(figure, number * (width + _GAP), width)
+        column = _Column(figure, heading.partition("\n")[0], number * (width + _GAP), width)
         if reason:
             _heading(column, heading)
             column.text(textwrap.fill(reason, _LINE * (3 - len(models))))
