@@ -103,11 +103,10 @@ def _sentence(problem: dict) -> str:
 
 
 def show(figure: Figure, dpi: int = 200, name: str = "") -> None:
-    """Display a figure as SVG, as PNG and, if it carries numbers, as CSV in one output, and close it.
+    """Display a figure as SVG, PNG and, with numbers, CSV in one output; with a ``name`` give it to ``{glue:figure}``.
 
     The page shows the SVG and offers all three for download. Marks that were drawn with ``rasterized=True`` are
     embedded in the SVG as pixels. The table is that of :class:`edition.figures.style.BookFigure`.
-    With a ``name`` the figure is not displayed but handed to the text, where ``{glue:figure}`` shows it.
     """
     svg, png = io.StringIO(), io.BytesIO()
     nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
