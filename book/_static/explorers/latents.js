@@ -121,7 +121,7 @@ Explorers.define("latents", (explorer, data) => {
       const light = values[4 * i] / 255;
       area += light;
       x += light * (i % width);
-      y -= light * Math.floor(i / width);
+      y += light * Math.floor(i / width);
     }
     return { area, x: x / area, y: y / area };
   }
@@ -293,15 +293,15 @@ Explorers.define("latents", (explorer, data) => {
     sides.forEach(reset);
   }
 
-  /** Move, in both models, the latent that encodes a factor best, from its minimum to its maximum. */
+  /** Move, in both models, the latent that encodes a factor best, from end to end, so that the factor grows. */
   function show(factor) {
     back();
     let part = calm.matches ? 1 : 0;
     const advance = () => {
       for (const side of sides) {
-        const number = side.model.best[factor];
-        if (number === undefined) continue;
-        side.sliders[number].control.value = part * END;
+        if (!side.model.best[factor]) continue;
+        const [number, grows] = side.model.best[factor];
+        side.sliders[number].control.value = (grows ? part : 1 - part) * END;
         move(side, number);
       }
       explorer.changed();

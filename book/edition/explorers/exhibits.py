@@ -169,8 +169,9 @@ def latents(
     begin with; ``start``: name of the first image, otherwise the first of all.
 
     The result is for ``book/_static/explorers/latents.js``: ``models``, each with ``images``, the address of a sheet as
-    :func:`sheet` makes it, ``sliders`` of the active latents in its order, ``best``, the number of the slider that is
-    most informative about each factor, and ``file``, if it has a decoder; ``starts``, names of the images.
+    :func:`sheet` makes it, ``sliders`` of the active latents in its order, ``best``, by factor the number of the slider
+    that is most informative about it and whether the two grow together, and ``file``, if it has a decoder; ``starts``,
+    names of the images.
     """
     by_key, bases = {path.stem: path for path in files}, models[0].bases
     return {
@@ -208,7 +209,7 @@ def _model(model: Portrait, path: Path | None) -> dict[str, Any]:
             }
             for k, values, at in zip(shown, model.values[rows], nearest.tolist(), strict=True)
         ],
-        "best": {name: shown.index(k) for name, k in best.items() if k in shown},
+        "best": {name: [shown.index(k), _grows(model, name, k)] for name, k in best.items() if k in shown},
     }
     if path is not None:
         size = path.stat().st_size / 1e6
@@ -221,6 +222,12 @@ def _rows(model: Portrait) -> list[int]:
     """Return the rows of a portrait's traversals in the order in which the latents are shown."""
     shown = model.shown.tolist()
     return [shown.index(k) for k in encoded(model)]
+
+
+def _grows(model: Portrait, factor: str, latent: int) -> bool:
+    """Return whether a latent's posterior mean is higher at a factor's last value than at its first."""
+    ends = model.curves[factor][latent].mean(0)[[0, -1]]
+    return bool(ends[1] >= ends[0])
 
 
 def _hint(model: Portrait, latent: int) -> str:
