@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -132,12 +133,17 @@ def test_command(tmp_path, monkeypatch, capsys):
     path = tiny_sweep.write_spec(tmp_path)
     arguments = [str(path), "--output", str(tmp_path / "out")]
     assert decoders.main(arguments) == 1
-    assert "must have a run of beta-vae at beta = 1" in capsys.readouterr().err
+    assert "none of 0 representatives is in" in capsys.readouterr().err
     sweep(Spec.read(path), device="cpu", keep_models=True)
     assert decoders.main(arguments) == 0
     keys = decoders.representatives(Spec.read(path))
-    assert [key.split("-1-")[0] for key in keys] == ["cars3d-beta-vae", "cars3d-isa-vae"]
-    assert {file.stem for file in (tmp_path / "out").iterdir()} == set(keys)
+    kinds = [key.rpartition("-seed")[0] for key in keys]
+    assert kinds == ["cars3d-beta-vae-1", "cars3d-beta-vae-4", "cars3d-isa-vae-1"]
+    shutil.rmtree(Spec.read(path).work / "models" / keys[0])
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "out")
+    assert decoders.main(arguments) == 0 and "1 other representatives were not kept" in capsys.readouterr().out
+    assert {file.stem for file in (tmp_path / "out").iterdir()} == set(keys[1:])
 
 
 def test_committed_decoders_and_portraits_are_small():

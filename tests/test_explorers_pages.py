@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from dataclasses import replace
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,9 +17,9 @@ from browser import Page
 from explorer_page import ROOT, STATE, VALUES, arrange, choose, press, push, settle, touch, wait_for, write_page
 from PIL import Image
 
-from edition import stats
 from edition.explorers import exhibits, explorer_html
-from edition.figures.results import METHODS, prior
+from edition.explorers.decoders import CompressedDecoder
+from edition.figures.results import METHODS
 from isa import LpNested, Node
 from isa.latents import Portrait
 from isa.sweep import read_records
@@ -26,6 +27,8 @@ from isa.toys import factor_analysis, ica
 
 TREES = ("2[1, 1.5[2]]", "2.1[5*2.2[4]]")
 PIXELS = f"{VALUES}.map(side => Array.from(side.pixels))"
+PICTURES = f"{VALUES}.map(({{picture: p}}) => p.getContext('2d').getImageData(0, 0, p.width, p.height).data)"
+PICTURES += ".map(data => Array.from(data).filter((value, i) => i % 4 === 0))"
 CANVASES = "[...document.querySelectorAll('canvas')].filter(canvas => canvas.offsetParent)"
 INK = f"{CANVASES}.map(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
 INK += ".map(data => data.filter((value, i) => i % 4 === 3 && value > 0).length / (data.length / 4))"
@@ -48,8 +51,19 @@ def portrait(studies) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chosen() -> dict[str, exhibits.Exhibit]:
-    return exhibits.choose((ROOT / "runs" / "decoders").iterdir(), ["beta-vae", "isa-vae"], 1.0)
+def files() -> dict[str, Path]:
+    """Committed decoders, by the key of their run."""
+    return {path.stem: path for path in (ROOT / "runs" / "decoders").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def models(files) -> list[Portrait]:
+    """Portraits of two full runs at beta = 3, and of those that have a decoder, at beta = 1."""
+    full = [
+        f"dsprites-{name}-3-seed2-{run}"
+        for name, run in [("beta-vae", "13e3f6297207317d"), ("isa-vae", "f5318edf1e367bb3")]
+    ]
+    return [Portrait.load(ROOT / "runs" / "portraits" / f"{key}.npz") for key in [*full, *sorted(files)]]
 
 
 def named(data: dict, run: dict) -> tuple[str, str]:
@@ -96,29 +110,7 @@ def test_means(studies):
             assert mean[f"{name}_error"] == error
 
 
-def test_decoder_of_a_full_training_is_preferred(chosen, tmp_path):
-    full = chosen["isa-vae"]
-    path = full.decoder.save(tmp_path / "decoders" / "a.safetensors")
-    replace(full.portrait, about=full.run | {"reduced": True}).save(tmp_path / "portraits" / "a.npz")
-    for paths, expected in (([path, full.path], full.path), ([path], path)):
-        actual = exhibits.choose(paths, ["isa-vae", "factor-vae"], 1.0)
-        assert {name: exhibit.path for name, exhibit in actual.items()} == {"isa-vae": expected}
-    assert exhibits.choose([path], ["isa-vae"], 2.0) == {}
-
-
-def test_standing(studies):
-    kinds = [(exhibits.title(row), exhibits.method(row), prior(row), row["beta"]) for row in studies[0]]
-    kind = max(kinds, key=kinds.count)
-    rows = [row for row, own in zip(studies[0], kinds, strict=True) if own == kind]
-    best = rows.pop(stats.representative([r["mig"] for r in rows], [r["log_likelihood"] for r in rows]))
-    count = f"{len(rows) + 1} recorded runs"
-    assert exhibits.standing(best, studies) == f"represents {count}"
-    assert exhibits.standing(rows[0], studies) == f"one of {count}, represented by seed {best['seed']}"
-    assert exhibits.standing(best, [[best, studies[1][0]]]) == "the only one recorded"
-    assert exhibits.standing(best, [rows]) == "not among the records of this page"
-
-
-def test_build_writes_what_a_page_loads(studies, chosen, portrait, tmp_path):
+def test_build_writes_what_a_page_loads(studies, models, files, portrait, tmp_path):
     app = Mock(srcdir=ROOT, outdir=tmp_path)
     app.builder.format = "html"
 
@@ -127,22 +119,21 @@ def test_build_writes_what_a_page_loads(studies, chosen, portrait, tmp_path):
         pages.add_explorers(app, "book/page", "page.html", {"body": body}, None)
         return [call.args[0] for call in app.method_calls]
 
-    data = exhibits.latents({"isa-vae": chosen["isa-vae"]})
+    data = exhibits.latents(models[-1:], files.values())
     assert build("<p>a page without an explorer</p>") == []
     names = ["explorers/explorers.css", "explorers/base.js", "explorers/latents.js"]
     assert build(explorer_html("latents", "x", data)) == names
     build(explorer_html("trade-off", "x", exhibits.trade_off(studies, [portrait])))
     written = tmp_path / "_static" / "explorers" / "files"
-    script, picture = written / f"{chosen['isa-vae'].path.stem}.js", written / f"{portrait.stem}.png"
+    script, picture = written / f"{models[-1].about['key']}.js", written / f"{portrait.stem}.png"
     assert set(written.iterdir()) == {script, picture}
-    assert data["sides"][0]["bytes"] == script.stat().st_size
     tiles = Portrait.load(portrait).traversals[..., 0, :, :]  # rows of the picture by start, then by latent
     with Image.open(picture) as image:
         np.testing.assert_array_equal(image, np.block([list(row) for row in np.concatenate(tiles.swapaxes(0, 1))]))
 
 
 @pytest.fixture(scope="module")
-def data(studies, chosen, portrait) -> dict[str, dict]:
+def data(studies, models, files, portrait) -> dict[str, dict]:
     """Small data to embed, by the name of the explorer."""
     truth, aligned = ica.directions([30.0, 90.0, 150.0]), factor_analysis.aligned_weights()
     surface = {"trees": [{"label": text, "structure": Node.parse(text).structure} for text in TREES], "samples": 300}
@@ -157,16 +148,16 @@ def data(studies, chosen, portrait) -> dict[str, dict]:
         "prior": surface,
         "factor-analysis": weights,
         "ica": columns,
-        "latents": exhibits.latents(chosen, "ellipse"),
+        "latents": exhibits.latents(models, files.values(), start="ellipse"),
         "trade-off": exhibits.trade_off(studies, [portrait, Path(f"other-{'0' * 16}.npz")]),
     }
 
 
 @pytest.fixture(scope="module")
-def site(browser, data, chosen, portrait, tmp_path_factory):
+def site(browser, data, files, portrait, tmp_path_factory):
     """A function that opens a page with an explorer, its script and the files that it may ask for."""
     folder = tmp_path_factory.mktemp("site")
-    for path in (*(exhibit.path for exhibit in chosen.values()), portrait):
+    for path in (*files.values(), portrait):
         exhibits.write_file(path, folder / "explorers" / "files")
 
     def start(name: str) -> Page:
@@ -186,16 +177,11 @@ def loaded_files(page: Page) -> set[str]:
     return {path.name for path in page.files if path.parent.name == "files"}
 
 
-def load_decoders(page: Page) -> None:
-    push(page, "Load the decoders")
-    wait_for(page, "document.querySelector('.explorer-sides')")
-
-
 @pytest.fixture(scope="module", params=["prior", "factor-analysis", "ica", "latents", "trade-off"])
 def shown(request, site) -> Page:
     page = site(request.param)
     if request.param == "latents":
-        load_decoders(page)
+        wait_for(page, f"{VALUES}.every(side => side.origin)")
     if request.param == "trade-off":
         choose(page, study=0)  # runs without a picture: a canvas with a file on it may not be read
     return page
@@ -349,41 +335,83 @@ def test_only_the_last_description_is_announced(site):
     assert first.startswith("Turned by 45 degrees") and announced.startswith("Turned by 10 degrees")
 
 
-def test_page_draws_what_python_draws(site, data, chosen):
+def test_sliders_show_the_recorded_images(site, data, models):
+    page, sides = site("latents"), ("left", "right")
+    wait_for(page, f"{VALUES}.every(side => side.origin)")
+    assert not loaded_files(page), "a decoder was loaded before its model was chosen"
+    start = data["latents"]["start"]
+    expected = [model.reconstructions[start] for model in models[:2]]
+
+    def compare() -> None:
+        for actual, image in zip(page.evaluate(PICTURES), expected, strict=True):
+            np.testing.assert_allclose(actual, image.flatten().astype(int), atol=7)  # 32 grey levels
+
+    compare()
+    labels = page.evaluate("[...document.querySelectorAll('.explorer-sides label')].map(e => e.textContent)")
+    assert {"latent 11 mixed: x, scale, y", "latent 7 x position, 2.5 nats"} <= set(labels)
+    for side, key, step in ((1, "End", -1), (0, "Home", 0), (0, "ArrowRight", 1)):
+        for row in (0, 2):  # the second slider puts the first back
+            press(page, f"{sides[side]}-z{models[side].shown[row] + 1}", "Home")
+        press(page, f"{sides[side]}-z{models[side].shown[row] + 1}", key)
+        expected[side] = models[side].traversals[row, start, step]
+        compare()
+    choose(page, start=1 - start)
+    expected = [model.reconstructions[1 - start] for model in models[:2]]
+    compare()
+    assert page.complaints == [] and page.requests == []
+
+
+def test_show_moves_the_best_latents(site, models):
+    """They move so that the factor grows, whatever the sign of the latent."""
     page = site("latents")
-    assert not loaded_files(page), "a decoder was loaded before it was asked for"
-    load_decoders(page)
-    assert loaded_files(page) == {f"{exhibit.path.stem}.js" for exhibit in chosen.values()}
-    decoders = [exhibit.decoder for exhibit in chosen.values()]
-    sides, start = data["latents"]["sides"], data["latents"]["start"]
+    wait_for(page, f"{VALUES}.every(side => side.origin)")
+    at = "({ sliders: s, moved: k }) => [s[k].latent + 1, s[k].control.value / s[k].control.input.max]"
+    expected = {"x position": [[8, 0], [7, 1]], "y position": [[1, 0], [1, 0]], "scale": [[11, 0], [5, 1]]}
+    for row, (title, ends) in enumerate(expected.items()):
+        arrange(page, prefers_reduced_motion="reduce")
+        push(page, f"Show {title}")
+        assert page.evaluate(f"{VALUES}.map({at})") == ends
+        text = description(page).partition("ISA-VAE, ")[2]
+        assert text.startswith(f"latent {ends[1][0]} ({title}, ")
+        change = np.array([*map(float, re.findall(r"(?:x|y|area) ([+-]?[\d.]+)", text.partition("):")[2]))])
+        assert change[row] > 10 and (np.abs(np.delete(change, row)) < (20 if row < 2 else 1)).all()
+        push(page, "Back to the start")
+        assert page.evaluate(f"{VALUES}.map(side => side.moved)") == [None, None]
+        arrange(page, prefers_reduced_motion="no-preference")
+        push(page, f"Show {title}")
+        assert page.evaluate(f"{VALUES}.map({at})") != ends
+        wait_for(page, f"JSON.stringify({VALUES}.map({at})) === '{json.dumps(ends, separators=(',', ':'))}'")
+
+
+def test_page_draws_what_python_draws(site, data, models, files):
+    page = site("latents")
+    choose(page, beta=1)
+    wait_for(page, f"{VALUES}.every(side => side.decoder)")
+    assert loaded_files(page) == {f"{key}.js" for key in files}
+    decoders = [CompressedDecoder.load(files[model.about["key"]]) for model in models[2:]]
+    start, names = data["latents"]["start"], ("left", "right")
 
     def compare(*latents: torch.Tensor) -> None:
         for actual, decoder, z in zip(page.evaluate(PIXELS), decoders, latents, strict=True):
             np.testing.assert_allclose(actual, decoder.decode(z[None]).sigmoid().flatten(), atol=1e-4)
 
-    labels = page.evaluate("[...document.querySelectorAll('.explorer-sides label')].map(e => e.textContent)")
-    sliders = [slider for side in sides for slider in side["sliders"]]
-    assert labels == [f"z{slider['latent'] + 1} {slider['factor']}, {slider['nats']:.1f} nats" for slider in sliders]
     at = [decoder.tensors["starts"][start].clone() for decoder in decoders]
     compare(*at)
-    for side, z, number, key, end in ((sides[1], at[1], 0, "End", "high"), (sides[0], at[0], 1, "Home", "low")):
-        slider = side["sliders"][number]
-        k, before = slider["latent"], z[slider["latent"]].item()
-        press(page, f"{side['label']}-z{k + 1}", key)
-        z[k] = slider[end]
+    for side, number, key, end in ((1, 0, "End", "high"), (0, 1, "Home", "low"), (0, 2, "End", "high")):
+        slider = data["latents"]["models"][2 + side]["sliders"][number]
+        press(page, f"{names[side]}-z{slider['latent'] + 1}", key)
+        at[side][slider["latent"]] = slider[end]  # the sliders act together
         compare(*at)
-        words = f"{side['label']}: z{k + 1}, which is most informative about {slider['factor']}, is {slider[end]:.2f}"
-        assert f"{words}; it was {before:.2f} " in description(page)
-    choose(page, start=1 - start)
-    compare(*(decoder.tensors["starts"][1 - start] for decoder in decoders))
+        assert f"latent {slider['latent'] + 1} (" in description(page)
     assert page.complaints == [] and page.requests == []
 
 
-def test_missing_decoder(browser, data, tmp_path):
+def test_missing_decoder_leaves_recorded_images(browser, data, tmp_path):
     browser.open(write_page(tmp_path, ["latents"], explorer_html("latents", "x", data["latents"])))
-    push(browser, "Load the decoders")
-    wait_for(browser, "!document.querySelector('button').disabled")
-    assert description(browser) == "The decoders are not available: a file could not be loaded."
+    choose(browser, beta=1)
+    wait_for(browser, f"{VALUES}.every(side => side.origin) && {STATE}.pending.includes('not available')")
+    words = "The decoder is not available (a file could not be loaded); the images are recorded."
+    assert description(browser) == f"Both models are at the start. {words}"
 
 
 def chosen_run(page: Page) -> tuple[str, str]:

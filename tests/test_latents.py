@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from torch import nn
 
 from edition.figures import latents as draw
-from edition.representatives import find_representative
+from edition.representatives import carriers, encoded, find_representative, interpretation, summary
 from isa.data import Factor, FactorDataset, Provenance
 from isa.latents import Portrait, View, portrait
 from isa.mig import active_units, mutual_information_gap
@@ -176,46 +176,69 @@ def closed():
 
 
 @pytest.mark.parametrize("reduced", [False, True])
-def test_title_has_scores_and_length_of_training(result, dataset, reduced):
+def test_title_has_scores(result, dataset, reduced):
     about = {"mig": 0.14, "log_likelihood": -21.99, "total_steps": 7200, "batch_size": 2048}
     about |= {"images_title": "Toy (stand-in)", "reduced": reduced, "procedural": reduced}
     text = draw.title("isa-vae", 1.0, replace(portrait(result, dataset), about=about))
-    assert text.startswith("ISA-VAE, β = 1: MIG 0.14, log p(x|z) \N{MINUS SIGN}21.99\n7,200 steps of 2,048")
-    assert ("reduced" in text) == ("stand-in" in text) == reduced
+    assert text.startswith("ISA-VAE, β = 1\nMIG 0.14, log p(x|z) \N{MINUS SIGN}21.99")
+    assert ("7,200 steps of 2,048" in text) == ("reduced" in text) == ("stand-in" in text) == reduced
 
 
-def test_latents_figure_shows_maps_and_curves(result, dataset):
+def informed(made: Portrait, **rows: list[float]) -> Portrait:
+    """Return a portrait with another mutual information of its latents 0, 2, 3 and 4 with each factor, in nats."""
+    table = np.zeros_like(made.mutual_information)
+    for name, nats in rows.items():
+        table[made.scored.index(name), [0, 2, 3, 4]] = nats
+    return replace(made, mutual_information=table)
+
+
+def test_interpretation_follows_from_the_information(result, dataset):
+    made = portrait(result, dataset, view=View("kind", ("side", "height")))
+    made = informed(made, height=[0.30, 0.0, 0.05, 0.02], turn=[0.0, 0.80, 0.06, 0.04], side=[0.08, 0.15, 0.0, 1.0])
+    # 0.15 is less than a fifth of 0.8, 0.02 is less than 0.05 nats
+    assert [list(one) for one in encoded(made).values()] == [["height", "side"], ["side"], ["turn"], ["turn", "height"]]
+    assert list(encoded(made)) == [0, 4, 2, 3] and carriers(made, "side") == pytest.approx({4: 1.0})
+    words = ("mixed: height 0.30, side 0.08 nats", "inactive", "turn (0.80 of 1.39 nats)")
+    assert tuple(interpretation(made, k) for k in (0, 1, 2)) == words
+    single = "side position (latent 5, 1.00 of 1.61 nats) and turn (latent 3, 0.80 of 1.39 nats) have one latent each"
+    assert summary(made) == f"{single}; height position shares latent 1 with other factors"
+    text = summary(informed(made, turn=[0.5, 0.4, 0.0, 0.2]))
+    assert "turn is spread over latents 1, 3 and 5" in text and "side position is not encoded" in text
+
+
+def test_figure_shows_maps_curves_and_traversals(result, dataset):
     made = portrait(result, dataset, view=SPLIT)
-    figure = draw.latents("A heading", made)
-    rows = [axes for axes in figure.axes if axes.get_images()]
-    assert [axes.get_images()[0].get_array().shape for axes in rows] == [(5, 2)] * 4
-    for axes, latent in zip(rows, made.shown, strict=True):
-        assert np.array_equal(axes.get_images()[0].get_array(), made.plane[latent])
-        assert axes.get_images()[0].get_extent() == [-0.5, 1.5, 1.25, -1.25]  # height across, side down from the top
+    figure = draw.latents([("ISA-VAE, one\nscores", made), ("β-VAE, two\nscores", "There is none.")], "two")
+    order = list(encoded(made))
+    images = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
+    assert [np.array_equal(image, made.plane[k]) for image, k in zip(images[3::2], order, strict=True)] == [True] * 4
+    assert len(images) == 2 + 2 * len(order)  # an image and its reconstruction; for each latent a traversal and a map
+    rows = [made.originals[1:2], made.reconstructions[1:2]]
+    rows += [made.traversals[made.shown.tolist().index(k), 1] for k in order]
+    for picture, tiles in zip([*images[:2], *images[2::2]], rows, strict=True):
+        for step, tile in enumerate(tiles):  # two pixels between them, 32 grey levels in traversals
+            shown = picture[:4, step * 8 : step * 8 + 6].astype(float)
+            np.testing.assert_allclose(shown, np.moveaxis(tile, 0, -1), atol=7)
     curves = [line.get_ydata() for axes in figure.axes for line in axes.lines if len(line.get_ydata()) == 4]
-    assert np.array_equal(np.array(curves), made.curves["turn"][made.shown].reshape(12, 4))
-    for words in ("A heading", "three", "turn [rad]", "height and side", "$z_{4}$"):
+    assert np.array_equal(np.array(curves), made.curves["turn"][order].reshape(12, 4))
+    table = figure.to_csv().splitlines()
+    assert table[0].startswith("model,latent,height,side") and len(table) == 1 + 4 * (2 * 5 + 3 * 4)
+    for words in (
+        "ISA-VAE, one",
+        "three",
+        "turn",
+        "height and side",
+        "$z_{4}$",
+        "minimum",
+        "maximum",
+        "There is none.",
+    ):
         assert words in words_of(figure)
-    assert len(draw.latents("A heading", portrait(result, dataset)).axes) == 4 * 3
-
-
-def test_traversals_figure_shows_the_images(result, dataset):
-    made = portrait(result, dataset, view=SPLIT)
-    figure = draw.traversals([("ISA-VAE, one", made), ("β-VAE, two", "There is none.")], "two")
-    top, drawn, missing = figure.axes
-    pair = np.stack([made.originals[1], made.reconstructions[1]])
-    for axes, images, error in ((top, pair[None], 0), (drawn, made.traversals[:, 1], 7)):  # 32 grey levels
-        picture = axes.get_images()[0].get_array()
-        for r, c in np.ndindex(images.shape[:2]):  # two pixels between them
-            tile = picture[r * 6 : r * 6 + 4, c * 8 : c * 8 + 6]
-            np.testing.assert_allclose(tile.astype(float), np.moveaxis(images[r, c], 0, -1), atol=error)
-    assert not missing.get_images()
-    assert "There is none." in words_of(figure) and "β-VAE, two" in words_of(figure)
+    assert len(draw.latents([("A heading", portrait(result, dataset))]).axes) == 2 + 4 * (1 + 3)
 
 
 def test_figure_says_why_nothing_is_drawn(dataset):
     flat = portrait(measured(torch.zeros(N, K), torch.zeros(N, K)), dataset)
-    for figure in (draw.latents("Heading", flat), draw.traversals([("Heading", flat)], "")):
-        assert "No latent of this model is active" in words_of(figure)
-    for figure in (draw.latents("Heading", "0 of 5 runs"), draw.traversals([("Heading", "0 of 5 runs")], "heart")):
-        assert "0 of 5 runs" in words_of(figure) and "Heading" in words_of(figure)
+    for model, words in ((flat, "No latent of this model is"), ("0 of 5 runs", "0 of 5 runs")):
+        text = words_of(draw.latents([("Heading", model)]))
+        assert words in text and "Heading" in text

@@ -88,8 +88,8 @@ def _sentence(problem: dict) -> str:
     return f"item {where}: {message}" if where else message[0].lower() + message[1:]
 
 
-def show(figure: Figure, dpi: int = 200) -> None:
-    """Display a figure as SVG, as PNG and, if it carries numbers, as CSV in one output, and close it.
+def show(figure: Figure, dpi: int = 200, name: str = "") -> None:
+    """Display a figure as SVG, PNG and, with numbers, CSV in one output; with a ``name`` give it to ``{glue:figure}``.
 
     The page shows the SVG, with other colours in dark mode, and offers all three for download. Marks that were drawn
     with ``rasterized=True`` are embedded in the SVG as pixels. The table is that of
@@ -107,7 +107,7 @@ def show(figure: Figure, dpi: int = 200) -> None:
         bundle["text/csv"] = numbers
     bundle["text/plain"] = f"<figure, {width:.1f} x {height:.1f} in>"
     plt.close(figure)
-    display(bundle, raw=True)
+    _hand_over(name, bundle) if name else display(bundle, raw=True)
 
 
 def glue(**values: Any) -> None:
@@ -118,9 +118,13 @@ def glue(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, np.generic) or getattr(value, "ndim", None) == 0:
             value = value.item()
-        data, metadata = format_display_data(value)
-        metadata["scrapbook"] = {"name": name, "mime_prefix": _GLUED}  # as myst_nb.glue, whose import takes long
-        display({_GLUED + kind: content for kind, content in data.items()}, raw=True, metadata=metadata)
+        _hand_over(name, *format_display_data(value))
+
+
+def _hand_over(name: str, data: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+    """Put an output aside for the text, as ``myst_nb.glue``, whose import takes long."""
+    metadata = (metadata or {}) | {"scrapbook": {"name": name, "mime_prefix": _GLUED}}
+    display({_GLUED + kind: content for kind, content in data.items()}, raw=True, metadata=metadata)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markdown:

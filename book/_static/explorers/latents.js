@@ -1,7 +1,8 @@
-/* The latent explorer: decoders of trained models, run in the page, and a slider for each active latent.
+/* The latent explorer: two trained models side by side, with a slider for each active latent.
  *
- * A decoder is a safetensors file as book/edition/explorers/decoders.py describes it, in base64 within a script that calls
- * `Explorers.latents.receive`. It is loaded when the reader asks for it.
+ * Every model has a sheet of images that its decoder drew along each latent, within the data. Where there is a decoder
+ * for the page too, a safetensors file as book/edition/explorers/decoders.py describes it, in base64 within a script that
+ * calls `Explorers.latents.receive`, it is loaded when its model is chosen, and the sliders act together.
  */
 Explorers.latents = (() => {
   "use strict";
@@ -78,172 +79,263 @@ Explorers.latents = (() => {
 Explorers.define("latents", (explorer, data) => {
   "use strict";
   const { fixed } = Explorers;
-  const megabytes = (bytes) => `${fixed(bytes / 1e6, 1)} MB`;
-  const sides = data.sides.map((side) => ({ ...side, picture: null }));
-  const stem = (file) => file.replace(/^.*\/|\.safetensors$/g, "");
+  const [height, width] = data.size;
+  const FINE = 14; // positions of a slider from one recorded image to the next
+  const END = FINE * (data.steps - 1);
+  const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+  const sides = ["left", "right"].map((name) => ({ name, sliders: [], moved: null, decoder: null }));
   explorer.values = { values: sides };
   let original = null;
-  let start = null;
-  let moved = null;
+  let timer = null;
 
   // --- pictures
 
-  /** Means of pixels, channel after channel, as an image that can be drawn. */
-  function imageOf(pixels, [channels, height, width]) {
-    const canvas = Object.assign(document.createElement("canvas"), { width, height });
-    const image = new ImageData(width, height);
-    for (let i = 0; i < width * height; i++)
-      for (let c = 0; c < 4; c++)
-        image.data[4 * i + c] = c === 3 ? 255 : Math.round(255 * pixels[(channels === 3 ? c : 0) * width * height + i]);
-    canvas.getContext("2d").putImageData(image, 0, 0);
-    return canvas;
+  function canvas(draw) {
+    const made = Object.assign(document.createElement("canvas"), { width, height });
+    draw(made.getContext("2d", { willReadFrequently: true }));
+    return made;
   }
 
-  const names = () => ["the image", ...sides.map((side) => side.label)];
+  /** An image of a model's sheet: for each start a row with image and reconstruction, then one for each latent. */
+  const tile = ({ sheet, sliders }, row, column) =>
+    canvas((context) => {
+      const top = height * ((1 + sliders.length) * controls.start.value + row);
+      context.drawImage(sheet, width * column, top, width, height, 0, 0, width, height);
+    });
+
+  /** Means of pixels, channel after channel. */
+  const paint = (pixels, channels) =>
+    canvas((context) => {
+      const image = new ImageData(width, height);
+      for (let i = 0; i < width * height; i++)
+        for (let c = 0; c < 4; c++)
+          image.data[4 * i + c] = c === 3 ? 255 : Math.round(255 * pixels[(channels === 3 ? c : 0) * width * height + i]);
+      context.putImageData(image, 0, 0);
+    });
+
+  /** Amount of light, and where its centre is. */
+  function measure(picture) {
+    const { data: values } = picture.getContext("2d").getImageData(0, 0, width, height);
+    let [area, x, y] = [0, 0, 0];
+    for (let i = 0; i < width * height; i++) {
+      const light = values[4 * i] / 255;
+      area += light;
+      x += light * (i % width);
+      y += light * Math.floor(i / width);
+    }
+    return { area, x: x / area, y: y / area };
+  }
+
+  const signed = (value, digits) => (Number(value.toFixed(digits)) > 0 ? "+" : "") + fixed(value, digits);
+
+  /** How the picture of a side differs from its start. */
+  function change({ picture, origin }) {
+    const now = measure(picture);
+    if (!(now.area > 1 && origin.area > 1)) return ["no shape"];
+    const [x, y] = ["x", "y"].map((axis) => `${axis} ${signed(now[axis] - origin[axis], 1)} px`);
+    return [x, y, `area ${signed(100 * (now.area / origin.area - 1), 0)} %`];
+  }
+
   const strip = explorer.panel({
     title: "The image, and what each model draws",
     wide: true,
-    ratio: 0.9 * (1 + sides.length),
+    ratio: 1.95,
     draw: (pen) => {
       const { context } = pen;
-      const [gap, above] = [8, 1.6 * pen.size];
-      const columns = 1 + sides.length;
-      const side = Math.min((pen.width - gap * (columns - 1)) / columns, pen.height - above);
-      const left = (pen.width - columns * side - (columns - 1) * gap) / 2;
+      const [gap, line] = [8, 1.25 * pen.size];
+      const side = Math.min((pen.width - 2 * gap) / 3, pen.height - 4.3 * line);
+      const left = (pen.width - 3 * side - 2 * gap) / 2;
+      const columns = [{ label: "image", picture: original }, ...sides.map((one) => ({ ...one, label: one.model.label }))];
       context.imageSmoothingEnabled = false;
-      [original, ...sides.map(({ picture }) => picture)].forEach((picture, i) => {
+      columns.forEach((column, i) => {
         const x = left + i * (side + gap);
-        pen.text(names()[i], x + side / 2, above / 2, { bold: true });
-        if (picture) context.drawImage(picture, x, above, side, side);
+        pen.text(column.label, x + side / 2, 0.55 * line, { bold: true });
+        if (column.picture) context.drawImage(column.picture, x, 1.2 * line, side, side);
         context.strokeStyle = pen.colour("grey");
         context.lineWidth = 1;
-        context.strokeRect(x + 0.5, above + 0.5, side - 1, side - 1);
-        if (!picture) pen.text("not loaded", x + side / 2, above + side / 2, { colour: "grey" });
+        context.strokeRect(x + 0.5, 1.2 * line + 0.5, side - 1, side - 1);
+        if (column.origin)
+          change(column).forEach((text, row) => pen.text(text, x + side / 2, 1.2 * line + side + (row + 0.7) * line));
       });
     },
   });
 
-  /** A picture in words, for readers who cannot see it. */
-  function seen(pixels, [channels, height, width]) {
-    let [sum, across, down] = [0, 0, 0];
-    pixels.forEach((value, i) => {
-      const at = i % (width * height);
-      sum += value;
-      across += value * (at % width);
-      down += value * Math.floor(at / width);
-    });
-    const area = fixed(sum / channels, 0);
-    return `of ${area} light pixels, centred on column ${fixed(across / sum, 0)}, row ${fixed(down / sum, 0)}`;
+  // --- the two models
+
+  const row = document.createElement("div");
+  row.className = "explorer-sides";
+  explorer.grid.after(row);
+  for (const side of sides) {
+    side.box = document.createElement("div");
+    side.box.className = "explorer-controls";
+    side.box.setAttribute("role", "group");
+    row.append(side.box);
   }
 
-  // --- sliders, once the decoders are there
-
-  function set(side) {
-    side.z = [...side.decoder.starts[start.value]];
-    for (const one of side.sliders) {
-      one.control.value = side.z[one.latent];
-      one.shown = one.control.value; // the nearest that the slider has; the exact value is kept in z
-    }
-  }
-
-  function offer(side) {
+  /** Offer a model's sliders on a side; load its sheet, and its decoder if there is one. */
+  function install(side) {
+    const model = data.models[controls[side.name].value];
+    if (side.model === model) return;
+    side.sliders.forEach(({ name }) => delete explorer.controls[name]);
+    Object.assign(side, { model, decoder: null, picture: null, origin: null });
     const title = document.createElement("h3");
     title.className = "explorer-title";
-    title.textContent = side.title;
-    const box = document.createElement("div");
-    box.className = "explorer-controls";
-    box.setAttribute("role", "group");
-    box.setAttribute("aria-label", side.title);
-    box.append(title);
-    const bar = explorer.bar;
-    explorer.bar = box; // controls are added here
-    for (const one of side.sliders)
-      one.control = explorer.slider({
-        name: `${side.label}-z${one.latent + 1}`,
-        label: `z${one.latent + 1}`,
-        hint: `${one.factor}, ${fixed(one.nats, 1)} nats`,
-        min: one.low,
-        max: one.high,
-        step: (one.high - one.low) / 100,
-        value: one.low,
-        format: (value) => fixed(value, 2),
-      });
-    if (!side.sliders.length) box.append("No latent of this model is active.");
+    title.textContent = model.title;
+    side.box.replaceChildren(title);
+    side.box.setAttribute("aria-label", model.title);
+    const { bar } = explorer;
+    explorer.bar = side.box; // controls are added here
+    side.sliders = model.sliders.map((one, number) => {
+      const name = `${side.name}-z${one.latent + 1}`;
+      const latentAt = (position) => one.low + (position / END) * (one.high - one.low);
+      const { label, hint } = one;
+      const format = (position) => fixed(latentAt(position), 1);
+      const control = explorer.slider({ name, label, hint, max: END, step: FINE, value: 0, format });
+      control.input.addEventListener("input", () => move(side, number));
+      return { ...one, name, control, latentAt };
+    });
     explorer.bar = bar;
-    return box;
+    if (!model.sheet) {
+      const image = Object.assign(new Image(), { src: model.images });
+      image.decode().then(() => {
+        model.sheet = image;
+        sides.filter((one) => one.model === model).forEach(reset);
+        explorer.changed();
+      });
+    }
+    if (model.file) use(side, model);
+    reset(side);
   }
 
-  function show() {
-    const boxes = sides.map(offer);
-    start = explorer.choice({
+  async function use(side, model) {
+    try {
+      const decoder = await Explorers.latents.load(model.file.replace(/^.*\/|\.safetensors$/g, ""));
+      if (side.model !== model) return;
+      side.decoder = decoder;
+      for (const { control } of side.sliders) control.input.step = 1;
+      reset(side);
+    } catch (error) {
+      model.note = `The decoder is not available (${error.message}); the images are recorded`;
+      console.warn(error);
+    }
+    explorer.changed();
+  }
+
+  function reset(side) {
+    side.moved = null;
+    const start = controls.start.value;
+    side.z = side.decoder && [...side.decoder.starts[start]];
+    side.sliders.forEach(({ control, latent, low, high, at }) => {
+      control.value = side.z ? ((side.z[latent] - low) / (high - low)) * END : FINE * at[start];
+    });
+    render(side);
+    side.origin = side.picture && measure(side.picture);
+  }
+
+  /** A slider was moved; without a decoder all others are at the start. */
+  function move(side, number) {
+    const { control, latent, latentAt } = side.sliders[number];
+    if (side.decoder) side.z[latent] = latentAt(control.value);
+    else if (side.moved !== number) {
+      const wanted = control.value;
+      reset(side);
+      control.value = wanted;
+    }
+    side.moved = number;
+  }
+
+  function render(side) {
+    const { model, moved, decoder } = side;
+    if (decoder) {
+      side.pixels = decoder.pixels(side.z);
+      side.picture = paint(side.pixels, decoder.image[0]);
+    } else if (model.sheet && moved === null) side.picture = tile(model, 0, 1);
+    else if (model.sheet) side.picture = tile(model, 1 + moved, Math.round(side.sliders[moved].control.value / FINE));
+  }
+
+  // --- controls
+
+  const labels = (beta) =>
+    data.models.map(({ label }, value) => ({ label, value })).filter(({ value }) => data.models[value].beta === beta);
+  const first = data.models[data.first[0]].beta;
+  const betas = [...new Set(data.models.map(({ beta }) => beta))];
+  const controls = {
+    beta: explorer.choice({ name: "beta", label: "β", options: betas.map((value) => ({ label: value, value })), value: first }),
+    start: explorer.choice({
       name: "start",
       label: "start from",
-      options: data.starts.map(({ name }, value) => ({ label: name || "the image in the middle", value })),
+      options: data.starts.map((label, value) => ({ label: label || "the image in the middle", value })),
       value: data.start,
+    }),
+  };
+  sides.forEach(({ name }, i) => {
+    const options = labels(first);
+    controls[name] = explorer.choice({ name, label: `${name} model`, options, value: data.first[i] });
+    controls[name].input.addEventListener("input", () => install(sides[i]));
+  });
+  controls.start.input.addEventListener("input", () => sides.forEach(reset));
+  controls.beta.input.addEventListener("input", () => {
+    const offered = labels(controls.beta.value);
+    sides.forEach((side, i) => {
+      const same = offered.find(({ label }) => label === side.model.label) ?? offered[Math.min(i, offered.length - 1)];
+      controls[side.name].offer(offered, same.value);
+      install(side);
     });
-    start.input.addEventListener("input", reset);
-    explorer.buttons("Sliders", [{ label: "Back to the start", action: reset }]);
-    const row = document.createElement("div");
-    row.className = "explorer-sides";
-    row.append(...boxes);
-    explorer.grid.after(row);
-    reset();
+  });
+
+  function stop() {
+    clearInterval(timer);
+    timer = null;
   }
 
-  function reset() {
-    moved = null;
-    sides.forEach(set);
+  function back() {
+    stop();
+    sides.forEach(reset);
   }
 
-  // --- loading
-
-  const total = sides.reduce((sum, { bytes }) => sum + bytes, 0);
-  const row = explorer.buttons("Loading", [
-    {
-      label: `Load the decoder${sides.length > 1 ? "s" : ""} (${megabytes(total)})`,
-      action: async (button) => {
-        button.disabled = true;
-        explorer.describe("Loading.");
-        try {
-          for (const side of sides) side.decoder = await Explorers.latents.load(stem(side.file));
-          row.remove();
-          show();
-          Object.values(explorer.controls)[0]?.input.focus({ preventScroll: true });
-        } catch (error) {
-          button.disabled = false;
-          for (const side of sides) side.decoder = null;
-          explorer.describe(`The decoders are not available: ${error.message}.`);
-          console.error(error);
-        }
-        explorer.changed();
-      },
-    },
+  /** Move, in both models, the latent that encodes a factor best, from end to end, so that the factor grows. */
+  function show(factor) {
+    back();
+    let part = calm.matches ? 1 : 0;
+    const advance = () => {
+      for (const side of sides) {
+        if (!side.model.best[factor]) continue;
+        const [number, grows] = side.model.best[factor];
+        side.sliders[number].control.value = (grows ? part : 1 - part) * END;
+        move(side, number);
+      }
+      explorer.changed();
+      if (part >= 1) stop();
+      part = Math.min(1, part + 1 / 28);
+    };
+    timer = calm.matches ? null : setInterval(advance, 80);
+    advance();
+  }
+  explorer.stage.addEventListener("pointerdown", stop);
+  explorer.stage.addEventListener("keydown", stop);
+  explorer.buttons("Show", [
+    ...data.factors.map(([factor, title]) => ({ label: `Show ${title}`, action: () => show(factor) })),
+    { label: "Back to the start", action: back },
   ]);
 
+  sides.forEach(install);
+
   explorer.update = () => {
-    if (!sides.every(({ decoder }) => decoder) || !start) {
-      strip.describe("nothing is loaded yet");
-      if (!row.firstChild.disabled && !explorer.pending)
-        explorer.describe(`No decoder is loaded yet; the files have ${megabytes(total)}.`);
-      return;
-    }
-    const from = data.starts[start.value];
-    original = imageOf([...Explorers.latents.fromBase64(from.image)].map((value) => value / 255), sides[0].decoder.image);
+    const { sheet } = sides[0].model;
+    original = sheet ? tile(sides[0].model, 0, 0) : null;
+    sides.forEach(render);
+    const begin = data.starts[controls.start.value] || "image";
+    const notes = [...new Set(sides.map(({ model }) => model.note))];
+    const still = sides.every(({ origin, moved }) => origin && moved === null);
     const words = sides.map((side) => {
-      for (const one of side.sliders)
-        if (one.control.value !== one.shown) {
-          one.shown = side.z[one.latent] = one.control.value;
-          moved = { side, ...one };
-        }
-      side.pixels = side.decoder.pixels(side.z);
-      side.picture = imageOf(side.pixels, side.decoder.image);
-      return `${side.label} draws a shape ${seen(side.pixels, side.decoder.image)}`;
+      const { model, moved } = side;
+      if (!side.origin) return `${model.label}: loading.`;
+      if (moved === null) return `${model.label} is at the start.`;
+      const { label, hint } = side.sliders[moved];
+      return `${model.label}, ${label} (${hint}): ${change(side).join(", ")}.`;
     });
-    strip.describe(`started from ${from.name || "the image in the middle"}. ${words.join(". ")}`);
-    const last = moved
-      ? `${moved.side.label}: z${moved.latent + 1}, which is most informative about ${moved.factor}, is ${fixed(moved.shown)}; it was ` +
-        `${fixed(moved.side.decoder.starts[start.value][moved.latent])} at the start. `
-      : `Both at the start: ${from.name || "the image in the middle"}, as each model encodes it. `;
-    explorer.describe(`${last}${words.join(". ")}.`);
+    strip.describe(`from the ${begin} in the middle. ${words.join(" ")}`);
+    const about = notes.length > 1 ? sides.map(({ model }) => `${model.label}: ${model.note}.`).join(" ") : `${notes[0]}.`;
+    explorer.describe(still ? `Both models are at the start. ${about}` : words.join(" "));
   };
 });

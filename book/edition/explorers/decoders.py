@@ -6,7 +6,8 @@ r"""A trained decoder small enough to run in a page: low-rank factors of 8-bit w
     compressed.save("runs/decoders/KEY.safetensors")
     CompressedDecoder.load("runs/decoders/KEY.safetensors").decode(z)
 
-and from a shell, for the representatives of the two objectives in a specification's records (A.5)::
+and from a shell, for the representatives of each objective and beta in a specification's records (A.5), as far as
+their models were kept::
 
     python -m edition.explorers.decoders runs/dsprites.yaml
 
@@ -228,17 +229,16 @@ def to_script(path: str | os.PathLike[str]) -> str:
 
 
 def representatives(spec: Spec) -> list[str]:
-    """Return the keys of the runs that represent beta-vae and isa-vae at beta = 1 in a specification's records (A.5).
+    """Return the keys of the runs that represent each objective and beta in a specification's records (A.5).
 
-    If the runs of an objective were trained in several ways, the first in the specification counts.
+    If the runs of a kind were trained in several ways, the first in the specification counts.
     """
     records, keys = sweep(spec, budget=0), []
-    for objective in ("beta-vae", "isa-vae"):
-        rows = list(records.select(objective=objective, beta=1, status="trained"))
-        if not rows:
-            raise ValueError(f"{spec.record} must have a run of {objective} at beta = 1: {records.command} trains it")
-        kind = ("total_steps", "batch_size", "prior", "learn_exponents")
-        rows = [row for row in rows if all(row[field] == rows[0][field] for field in kind)]
+    trained = list(records.select(status="trained"))
+    for objective, beta in dict.fromkeys((row["objective"], row["beta"]) for row in trained):
+        rows = [row for row in trained if (row["objective"], row["beta"]) == (objective, beta)]
+        way = ("total_steps", "batch_size", "prior", "learn_exponents")
+        rows = [row for row in rows if all(row[field] == rows[0][field] for field in way)]
         keys.append(rows[representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]["key"])
     return keys
 
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write decoders for pages, as ``python -m edition.explorers.decoders``; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m edition.explorers.decoders",
-        description="Compress the decoders of the models that represent beta-vae and isa-vae at beta = 1, as "
+        description="Compress the decoders of the models that represent each objective and beta, as "
         "`isa sweep SPEC --keep-models` left them, and measure the error.",
     )
     parser.add_argument("spec", metavar="SPEC", help="specification of the models' runs, *.yaml")
@@ -255,7 +255,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         spec = Spec.read(arguments.spec)
-        for key in representatives(spec):
+        keys = representatives(spec)
+        kept = [key for key in keys if (spec.work / "models" / key).is_dir()]
+        if not kept:
+            raise ValueError(
+                f"none of {len(keys)} representatives is in {spec.work / 'models'}: train with --keep-models"
+            )
+        for key in kept:
             portrait = Portrait.load(spec.path.parent / "portraits" / f"{key}.npz")
             compressed = export(spec.work / "models" / key, portrait)
             path, error = compressed.save(arguments.output / f"{key}.safetensors"), compressed.error
@@ -264,6 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"mean absolute error of a pixel {error['pixel']:.5f}, log-likelihood {error['log_likelihood']:.3f} "
                 f"in place of {error['original_log_likelihood']:.3f} nats"
             )
+        if missing := len(keys) - len(kept):
+            print(f"{missing} other representatives were not kept")
     except (ValueError, OSError) as error:
         print(f"edition.explorers.decoders: error: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 ::
 
     trade_off([sweep(Spec.read("runs/dsprites.yaml"), budget=0)], Path("runs/portraits").glob("*.npz"))
-    latents(choose(Path("runs/decoders").glob("*.safetensors"), ["beta-vae", "isa-vae"], beta=1.0))
+    latents([Portrait.load(path) for path in paths], Path("runs/decoders").glob("*.safetensors"))
 
 Everything is JSON for :func:`edition.explorers.explorer`; paths of files start from the root, ``runs/...``.
 """
@@ -11,22 +11,24 @@ Everything is JSON for :func:`edition.explorers.explorer`; paths of files start 
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from edition import stats
 from edition.explorers import decoders
 from edition.figures import style
 from edition.figures.results import METHODS, prior, scale
+from edition.representatives import carriers, encoded, factor_title, ordered
 from isa.latents import Portrait
 
 __all__ = [
-    *("PLAIN", "Exhibit", "choose", "curves", "latents", "measured", "method", "standing", "title", "trade_off"),
-    "write_file",
+    *("PLAIN", "curves", "latents", "measured", "method", "sheet", "title", "trade_off", "write_file"),
 ]
 
 PLAIN = {"beta-tcvae": "beta-vae", "isa-tcvae": "isa-vae"}
@@ -155,77 +157,103 @@ def _portraits(hashes: Iterable[str], paths: Iterable[Path]) -> dict[str, dict[s
     }
 
 
-class Exhibit(NamedTuple):
-    """A compressed decoder, its file, and the portrait of its run."""
+def latents(
+    models: Sequence[Portrait], files: Iterable[Path] = (), first: tuple[int, int] = (0, 1), start: str = "heart"
+) -> dict[str, Any]:
+    """Return the data of the latent explorer for portraits of one data set, each with an active latent.
 
-    path: Path
-    decoder: decoders.CompressedDecoder
-    portrait: Portrait
+    ``files``: those of compressed decoders, with the runs' keys as names; ``first``: numbers of the two models to
+    begin with; ``start``: name of the first image, otherwise the first of all.
 
-    @property
-    def run(self) -> dict[str, Any]:
-        """Return fields of the run's record."""
-        return self.portrait.about
-
-
-def choose(paths: Iterable[Path], objectives: Sequence[str], beta: float) -> dict[str, Exhibit]:
-    """Return one of the decoders in these files for each objective at this beta, if there is one.
-
-    Each has the portrait of the same name in the folder ``portraits`` next to its own. The order of preference is: runs
-    at the paper's scale, then those with more images.
+    The result is for ``book/_static/explorers/latents.js``: ``models``, each with ``images``, the address of a sheet as
+    :func:`sheet` makes it, ``sliders`` of the active latents in its order, ``best``, by factor the number of the slider
+    that is most informative about it and whether the two grow together, and ``file``, if it has a decoder; ``starts``,
+    names of the images.
     """
-    folders = {path: path.parent.parent / "portraits" for path in paths}
-    exhibits = [
-        Exhibit(path, decoders.CompressedDecoder.load(path), Portrait.load(folder / f"{path.stem}.npz"))
-        for path, folder in sorted(folders.items())
-    ]
-    exhibits.sort(key=lambda one: (one.run["reduced"], -one.run["total_steps"] * one.run["batch_size"]))
-    kinds = {(one.run["objective"], one.run["beta"]): one for one in reversed(exhibits)}
-    return {name: kinds[name, beta] for name in objectives if (name, beta) in kinds}
+    by_key, bases = {path.stem: path for path in files}, models[0].bases
+    return {
+        "models": [_model(model, by_key.get(model.about["key"])) for model in models],
+        "factors": [[name, factor_title(models[0], name)] for name in ordered(models[0])],
+        "size": models[0].originals.shape[-2:],
+        "steps": models[0].traversals.shape[2],
+        "starts": bases,
+        "start": bases.index(start) if start in bases else 0,
+        "first": [min(number, len(models) - 1) for number in first],
+    }
 
 
-def latents(chosen: Mapping[str, Exhibit], start: str = "heart") -> dict[str, Any]:
-    """Return the data of the latent explorer for these decoders, as :func:`choose` returns them.
-
-    ``start`` is the name of the first image to show; if there is none of this name, it is the first of all. The result
-    is for ``book/_static/explorers/latents.js``: ``sides``, one for each decoder, with ``label``, ``title``, ``file``,
-    the ``bytes`` that a page loads, and ``sliders`` of the active latents; ``starts``, with ``name`` and ``image``,
-    base64 of its bytes; and ``start``, the number of an image.
-    """
-    sides = []
-    for name, one in chosen.items():
-        label, portrait = METHODS[name].label, one.portrait
-        informative = portrait.informative.items()
-        sides.append(
+def _model(model: Portrait, path: Path | None) -> dict[str, Any]:
+    """Return a model's part of the data."""
+    label, rows, shown = METHODS[model.about["objective"]].label, _rows(model), list(encoded(model))
+    # where the sliders start: the step whose image is nearest to the reconstruction
+    change = model.traversals[rows].astype(float) - model.reconstructions[:, None]
+    nearest = np.square(change).sum((3, 4, 5)).argmin(-1)
+    steps, best = model.traversals.shape[2], {name: next(iter(carriers(model, name)), -1) for name in ordered(model)}
+    data = {
+        "label": label,
+        "beta": model.about["beta"],
+        "title": f"{label}, β = {model.about['beta']:g}: MIG {model.about['mig']:.2f}",
+        "note": f"A slider has {steps} images, drawn by the trained decoder with all other latents at the start",
+        "images": "data:image/png;base64," + base64.b64encode(sheet(model)).decode(),
+        "sliders": [
             {
-                "label": label,
-                "title": f"{label}, β = {one.run['beta']:g}, seed {one.run['seed']}, {title(one.run)}",
-                "file": f"runs/decoders/{one.path.name}",
-                "bytes": len(decoders.to_script(one.path)),
-                "sliders": [
-                    {"latent": k, "factor": factor, "nats": nats, "low": float(values[0]), "high": float(values[-1])}
-                    for (k, (factor, nats)), values in zip(informative, portrait.values, strict=True)
-                ],
+                "latent": k,
+                "label": f"latent {k + 1}",
+                "hint": _hint(model, k),
+                "low": float(values[0]),
+                "high": float(values[-1]),
+                "at": at,
             }
-        )
-    bases, images = portrait.bases, (base64.b64encode(image.tobytes()).decode() for image in portrait.originals)
-    starts = [{"name": name, "image": image} for name, image in zip(bases, images, strict=True)]
-    return {"sides": sides, "starts": starts, "start": bases.index(start) if start in bases else 0}
+            for k, values, at in zip(shown, model.values[rows], nearest.tolist(), strict=True)
+        ],
+        "best": {name: [shown.index(k), _grows(model, name, k)] for name, k in best.items() if k in shown},
+    }
+    if path is not None:
+        size = path.stat().st_size / 1e6
+        data["file"] = f"runs/decoders/{path.name}"
+        data["note"] = f"The decoder, compressed to {size:.1f} MB, runs in this page: all sliders act together"
+    return data
 
 
-def standing(run: Mapping[str, Any], studies: Iterable[Iterable[Mapping[str, Any]]]) -> str:
-    """Describe a run among the recorded runs that differ from it in their seed only (A.5)."""
-    rows = measured(studies)
-    kinds = {row["hash"]: (title(row), method(row), prior(row), row["beta"]) for row in rows}
-    if run["hash"] not in kinds:
-        return "not among the records of this page"
-    rows = [row for row in rows if kinds[row["hash"]] == kinds[run["hash"]]]
-    row = rows[stats.representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]
-    if len(rows) == 1:
-        return "the only one recorded"
-    if row["hash"] == run["hash"]:
-        return f"represents {len(rows)} recorded runs"
-    return f"one of {len(rows)} recorded runs, represented by seed {row['seed']}"
+def _rows(model: Portrait) -> list[int]:
+    """Return the rows of a portrait's traversals in the order in which the latents are shown."""
+    shown = model.shown.tolist()
+    return [shown.index(k) for k in encoded(model)]
+
+
+def _grows(model: Portrait, factor: str, latent: int) -> bool:
+    """Return whether a latent's posterior mean is higher at a factor's last value than at its first."""
+    ends = model.curves[factor][latent].mean(0)[[0, -1]]
+    return bool(ends[1] >= ends[0])
+
+
+def _hint(model: Portrait, latent: int) -> str:
+    """Return what a latent encodes, in few words."""
+    content = encoded(model)[latent]
+    (factor, nats), *others = content.items()
+    return f"mixed: {', '.join(content)}" if others else f"{factor_title(model, factor)}, {nats:.1f} nats"
+
+
+def sheet(model: Portrait) -> bytes:
+    """Return a PNG of a portrait's images, in 32 grey levels.
+
+    For each start it has a row with the image and its reconstruction, and one row for each active latent, with a column
+    for each step.
+    """
+    tiles = model.traversals[_rows(model)].swapaxes(0, 1)  # (starts, latents, steps, channels, height, width)
+    pair = np.zeros_like(tiles, shape=(len(tiles), 1, *tiles.shape[2:]))
+    pair[:, 0, :2] = np.stack([model.originals, model.reconstructions], 1)
+    file = io.BytesIO()
+    tiles = np.concatenate([pair, tiles], 1)
+    _picture(tiles & 0xF8 | tiles >> 5).save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def _picture(tiles: np.ndarray) -> Image.Image:
+    """Return images ``(starts, rows, columns, channels, height, width)`` as one, with the starts below each other."""
+    starts, rows, columns, channels, height, width = tiles.shape
+    pixels = tiles.transpose(0, 1, 4, 2, 5, 3).reshape(starts * rows * height, columns * width, channels)
+    return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
 
 
 def write_file(path: Path, folder: Path) -> None:
@@ -237,8 +265,5 @@ def write_file(path: Path, folder: Path) -> None:
     if path.suffix != ".npz":
         (folder / f"{path.stem}.js").write_text(decoders.to_script(path), encoding="ascii")
         return
-    tiles = Portrait.load(path).traversals  # (latents, starts, steps, channels, height, width)
-    latents, starts, steps, channels, height, width = tiles.shape
-    pixels = tiles.transpose(1, 0, 4, 2, 5, 3).reshape(starts * latents * height, steps * width, channels)
-    picture = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    picture = _picture(Portrait.load(path).traversals.swapaxes(0, 1))
     picture.save(folder / f"{path.stem}.png", optimize=True)
