@@ -231,7 +231,7 @@ class Pack:
 
     @property
     def compiled(self) -> bool:
-        """True while the step runs compiled: not if it never was, nor if compiling failed."""
+        """True while the step runs compiled, which ends if compiling fails."""
         return all(isinstance(function, Compiled) and function.works for function in (self.losses, self.adam))
 
     def advance(self) -> None:

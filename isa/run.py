@@ -194,7 +194,7 @@ class Run(BaseModel):
 
     @property
     def base(self) -> str:
-        """Objective without its prior: ``"beta-vae"``, ``"beta-tcvae"`` or ``"factor-vae"``."""
+        """Objective without its prior, ``"beta-vae"``, ``"beta-tcvae"`` or ``"factor-vae"``."""
         return OBJECTIVES[self.objective]
 
     @cached_property
@@ -220,7 +220,7 @@ class Run(BaseModel):
 
     @property
     def course(self) -> str:
-        """Hash of everything except the number of steps: a shorter run of a course is a part of a longer one."""
+        """Hash of everything except the number of steps; a shorter run of a course is a part of a longer one."""
         return self._digest()
 
     def _digest(self, **values: Any) -> str:
@@ -238,12 +238,12 @@ class Run(BaseModel):
 
     @property
     def key(self) -> str:
-        """Name for files and lists: data set, objective, beta, seed and hash."""
+        """Name for files and lists, made of data set, objective, beta, seed and hash."""
         return f"{self.dataset}-{self.objective}-{self.beta:g}-seed{self.seed}-{self.hash}"
 
     @property
     def pack_key(self) -> tuple:
-        """Equal for runs that can be trained together: everything except seed, beta, exponents and scale."""
+        """Equal for runs that can be trained together, which share all but seed, beta, exponents and scale."""
         prior = self.tree and (self.tree.structure, self.learn_exponents, self.exponent_learning_rate)
         fields = self.model_dump(include=_SHAPE | {"source", "kl", "sampling"})
         return (*fields.values(), self.base, self.total_steps, prior)

@@ -108,7 +108,7 @@ class Node:
 
     @property
     def branches(self) -> list[Node | int]:
-        """Children one by one: Nodes, and a 1 for each leaf below this node itself."""
+        """Children one by one, with a 1 for each leaf below this node itself."""
         return [one for child in self.children for one in ([child] if isinstance(child, Node) else [1] * child)]
 
     @property
