@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -64,6 +64,16 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{name!r} is not a field of Run: the fields are {', '.join(Run.model_fields)}"
     return f"{re.sub('^[A-Z][a-z]+ should', f'{name} must', first['msg'])}, got {first['input']!r}"
+
+
+@cache  # a sweep has thousands of runs, and few trees
+def _tree(
+    prior: str, p0: float | None, p1: float | tuple[float, ...] | None, subspaces: tuple[int, ...] | None
+) -> Node:
+    if p0 is None or p1 is None or subspaces is None:  # unless the prior is "isa"
+        return Node.parse(prior)
+    exponents = p1 if isinstance(p1, tuple) else (p1,) * len(subspaces)
+    return Node(p0, [Node(p, size) for p, size in zip(exponents, subspaces, strict=True)])
 
 
 class Run(BaseModel):
@@ -190,12 +200,7 @@ class Run(BaseModel):
     @cached_property
     def tree(self) -> Node | None:
         """The prior's tree, with the initial values of learned exponents; None for the normal prior."""
-        if self.prior == "normal":
-            return None
-        if self.subspaces is None or self.p0 is None or self.p1 is None:
-            return Node.parse(self.prior)
-        p1 = self.p1 if isinstance(self.p1, tuple) else (self.p1,) * len(self.subspaces)
-        return Node(self.p0, [Node(p, size) for p, size in zip(p1, self.subspaces, strict=True)])
+        return None if self.prior == "normal" else _tree(self.prior, self.p0, self.p1, self.subspaces)
 
     @property
     def total_steps(self) -> int:
