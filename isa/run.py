@@ -70,7 +70,7 @@ def _sentence(error: ValidationError) -> str:
 def _tree(
     prior: str, p0: float | None, p1: float | tuple[float, ...] | None, subspaces: tuple[int, ...] | None
 ) -> Node:
-    if p0 is None or p1 is None or subspaces is None:
+    if p0 is None or p1 is None or subspaces is None:  # unless the prior is "isa"
         return Node.parse(prior)
     exponents = p1 if isinstance(p1, tuple) else (p1,) * len(subspaces)
     return Node(p0, [Node(p, size) for p, size in zip(exponents, subspaces, strict=True)])
