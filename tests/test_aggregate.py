@@ -83,10 +83,13 @@ HARD = {
 }
 
 
-@pytest.mark.parametrize("case", HARD)
+WIDE = ("ordinary", "variances over thirty orders of magnitude", "samples far from every posterior")
+BLOCKS = [(case, b) for case in HARD for b in (2, 23)] + [(case, 400) for case in WIDE]  # one block of samples, or two
+
+
+@pytest.mark.parametrize(("case", "b"), BLOCKS)
 @pytest.mark.parametrize("sampling", ["weighted", "stratified"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("b", [2, 23, 400])  # one block of samples, and several
 def test_values_and_gradients_match_the_full_table(case, sampling, dtype, b):
     inputs = [v.to(dtype).requires_grad_() for v in HARD[case](b)]
     # The reference is double precision on the same, possibly rounded, inputs.

@@ -1,11 +1,12 @@
 """Architecture: imports have no circle, private names stay in their file, and no file is too long."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SLOW
 
 FOLDERS = {"isa": ROOT / "isa", "edition": ROOT / "book" / "edition"}
 LINES = {"isa": 7_400, "edition": 6_300}  # at most, in all
@@ -80,3 +81,9 @@ def test_no_file_is_too_long():
     assert not {name: length for name, length in lengths.items() if length > 600}
     for package, most in LINES.items():
         assert sum(length for name, length in lengths.items() if name.split(".")[0] == package) <= most
+
+
+def test_slow_tests_exist():
+    paths = (ROOT / "tests").glob("test_*.py")
+    names = {name for path in paths for name in (path.stem, *re.findall(r"^def (\w+)", path.read_text(), re.M))}
+    assert names >= SLOW

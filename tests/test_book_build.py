@@ -59,12 +59,16 @@ def downloads(book: TinyBook, pattern: str) -> list[Path]:
     return [(book.root / "_build/html/book" / link).resolve() for link in links]
 
 
+<<<<<<< HEAD
 def metadata(html: str) -> dict:
     """Return a page's JSON-LD."""
     return json.loads(re.search(r'<script type="application/ld\+json">(.*?)</script>', html, re.DOTALL)[1])
 
 
 def test_first_build_executes_the_notebook(book):
+=======
+def test_first_build_executes_the_notebook_and_says_where_the_book_is(book):
+>>>>>>> tests
     assert book.executions == 1
     assert any("_build/html/index.html in a browser" in line for line in book.output)
     assert sum(line.startswith("page 1 of 1: book/page, ") for line in book.output) == 1
@@ -149,7 +153,7 @@ def test_notebook_is_executed_again_when_its_record_changes(book):
         assert book.executions == executions and shown in book.html()
 
 
-def test_build_outside_of_the_sources(tmp_path):
+def test_build_outside_of_the_sources_and_buttons_for_a_public_clone(tmp_path):
     book = TinyBook(tmp_path / "clone")
     config = (book.root / "_config.yml").read_text()
     assert config.count('  url: ""\n') == 1

@@ -25,6 +25,7 @@ from isa.sweep import Records, Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
 LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+dask.config.set({"distributed.comm.timeouts.connect": "300s"})  # on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,7 @@ def one_thread() -> Iterator[None]:
     """Use as many threads as the workers, so that a local sweep gives the same to the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with dask.config.set({"distributed.comm.timeouts.connect": "300s"}):  # on a busy machine
-        yield
+    yield
     torch.set_num_threads(before)
 
 
@@ -197,6 +197,7 @@ def test_killed_worker_of_a_slurm_job_loses_nothing(spec, tmp_path, capsys, monk
         (folder / name).chmod(0o755)
     bomb.touch()
     monkeypatch.setenv("TINY_SWEEP_BOMB", str(bomb))  # kills the worker that finds it
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "300s")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", json.dumps([str(TESTS / "tiny_sweep.py")]))
     monkeypatch.chdir(tmp_path)
