@@ -12,8 +12,7 @@ import torch
 import yaml
 
 from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, scorecard, text
-from edition.scorecard.evidence import Evidence, Missing, Setting
-from edition.scorecard.register import MEASURES
+from edition.scorecard.evidence import MEASURES, Evidence, Missing, Setting
 from edition.scorecard.rules import (
     Finding,
     Outcome,
