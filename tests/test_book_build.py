@@ -59,16 +59,12 @@ def downloads(book: TinyBook, pattern: str) -> list[Path]:
     return [(book.root / "_build/html/book" / link).resolve() for link in links]
 
 
-<<<<<<< HEAD
 def metadata(html: str) -> dict:
     """Return a page's JSON-LD."""
     return json.loads(re.search(r'<script type="application/ld\+json">(.*?)</script>', html, re.DOTALL)[1])
 
 
 def test_first_build_executes_the_notebook(book):
-=======
-def test_first_build_executes_the_notebook_and_says_where_the_book_is(book):
->>>>>>> tests
     assert book.executions == 1
     assert any("_build/html/index.html in a browser" in line for line in book.output)
     assert sum(line.startswith("page 1 of 1: book/page, ") for line in book.output) == 1

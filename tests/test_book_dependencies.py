@@ -119,13 +119,14 @@ if __name__ == "__main__":
         print(*(output.get("text", output.get("ename")).strip() for cell in book.cells for output in cell.outputs))
 """
 LOOKS = "import os, sys\nprint('edition.page' in sys.modules, os.path.basename(os.getcwd()), os.environ['WORD'])"
+STARTS = "import multiprocessing\nmultiprocessing.get_context('fork').Process(target=len, args=('',)).start()"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are copies on Linux only")
 def test_kernels_are_copies_that_share_nothing(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "copies.py").write_text(COPIES)
-    pages = {"first": (LOOKS, "sys.word = 1"), "second": ("import sys\nprint(sys.word)",), "third": (LOOKS,)}
+    pages = {"first": (LOOKS, f"sys.word = 1\n{STARTS}"), "second": ("import sys\nprint(sys.word)",), "third": (LOOKS,)}
     for name, sources in pages.items():
         nbformat.write(notebook(*map(code, sources)), tmp_path / name)
     path = f"{ROOT / 'book/_ext'}:{ROOT}:{ROOT / 'book'}"

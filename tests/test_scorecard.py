@@ -12,8 +12,7 @@ from conftest import ROOT
 from test_rules import findings_of
 
 from edition.scorecard import Claim, Row, Scorecard, Verdict, read_claims, scorecard, text
-from edition.scorecard.evidence import Evidence, Missing, Setting
-from edition.scorecard.register import MEASURES
+from edition.scorecard.evidence import MEASURES, Evidence, Missing, Setting
 from edition.scorecard.rules import Outcome, judge
 from edition.stats import compare
 from isa import LpNested

@@ -10,8 +10,7 @@ from conftest import ROOT
 from test_scorecard import write_csv
 
 from edition.scorecard import scorecard
-from edition.scorecard.evidence import Evidence
-from edition.scorecard.register import MEASURES
+from edition.scorecard.evidence import MEASURES, Evidence
 from edition.scorecard.rules import Outcome
 from edition.scorecard.text import said
 from edition.studies import read_study

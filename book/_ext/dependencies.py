@@ -21,7 +21,6 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-import forked
 import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -130,7 +129,9 @@ def execute(stale: dict[str, tuple[Path, nbformat.NotebookNode]], config) -> Ite
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, min(cores, len(stale)))
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))  # for the kernels, which share the cores
-    if len(stale) > 1:
+    if len(stale) > 1 and sys.platform == "linux":
+        import forked
+
         forked.use()
     options = {"timeout": config.execution_timeout, "allow_errors": config.execution_allow_errors}
     options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # a kernel warns of the machine's own sockets

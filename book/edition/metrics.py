@@ -29,12 +29,9 @@ class Concentration(NamedTuple):
     """
 
     seed: int
-    own: np.ndarray
-    """In the subspaces of the prior."""
-    chance: np.ndarray
-    """Mean over random groupings."""
-    deviation: np.ndarray
-    """Standard deviation over random groupings, or an upper bound on it."""
+    own: np.ndarray  #: in the subspaces of the prior
+    chance: np.ndarray  #: mean over random groupings
+    deviation: np.ndarray  #: standard deviation over random groupings, or an upper bound on it
     random: np.ndarray | None = None
     """In each of G random groupings ``(G, F + 1)``, the same ones for all runs of a seed."""
 

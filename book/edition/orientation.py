@@ -126,8 +126,7 @@ class Code(NamedTuple):
     """Angle between the one direction that describes a latent best and the nearest axis: 0 to 45 degrees."""
     linear: float = math.nan
     """Share of a latent's variance that a linear function of (x, y) explains: 1 for a straight code."""
-    active: int = 0
-    """Number of active latents: the variance of their mean over positions exceeds 0.01."""
+    active: int = 0  #: number of active latents: the variance of their mean over positions exceeds 0.01
 
 
 def measure(mean: ArrayLike) -> Code:
@@ -192,11 +191,9 @@ def model(*, exponent: float, beta: float, seed: int, steps: int, batch_size: in
 class Learned(NamedTuple):
     """Code of a trained model; NaN if the run diverged."""
 
-    mean: np.ndarray
-    """``(X, Y, D)`` posterior means."""
+    mean: np.ndarray  #: ``(X, Y, D)`` posterior means
     code: Code = Code()
-    divergence: float = math.nan
-    """Mean over images of log q(z|x) - log p(z) at one sample each; nats."""
+    divergence: float = math.nan  #: mean over images of log q(z|x) - log p(z) at one sample each; nats
     noise: float = math.nan
     """Mean over images and active latents of the posterior's standard deviation, where the prior's is 1."""
 

@@ -57,11 +57,9 @@ class Comparison(NamedTuple):
     low: float = math.nan
     high: float = math.nan
     p_value: float = math.nan
-    n_first: int = 0
-    """Number of values; 0 for curves."""
+    n_first: int = 0  #: number of values; 0 for curves
     n_second: int = 0
-    left: float = math.nan
-    """Of curves: the smallest log-likelihood that both reach."""
+    left: float = math.nan  #: of curves: the smallest log-likelihood that both reach
     right: float = math.nan
 
     @property

@@ -47,10 +47,8 @@ def image_classes(dataset: FactorDataset) -> np.ndarray:
 class FactorBound:
     """Information of a code of the images about a factor, in nats."""
 
-    entropy: float
-    """Logarithm of the number of the factor's values."""
-    information: float
-    """``I(code; v)``."""
+    entropy: float  #: logarithm of the number of the factor's values
+    information: float  #: ``I(code; v)``
     by_first: np.ndarray
     """Information within every value of the first factor (dSprites: its shape); its mean is ``information``."""
 

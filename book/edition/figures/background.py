@@ -33,14 +33,13 @@ def networks(layers: Mapping[str, tuple[str, ...]]) -> Figure:
         if place:
             axes.annotate("", (place - 0.4, 0), (place - 0.6, 0), arrowprops={"arrowstyle": "->"})
     start = 0
-    for heading, network in layers.items():
-        contents = [text.replace("\n", ", ") for text in network]
-        figure.record({"network": heading, "layer": np.arange(len(network)) + 1, "contents": contents})
     for (heading, network), colour in zip(layers.items(), [style.BLUE, style.VERMILION], strict=True):
         end = start + len(network) - 1
         axes.plot([start - 0.35, end + 0.35], [0.62, 0.62], color=colour)
         axes.text((start + end) / 2, 0.82, heading, color=colour, ha="center", va="center")
         start = end + 1
+        contents = [text.replace("\n", ", ") for text in network]
+        figure.record({"network": heading, "layer": np.arange(len(network)) + 1, "contents": contents})
     axes.set(xlim=(-0.5, len(texts) - 0.5), ylim=(-0.6, 1.05))
     style.bare(axes)
     return figure

@@ -7,7 +7,7 @@
     card.sections["The prior"][0].verdict
 
 **A claim** is data: what the paper says and where, in this edition's words; the values that it prints; the page
-that treats it; and the name of a measure (:mod:`edition.scorecard.register`), with its arguments.
+that treats it; and the name of a measure (:data:`edition.scorecard.evidence.MEASURES`), with its arguments.
 
 **A verdict** follows from the findings by the rules of :mod:`edition.scorecard.rules`, and from nothing else. Evidence
 at small scale or on stand-in data counts only where there is none on the paper's own terms, and is counted apart.
@@ -25,8 +25,7 @@ from typing import Any
 import yaml
 
 from edition.scorecard import measures
-from edition.scorecard.evidence import Evidence, Missing
-from edition.scorecard.register import MEASURES
+from edition.scorecard.evidence import MEASURES, Evidence, Missing
 from edition.scorecard.rules import Finding, Verdict, deciding, judge
 
 __all__ = ["PARTS", "Claim", "Row", "Scorecard", "Verdict", "measures", "read_claims", "scorecard"]
@@ -38,18 +37,13 @@ class Claim:
 
     key: str
     section: str
-    where: str
-    """Place in the paper."""
-    says: str
-    """The claim, with the printed values."""
-    measure: str
-    """A key of :data:`edition.scorecard.register.MEASURES`."""
+    where: str  #: place in the paper
+    says: str  #: the claim, with the printed values
+    measure: str  #: a key of :data:`edition.scorecard.evidence.MEASURES`
     given: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the measure: printed values, methods, settings."""
-    page: str | None = None
-    """The page of the book that treats it, relative to ``book/``, without suffix."""
-    understood: str | None = None
-    """Its interpretation here, where its words leave a choice."""
+    page: str | None = None  #: the page of the book that treats it, relative to ``book/``, without suffix
+    understood: str | None = None  #: its interpretation here, where its words leave a choice
     effect: Mapping[str, float] = field(default_factory=dict)
     """Sizes with which :mod:`edition.scorecard.simulation` tests the rule."""
 

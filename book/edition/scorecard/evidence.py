@@ -1,10 +1,11 @@
-"""Recorded evidence: runs of sweeps by method, grouped by how they were trained."""
+"""Recorded evidence: runs of sweeps by method, grouped by how they were trained; and the measures that read it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import inspect
+from collections.abc import Callable, Mapping, Sequence, Set
 from copy import copy
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,13 +14,17 @@ from edition.stats import compare, mean_interval
 from isa.run import OBJECTIVES, Run
 from isa.sweep import Spec, read_records
 
-__all__ = ["LEARNED", "PAPER_TIER", "Evidence", "Method", "Missing", "Rows", "Setting", "Sides", "method_text"]
+__all__ = ["LEARNED", "MEASURES", "PAPER_TIER", "Evidence", "Method", "Missing", "Rows", "Setting", "Sides"]
+__all__ += ["measure", "method_text"]
 
 Method = str | Mapping[str, Any]
 """Name of an objective, with :data:`LEARNED` for learned exponents, or the fields of a run that make it."""
 
 Rows = Sequence[Mapping[str, Any]]
 """Records of runs."""
+
+MEASURES: dict[str, Callable[..., list[Finding]]] = {}
+"""Measures by name; each takes evidence and, by name, the arguments that a claim gives it, and returns findings."""
 
 LEARNED = ", learned"
 """After the name of an objective: with learned exponents."""
@@ -65,10 +70,8 @@ class Sides(NamedTuple):
     groups: list[Rows]
     declared: list[set[float]]
     """Betas at which the specifications declare runs, for each side; the paper's where the plan has none."""
-    missing: Set[str]
-    """Hashes of the runs that they declare at the betas of the groups, and that are not recorded."""
-    diverged: Set[str]
-    """Hashes of the runs that are recorded without measurements."""
+    missing: Set[str]  #: hashes of the runs that they declare at the betas of the groups, and that are not recorded
+    diverged: Set[str]  #: hashes of the runs that are recorded without measurements
 
     def finding(self, outcome: Outcome, text: str, complete: bool = True) -> Finding:
         """Return the finding on these runs; at small scale, those with all their betas take precedence."""
@@ -84,6 +87,22 @@ class Missing(NamedTuple):
     recorded: int
     wanted: int
     commands: tuple[str, ...]
+
+
+def measure(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Enter a function that measures a claim into :data:`MEASURES`.
+
+    With an argument ``evidence``, an :class:`Evidence`, it yields a finding for every interpretation of the claim that
+    there is evidence for. Without, it computes, and returns an outcome and a text.
+    """
+    reads = "evidence" in inspect.signature(function).parameters
+
+    @wraps(function)
+    def findings(evidence: Any, **given: Any) -> list[Finding]:
+        return list(function(evidence, **given)) if reads else [Finding(*function(**given))]
+
+    MEASURES[function.__name__] = findings
+    return function
 
 
 @cache

@@ -28,8 +28,7 @@ class Outcome(Enum):
 class Verdict(StrEnum):
     """Verdict of the scorecard on a claim, in the order in which they are counted."""
 
-    mark: str
-    """One character for it."""
+    mark: str  #: one character for it
     meaning: str
 
     def __new__(cls, text: str, mark: str, meaning: str) -> Verdict:
@@ -47,16 +46,11 @@ class Finding(NamedTuple):
     """Outcome of a claim by one measurement."""
 
     outcome: Outcome
-    text: str
-    """The measurement, with its interval and number of runs."""
-    reading: str = ""
-    """Interpretation of the claim, if there are several: a length of training, a stopping rule."""
-    falls_short: str = ""
-    """Tags of the difference from the paper's own terms: ``small scale``, ``stand-in data``."""
-    order: tuple[Any, ...] = ()
-    """Rank of the interpretation. The lowest decides; several of one rank decide together."""
-    missing: int = 0
-    """Number of runs that are declared and not recorded; with any, the verdict is provisional."""
+    text: str  #: the measurement, with its interval and number of runs
+    reading: str = ""  #: interpretation of the claim, if there are several: a length of training, a stopping rule
+    falls_short: str = ""  #: tags of the difference from the paper's own terms: ``small scale``, ``stand-in data``
+    order: tuple[Any, ...] = ()  #: rank of the interpretation; the lowest decides, several of one rank together
+    missing: int = 0  #: number of runs that are declared and not recorded; with any, the verdict is provisional
 
 
 Judged = tuple[Outcome, str]

@@ -18,8 +18,7 @@ import numpy as np
 
 from edition.page import ROOT
 from edition.scorecard import Claim, read_claims
-from edition.scorecard.evidence import Evidence, Setting
-from edition.scorecard.register import MEASURES
+from edition.scorecard.evidence import MEASURES, Evidence, Setting
 from edition.scorecard.rules import Verdict, deciding, judge
 from edition.stats import contrast
 

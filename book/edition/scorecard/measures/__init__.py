@@ -1,4 +1,4 @@
-"""Measures of each claim, by subject. Each module enters its own into :data:`edition.scorecard.register.MEASURES`."""
+"""Measures of each claim, by subject. Each module enters its own into :data:`edition.scorecard.evidence.MEASURES`."""
 
 from edition.scorecard.measures import models, prior, records, toys
 

@@ -8,9 +8,8 @@ from functools import reduce
 import numpy as np
 
 from edition import stats
-from edition.scorecard.evidence import Evidence, Method, Rows, Setting, Sides
+from edition.scorecard.evidence import Evidence, Method, Rows, Setting, Sides, measure
 from edition.scorecard.measures.records import column
-from edition.scorecard.register import measure
 from edition.scorecard.rules import Finding, Outcome, direction, holds, majority, printed_value, together
 from edition.stats import Interval
 from edition.studies import OrientationStudy, load_record, read_study

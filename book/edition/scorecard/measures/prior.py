@@ -13,7 +13,7 @@ from edition import stats
 from edition.factorise import preserved
 from edition.orientation import straight_cost
 from edition.prior import excess_kurtosis, interaction, rotation_cost, sample_tests
-from edition.scorecard.register import measure
+from edition.scorecard.evidence import measure
 from edition.scorecard.rules import Judged, Outcome, checks, holds, together, within
 from isa.objectives import beta_tcvae, beta_vae, standard_normal
 from isa.prior import LpNested, Node, isa_prior

@@ -9,8 +9,7 @@ from itertools import product
 import numpy as np
 
 from edition import stats
-from edition.scorecard.evidence import Evidence, Method, Rows, method_text
-from edition.scorecard.register import measure
+from edition.scorecard.evidence import Evidence, Method, Rows, measure, method_text
 from edition.scorecard.rules import Finding, Outcome, direction, equivalent, holds, together
 
 __all__ = ["column"]

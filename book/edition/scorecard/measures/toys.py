@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edition.scorecard.evidence import Evidence
-from edition.scorecard.register import measure
+from edition.scorecard.evidence import Evidence, measure
 from edition.scorecard.rules import Finding, Judged, Outcome, checks, direction, holds, majority, together, within
 from edition.stats import mean_interval
 from edition.studies import load_record, read_study, record_weights
