@@ -178,6 +178,7 @@ def look(browser: Page, path: Path, theme: str, width: int = 1280) -> None:
     browser.open(path)
     assert browser.requests == [] and browser.complaints == []
     assert browser.evaluate("document.documentElement.dataset.theme") == theme
+    browser.tab.wait_for_function("[...document.images].every(image => image.complete)")
     assert all(figure == [theme == "dark", "none"] for figure in browser.evaluate(FIGURES))
     assert browser.evaluate(UNSEEN) == []
     ratio, text = browser.evaluate(CONTRAST)

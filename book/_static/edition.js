@@ -3,15 +3,15 @@
 /* A figure whose address ends with #dark has its colours for a dark ground (edition.figures.style.by_night). */
 (() => {
   const root = document.documentElement;
-  const dress = () => {
-    const end = root.dataset.theme === "dark" ? "#dark" : "";
-    document.querySelectorAll(".bd-article img").forEach((image) => {
-      const wanted = image.src.replace(/(#.*)?$/, end);
-      if (/\.svg(#|$)/.test(wanted) && image.src !== wanted) image.src = wanted;
-    });
+  const dress = (image) => {
+    const wanted = image.src.replace(/(#.*)?$/, root.dataset.theme === "dark" ? "#dark" : "");
+    if (image.src === wanted) return;
+    if (image.complete) image.src = wanted;
+    else image.addEventListener("load", () => dress(image), { once: true }); // what is loading is not broken off
   };
-  new MutationObserver(dress).observe(root, { attributeFilter: ["data-theme"] });
-  dress();
+  const dressAll = () => document.querySelectorAll('.bd-article img[src*=".svg"]').forEach(dress);
+  new MutationObserver(dressAll).observe(root, { attributeFilter: ["data-theme"] });
+  dressAll();
 })();
 
 /* A figure opens large by a click or by Enter, and closes by Escape, by its button or by a click beside it. */
