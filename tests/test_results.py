@@ -108,20 +108,6 @@ def _train(*arguments: str) -> int:
     return cli.main(["train", "--dataset", "cars3d", "--device", "cpu", *arguments])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--beta", "-1"], "beta must be greater than or equal to 0, got -1"),
-        (["--objective", "isa-vae", "--prior", "2.1[4"], "'2.1[4' is not a tree"),
-    ],
-)
-def test_command_checks_its_arguments_before_loading(arguments, sentence, monkeypatch, capsys):
-    monkeypatch.setattr(data, "load", lambda *arguments, **options: pytest.fail("loaded"))
-    assert _train(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("isa: error: ") and sentence in err and err.count("\n") == 1
-
-
 def test_command_trains_and_saves_once(monkeypatch, capsys, tmp_path):
     loads = []
     monkeypatch.setattr(data, "load", lambda name, *arguments, **options: loads.append(name) or DATASET)
