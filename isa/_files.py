@@ -20,9 +20,9 @@ class CheckpointError(ValueError):
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a temporary file, and rename it to ``path`` once it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
