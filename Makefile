@@ -18,7 +18,7 @@ UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
 help:
 	@echo "make book   build the book into _build/html"
 	@echo "make pdf    print the book into one PDF, with Chromium"
-	@echo "make links  ask for every address that the book names, in the net"
+	@echo "make links  check the links of the book to other sites"
 	@echo "make test   build the book where it has changed, and run all tests"
 	@echo "make test-fast  run the tests that take seconds and need no built book"
 	@echo "make coverage  run all tests, and list the lines of isa that none of them reaches"

@@ -33,7 +33,8 @@ class Document(HTMLParser):
         named = dict(attributes)
         self.identifiers.add(named.get("id"))
         self.links += [named["href"]] if tag == "a" and named.get("href") else []
-        self.loaded += [value for name, value in attributes if (tag, name) in self.LOADED and value]
+        if named.get("rel") != "canonical":  # an address only, where the book is published
+            self.loaded += [value for name, value in attributes if (tag, name) in self.LOADED and value]
 
 
 @pytest.fixture(scope="session")

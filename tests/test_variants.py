@@ -32,7 +32,7 @@ def test_variant_has_its_own_parameters_and_cells(name, tmp_path):
 def test_foot_of_a_variant_names_its_source(tmp_path):
     source = [variants.variant('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', {"from": "book/a"})]
     env = SimpleNamespace(doc2path=lambda name: f"{name}.ipynb", found_docs=())
-    pages.add_foot(SimpleNamespace(env=env), "book/b", source)
+    pages.add_foot(SimpleNamespace(env=env, config=SimpleNamespace(repository="")), "book/b", source)
     assert "`make book` writes from `book/a.ipynb`" in source[0] and "papermill book/b.ipynb b-out.ipynb" in source[0]
 
 

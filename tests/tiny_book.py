@@ -1,6 +1,7 @@
 """A small book of one notebook, built by the repository's own configuration and Makefile."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,8 @@ class TinyBook:
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("_config.yml", "Makefile", "constraints.txt", "book/references.bib"):
             shutil.copy(ROOT / name, root / name)
+        config = (root / "_config.yml").read_text(encoding="utf-8")
+        self.write("_config.yml", re.sub(r'(?m)^  url: ".*"$', '  url: ""', config))  # no public clone
         self.write(
             "_toc.yml", "format: jb-book\nroot: book/index\nchapters: [{file: book/page}, {file: book/reproducing}]\n"
         )

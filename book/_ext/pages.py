@@ -61,8 +61,7 @@ def add_foot(app, docname, source):
         notebook = nbformat.reads(source[0], as_version=4)
         other = notebook.metadata.get("variant_of")
         origin = f", which `make book` writes from `{other}` by `book/variants.yaml`" if other else ""
-        repository = app.config.html_theme_options.get("repository_url")
-        colab = COLAB.format(repository) if repository else ""
+        colab = COLAB.format(app.config.repository) if app.config.repository else ""
         foot = FOOT.format(file=path.name, stem=path.stem, name=docname, origin=origin, time=time, colab=colab)
         notebook.cells.append(nbformat.v4.new_markdown_cell(foot))
         source[0] = nbformat.writes(notebook)
@@ -95,14 +94,16 @@ def keep_local(app, config):
             if event != "builder-inited" and listener.handler.__module__.startswith("sphinx_thebe"):
                 app.disconnect(listener.id)
     config.mathjax_path = "mathjax/startup.js"  # without the menu, and only the parts that the configuration names
-    if repository := config.html_theme_options.get("repository_url"):
-        owner, name = repository.rstrip("/").split("/")[-2:]
+    config.repository = config.html_theme_options.get("repository_url", "")
+    if config.repository:
+        owner, name = config.repository.rstrip("/").split("/")[-2:]
         config.html_baseurl = config.html_baseurl or f"https://{owner}.github.io/{name}/"
     else:  # without a public clone, no page can be run elsewhere
         config.html_theme_options.pop("launch_buttons", None)
 
 
 def setup(app):
+    app.add_config_value("repository", "", "env")  # pages are read again when it changes
     app.connect("config-inited", keep_local)  # after the extension that brings MathJax
     app.connect("source-read", add_foot)
     app.connect("html-page-context", add_explorers)
