@@ -84,15 +84,20 @@ def _list(words: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def interpretation(model: Portrait, latent: int) -> str:
-    """Return in words what a latent encodes: a factor with its nats out of all, several, or nothing."""
-    found = encoded(model).get(latent)
-    if not found:
-        return "inactive"
-    if len(found) == 1:
-        [(factor, nats)] = found.items()
-        return f"{factor_title(model, factor)} ({nats:.2f} of {math.log(model.factor(factor).size):.2f} nats)"
-    return f"mixed: {', '.join(f'{factor} {nats:.2f}' for factor, nats in found.items())} nats"
+def _share(model: Portrait, factor: str, nats: float) -> str:
+    return f"{nats:.2f} of {math.log(model.factor(factor).size):.2f} nats"
+
+
+def interpretation(model: Portrait, latent: int, short: bool = False) -> str:
+    """Return in words what a latent encodes: a factor with its nats out of all, several factors, or nothing."""
+    found = encoded(model).get(latent, {})
+    if len(found) > 1:
+        parts = found if short else (f"{factor} {nats:.2f}" for factor, nats in found.items())
+        return f"mixed: {', '.join(parts)}{'' if short else ' nats'}"
+    for factor, nats in found.items():
+        title = factor_title(model, factor)
+        return f"{title}, {nats:.1f} nats" if short else f"{title} ({_share(model, factor, nats)})"
+    return "inactive"
 
 
 def summary(model: Portrait) -> str:
@@ -104,8 +109,7 @@ def summary(model: Portrait) -> str:
         if len(names) > 1:
             others.append(f"{title} is spread over {_list(names).replace(' latent', '').replace('latent', 'latents')}")
         elif len(content.get(next(iter(latents), None), ())) == 1:
-            entropy = math.log(model.factor(factor).size)
-            single.append(f"{title} ({names[0]}, {sum(latents.values()):.2f} of {entropy:.2f} nats)")
+            single.append(f"{title} ({names[0]}, {_share(model, factor, sum(latents.values()))})")
         else:
             others.append(f"{title} shares {names[0]} with other factors" if names else f"{title} is not encoded")
     if single:

@@ -257,7 +257,7 @@ Explorers.define("latents", (explorer, data) => {
 
   const labels = (beta) =>
     data.models.map(({ label }, value) => ({ label, value })).filter(({ value }) => data.models[value].beta === beta);
-  const first = data.models[data.first[0]].beta;
+  const first = data.models[0].beta;
   const betas = [...new Set(data.models.map(({ beta }) => beta))];
   const controls = {
     beta: explorer.choice({ name: "beta", label: "β", options: betas.map((value) => ({ label: value, value })), value: first }),
@@ -270,7 +270,7 @@ Explorers.define("latents", (explorer, data) => {
   };
   sides.forEach(({ name }, i) => {
     const options = labels(first);
-    controls[name] = explorer.choice({ name, label: `${name} model`, options, value: data.first[i] });
+    controls[name] = explorer.choice({ name, label: `${name} model`, options, value: options[Math.min(i, options.length - 1)].value });
     controls[name].input.addEventListener("input", () => install(sides[i]));
   });
   controls.start.input.addEventListener("input", () => sides.forEach(reset));

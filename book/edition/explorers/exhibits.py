@@ -24,7 +24,7 @@ from edition import stats
 from edition.explorers import decoders
 from edition.figures import style
 from edition.figures.results import METHODS, prior, scale
-from edition.representatives import carriers, encoded, factor_title, ordered
+from edition.representatives import carriers, encoded, factor_title, interpretation, ordered
 from isa.latents import Portrait
 
 __all__ = [
@@ -157,56 +157,51 @@ def _portraits(hashes: Iterable[str], paths: Iterable[Path]) -> dict[str, dict[s
     }
 
 
-def latents(
-    models: Sequence[Portrait], files: Iterable[Path] = (), first: tuple[int, int] = (0, 1), start: str = "heart"
-) -> dict[str, Any]:
+def latents(models: Sequence[Portrait], files: Iterable[Path] = (), start: str = "heart") -> dict[str, Any]:
     """Return the data of the latent explorer for portraits of one data set, each with an active latent.
 
-    ``files``: those of compressed decoders, with the runs' keys as names; ``first``: numbers of the two models to
-    begin with; ``start``: name of the first image, otherwise the first of all.
+    ``files``: those of compressed decoders, with the runs' keys as names; ``start``: name of the first image. The two
+    models to begin with are the first two.
 
     The result is for ``book/_static/explorers/latents.js``: ``models``, each with ``images``, the address of a sheet as
     :func:`sheet` makes it, ``sliders`` of the active latents in its order, ``best``, by factor the number of the slider
     that is most informative about it and whether the two grow together, and ``file``, if it has a decoder; ``starts``,
     names of the images.
     """
-    by_key, bases = {path.stem: path for path in files}, models[0].bases
+    by_key, bases, size = {path.stem: path for path in files}, models[0].bases, models[0].traversals.shape
     return {
         "models": [_model(model, by_key.get(model.about["key"])) for model in models],
         "factors": [[name, factor_title(models[0], name)] for name in ordered(models[0])],
-        "size": models[0].originals.shape[-2:],
-        "steps": models[0].traversals.shape[2],
+        "size": size[-2:],
+        "steps": size[2],
         "starts": bases,
         "start": bases.index(start) if start in bases else 0,
-        "first": [min(number, len(models) - 1) for number in first],
     }
 
 
 def _model(model: Portrait, path: Path | None) -> dict[str, Any]:
     """Return a model's part of the data."""
-    label, rows, shown = METHODS[model.about["objective"]].label, _rows(model), list(encoded(model))
-    # where the sliders start: the step whose image is nearest to the reconstruction
+    about, rows, shown = model.about, _rows(model), list(encoded(model))
+    label = METHODS[about["objective"]].label
+    # a slider starts at the step whose image is nearest to the reconstruction
     change = model.traversals[rows].astype(float) - model.reconstructions[:, None]
-    nearest = np.square(change).sum((3, 4, 5)).argmin(-1)
-    steps, best = model.traversals.shape[2], {name: next(iter(carriers(model, name)), -1) for name in ordered(model)}
+    nearest = np.square(change).sum((3, 4, 5)).argmin(-1).tolist()
+    sliders, best = [], {}
+    for k, values, at in zip(shown, model.values[rows].tolist(), nearest, strict=True):
+        names = {"latent": k, "label": f"latent {k + 1}", "hint": interpretation(model, k, short=True)}
+        sliders.append(names | {"low": values[0], "high": values[-1], "at": at})
+    for name in ordered(model):
+        if (k := next(iter(carriers(model, name)), None)) in shown:
+            first, *_, last = model.curves[name][k].mean(0)
+            best[name] = shown.index(k), bool(last >= first)
     data = {
         "label": label,
-        "beta": model.about["beta"],
-        "title": f"{label}, β = {model.about['beta']:g}: MIG {model.about['mig']:.2f}",
-        "note": f"A slider has {steps} images, drawn by the trained decoder with all other latents at the start",
+        "beta": about["beta"],
+        "title": f"{label}, β = {about['beta']:g}: MIG {about['mig']:.2f}",
+        "note": f"A slider has {len(values)} images, drawn by the trained decoder with all other latents at the start",
         "images": "data:image/png;base64," + base64.b64encode(sheet(model)).decode(),
-        "sliders": [
-            {
-                "latent": k,
-                "label": f"latent {k + 1}",
-                "hint": _hint(model, k),
-                "low": float(values[0]),
-                "high": float(values[-1]),
-                "at": at,
-            }
-            for k, values, at in zip(shown, model.values[rows], nearest.tolist(), strict=True)
-        ],
-        "best": {name: [shown.index(k), _grows(model, name, k)] for name, k in best.items() if k in shown},
+        "sliders": sliders,
+        "best": best,
     }
     if path is not None:
         size = path.stat().st_size / 1e6
@@ -216,36 +211,17 @@ def _model(model: Portrait, path: Path | None) -> dict[str, Any]:
 
 
 def _rows(model: Portrait) -> list[int]:
-    """Return the rows of a portrait's traversals in the order in which the latents are shown."""
-    shown = model.shown.tolist()
-    return [shown.index(k) for k in encoded(model)]
-
-
-def _grows(model: Portrait, factor: str, latent: int) -> bool:
-    """Return whether a latent's posterior mean is higher at a factor's last value than at its first."""
-    ends = model.curves[factor][latent].mean(0)[[0, -1]]
-    return bool(ends[1] >= ends[0])
-
-
-def _hint(model: Portrait, latent: int) -> str:
-    """Return what a latent encodes, in few words."""
-    content = encoded(model)[latent]
-    (factor, nats), *others = content.items()
-    return f"mixed: {', '.join(content)}" if others else f"{factor_title(model, factor)}, {nats:.1f} nats"
+    """Return the rows of a portrait's traversals in the order of :func:`edition.representatives.encoded`."""
+    return [model.shown.tolist().index(k) for k in encoded(model)]
 
 
 def sheet(model: Portrait) -> bytes:
-    """Return a PNG of a portrait's images, in 32 grey levels.
-
-    For each start it has a row with the image and its reconstruction, and one row for each active latent, with a column
-    for each step.
-    """
+    """Return a PNG of a portrait's images: for each start a row with image and reconstruction, then one a latent."""
     tiles = model.traversals[_rows(model)].swapaxes(0, 1)  # (starts, latents, steps, channels, height, width)
     pair = np.zeros_like(tiles, shape=(len(tiles), 1, *tiles.shape[2:]))
     pair[:, 0, :2] = np.stack([model.originals, model.reconstructions], 1)
-    file = io.BytesIO()
-    tiles = np.concatenate([pair, tiles], 1)
-    _picture(tiles & 0xF8 | tiles >> 5).save(file, "png", optimize=True)
+    tiles, file = np.concatenate([pair, tiles], 1), io.BytesIO()
+    _picture(tiles & 0xF8 | tiles >> 5).save(file, "png", optimize=True)  # 32 grey levels take half of the bytes
     return file.getvalue()
 
 

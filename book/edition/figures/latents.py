@@ -30,16 +30,14 @@ _LINE = 38  # characters of a line of text
 
 def title(objective: str, beta: float, portrait: Portrait | None = None) -> str:
     """Return a model's heading: name and beta, and from its portrait MIG, log-likelihood and, if reduced, the scale."""
-    lines = [f"{METHODS[objective].label}, β = {beta:g}"]
-    if portrait is not None:
-        about = portrait.about
-        fit = f"{about['log_likelihood']:.2f}".replace("-", "\N{MINUS SIGN}")
-        lines.append(f"MIG {about['mig']:.2f}, log p(x|z) {fit}")
-        if about["reduced"]:
-            lines.append(scale(about["total_steps"], about["batch_size"], True))
-        if about["procedural"]:
-            lines.append(about["images_title"])
-    return "\n".join(lines)
+    name = f"{METHODS[objective].label}, β = {beta:g}"
+    if portrait is None:
+        return name
+    about = portrait.about
+    fit = f"{about['log_likelihood']:.2f}".replace("-", "\N{MINUS SIGN}")
+    lines = [name, f"MIG {about['mig']:.2f}, log p(x|z) {fit}"]
+    lines += [scale(about["total_steps"], about["batch_size"], True)] if about["reduced"] else []
+    return "\n".join([*lines, about["images_title"]] if about["procedural"] else lines)
 
 
 def _reason(model: Portrait | str) -> str:
@@ -185,12 +183,9 @@ def latents(models: Sequence[tuple[str, Portrait | str]], base: str = "") -> Fig
     for (heading, model), reason in zip(models, reasons, strict=True):
         rows = 2 if reason else len(model.shown)
         heights.append(1.45 + _TEXT * heading.count("\n") + rows * high)
-        if reason:
-            continue
-        colours = zip(model.bases, itertools.cycle(style.CYCLE), strict=False)
+        colours = zip([] if reason else model.bases, itertools.cycle(style.CYCLE), strict=False)
         groups |= {group: style.SHAPES.get(group, colour) for group, colour in colours}
-    empty = all(reasons)
-    figure, axes = style.subplots(height=0.4 + _TEXT * 3 if empty else max(heights) + 0.2)
+    figure, axes = style.subplots(height=0.4 + _TEXT * 3 if all(reasons) else max(heights) + 0.2)
     axes.remove()
     figure.set_layout_engine("none")
     for number, ((heading, model), reason) in enumerate(zip(models, reasons, strict=True)):
