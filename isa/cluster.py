@@ -98,7 +98,7 @@ def connect(
     try:
         from distributed import Client
     except ImportError:
-        raise ClusterError("scheduler requires the package distributed: pip install '.[cluster]'") from None
+        raise ClusterError("scheduler requires the package distributed: pip install 'isa-vae[cluster]'") from None
     with Client(scheduler, set_as_default=False) as client, client.as_current():
         client.wait_for_workers(1, None if deadline == inf else max(deadline - time.monotonic(), 0.0))
         there = client.submit(engine.default_device, options[0], pure=False).result()  # on a worker

@@ -65,7 +65,7 @@ def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
             assert why in printed and printed.count("\n") == 1 and not spec.work.exists()
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert cli.main(["sweep", str(spec.path), "--scheduler", closed]) == 1
-    assert ".[cluster]" in capsys.readouterr().err
+    assert "isa-vae[cluster]" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
