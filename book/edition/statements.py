@@ -68,13 +68,18 @@ def further_run(values: ArrayLike) -> tuple[float, float]:
     return float(mean - reach), float(mean + reach)
 
 
-def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the changes from the smallest to the largest beta that has three records; empty if these are one."""
+def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return cells of a table of the changes from the smallest to the largest beta that has three records.
+
+    A row has the two values of beta, a measure, the word for its change, and :func:`cells` of the change. There is none
+    if only one beta has three records.
+    """
     betas, n = np.unique([row["beta"] for row in rows], return_counts=True)
     if (n >= 3).sum() < 2:
-        return ""
-    ends, parts = betas[n >= 3][[0, -1]], []
+        return []
+    ends, table = betas[n >= 3][[0, -1]], []
     for name, column, digits in _EFFECTS:
         change = compare(*([row[column] for row in rows if row["beta"] == beta] for beta in ends))
-        parts.append(f"the {name} {outcome(change, 'rises', 'falls', 'may rise or fall')}, {change:{digits}}")
-    return f"from β = {ends[0]:g} to β = {ends[1]:g} {'; '.join(parts)}"
+        word = outcome(change, "rises", "falls", "may rise or fall")
+        table.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))
+    return table

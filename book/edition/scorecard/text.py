@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -60,7 +61,7 @@ def _answer(row: Row) -> list[str]:
     verdict = f"{row.verdict.mark} {row.verdict_text}"
     return [
         f"**Paper** ({row.claim.where}). {row.claim.says}",
-        f"**Here.** {'; '.join(found)}.",
+        f"**Here.** {re.sub('^[a-z]', lambda first: first[0].upper(), '; '.join(found))}.",
         f"**Therefore.** {'; '.join(filter(None, (verdict, runs)))}.",
     ]
 
