@@ -140,7 +140,7 @@ def test_missing_runs_are_counted_and_the_command_named(tmp_path, monkeypatch):
         ([some, some], f"Recorded so far: 2 of 8 runs. {command} trains the rest."),
         ([some.select(objective="beta-vae", seed=0)], f"Recorded in full: 1 run, by {command}."),
         ([some.select(objective="factor-vae")], "No such run is named by the specifications."),
-        ([first, whole], f"Not recorded yet: 2 runs. {command[:-1]} --tier 1` trains them.\n\n{in_full}"),
+        ([first, whole], f"Not recorded yet: 2 runs. {command[:-1]} --tier 1` trains them. {in_full}"),
     ):
         assert page.missing(*records).data == text
 

@@ -158,7 +158,7 @@ def missing(*records: Any) -> Markdown:
             sentence = f"Recorded so far: {recorded:,} of {runs}. {shown} trains the rest."
         diverged = sum(row["status"] == "diverged" for found in group for row in found)
         text.append(sentence + (f" Diverged, and so without measurements: {diverged:,}." if diverged else ""))
-    return Markdown("\n\n".join(text) or "No such run is named by the specifications.")
+    return Markdown(" ".join(text) or "No such run is named by the specifications.")
 
 
 def parameter_table(paths: Iterable[Path]) -> Markdown:
