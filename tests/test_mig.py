@@ -105,14 +105,10 @@ def gaps(entropies: np.ndarray, table: np.ndarray) -> np.ndarray:
     return (best[:, -1] - best[:, -2]) / sizes
 
 
-PAIRS = [(list(HARD)[j : j + 2], 1) for j in range(0, len(HARD), 2)]
-SINGLE = [([name], seed) for name in ("collapsed", "clusters over decades", "trained") for seed in (2, 3)]
-
-
-@pytest.mark.parametrize(("names", "seed"), PAIRS + SINGLE)
-def test_fast_sums_match_double_sums_within_their_bounds(names, seed):
+@pytest.mark.parametrize("names", [list(HARD)[j : j + 2] for j in range(0, len(HARD), 2)])
+def test_fast_sums_match_double_sums_within_their_bounds(names):
     mean, log_var = (np.stack([HARD[name][i] for name in names], 1) for i in (0, 1))
-    result, exact = gap(mean, log_var, seed=seed), double_sums(mean, log_var, grid(SIZES), seed=seed)
+    result, exact = gap(mean, log_var), double_sums(mean, log_var, grid(SIZES))
     error, bound = np.abs(entropies(result) - exact), result.entropy_error.numpy()
     assert error.max() < 1e-4 and (error <= bound + 1e-9).all() and bound.max() < 1e-3
     error, bound = np.abs(result.gaps.numpy() - gaps(exact, grid(SIZES))), result.gaps_error_bound.numpy()
