@@ -30,6 +30,7 @@ CURVES = {
     name: curve(BETAS, -20 - 5 * BETAS + RNG.normal(size=48), 0.05 * BETAS + 0.02 * number + RNG.random(48) / 9)
     for number, name in enumerate(("beta-vae", "isa-vae", "beta-tcvae"))
 }
+SEEDS = {"a": {1.0: X, 4.0: X[:0]}}, {"a": {1.0: INTERVAL, 4.0: mean_interval([])}}, {"a": {2.0: -0.5}}  # none at 4
 
 #: a figure of each kind, its arguments, and columns of its table
 FIGURES = [
@@ -54,7 +55,7 @@ FIGURES = [
     (orientation.priors, (np.ones((6, 6)), PAIRS, {1.0: ([PAIRS], 1.0, 1.2)}), {"x [pixels]": PAIRS[:, 0]}),
     (orientation.costs, (np.array([0.0]), {1.0: Y[:1]}, Z[:1]), {"divergence [nats an image]": [Y[0], Z[0]]}),
     (orientation.codes, ({"m": PAIRS[..., None]}, {"m": [""]}), {"posterior mean": PAIRS}),
-    (orientation.seeds, ({"a": {1.0: X}}, {"a": {1.0: INTERVAL}}, {}), {"low": [INTERVAL.low]}),
+    (orientation.seeds, SEEDS, {"low": [INTERVAL.low]}),
     (prior.iso_surfaces, ({(1.0, 2.0): (np.ones((5, 5, 3)),) * 2},), {"z_3": np.ones(4)}),
     (prior.sections, ({"plane\n$z_1$|$z_2$": {"a": PAIRS}},), {"$z_1$": PAIRS[:, 0], "$z_2$": PAIRS[:, 1]}),
     (prior.trees, ({"a": Node.parse("2[1, 3[2]]")},), {"exponent": [2, 3], "vertex": ["v_{0}", "z_{1}", "v_{1}"]}),

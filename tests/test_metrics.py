@@ -109,10 +109,8 @@ def test_runs_of_a_seed_are_averaged():
     ],
 )
 def test_agreement_of_measures(bounds, text):
-    found = {
-        name: Comparison((low + high) / 2, low, high, 0.5, 4, 5)
-        for name, (low, high) in zip(("MIG", "InfoM"), bounds, strict=True)
-    }
+    comparisons = [Comparison((low + high) / 2, low, high, 0.5, 4, 5) for low, high in bounds]
+    found = dict(zip(("MIG", "InfoM"), comparisons, strict=True))
     assert metrics.agreement(found).startswith(text) and metrics.agreement(found).endswith("(n = 4 and 5).")
 
 

@@ -79,13 +79,6 @@ def test_seed_decides_and_global_state_stays(name):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_initialisation_is_uniform_within_the_fan_in_bound():
-    layer, bound = models.build("mlp", 20).encoder.net[1], 4096**-0.5
-    for values in (layer.weight, layer.bias):
-        uniform = scipy.stats.uniform(-bound, 2 * bound)
-        assert scipy.stats.kstest(values.detach().flatten()[::50], uniform.cdf).pvalue > 1e-3
-
-
 def test_posterior_samples_are_normal():
     mean, log_var = torch.tensor([1.0, -2.0]), torch.tensor([-2.0, 1.0])
     posterior = models.Posterior(mean.expand(20_000, 2), log_var.expand(20_000, 2))

@@ -14,7 +14,7 @@ from tiny_runs import KINDS, numbers, tiny, train, train_pack
 from isa import mig, objectives
 from isa.prior import Node
 from isa.results import Result, load_model
-from isa.run import OBJECTIVES, Run
+from isa.run import Run
 
 pytestmark = pytest.mark.usefixtures("small_discriminator")
 
@@ -70,19 +70,9 @@ def test_training_ends_in_finite_numbers_or_divergence(run):
         event(_check(result))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"objective": kind, "beta": 4.0} for kind in OBJECTIVES),
-        *({"objective": "isa-vae", "beta": 100.0, "prior": tree} for tree in ("0.5[10[2], 1]", "10[0.5[2], 1]")),
-    ],
-    ids=lambda changes: changes.get("prior", changes["objective"]),
-)
-def test_moderate_rate_trains_and_absurd_one_diverges(changes, precision):
-    run = _run(precision=precision, **changes)
-    results = [train(one, evaluation=True) for one in (run, run.replace(learning_rate=1e6))]
-    assert list(map(_check, results)) == ["trained", "diverged"]
+@pytest.mark.parametrize("tree", ["0.5[10[2], 1]", "10[0.5[2], 1]"])
+def test_extreme_exponents_train(tree):
+    assert _check(train(_run(objective="isa-vae", beta=100.0, prior=tree), evaluation=True)) == "trained"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -98,15 +88,6 @@ def test_prior_is_not_used_at_beta_0(precision):
         assert result.record["divergence"] != plain.record["divergence"]
         assert not learned or result.exponents == pytest.approx((2.1, 2.0, 2.0))
     assert plain.curve["loss"][-1] < plain.curve["loss"][0]
-
-
-@pytest.mark.parametrize("objective", ["beta-tcvae", "isa-tcvae", "factor-vae"])
-def test_total_correlation_is_only_reported_at_beta_0(objective):
-    result = train(_run(objective=objective, beta=0), evaluation=True)
-    curve = result.curve  # the divergence of FactorVAE contains the total correlation
-    rest = 0.0 if objective == "factor-vae" else curve["total_correlation"]
-    np.testing.assert_allclose(curve["loss"], curve["kl"] - rest - curve["log_likelihood"], rtol=1e-5)
-    assert np.abs(curve["total_correlation"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("steps", [1, STEPS])

@@ -11,7 +11,6 @@ from scipy.stats import trapezoid
 from edition import orientation
 from edition.figures import orientation as draw
 from edition.orientation import Learned
-from edition.stats import mean_interval
 from isa import LpNested, Node
 
 pytestmark = pytest.mark.usefixtures("closed")
@@ -149,15 +148,3 @@ def test_codes_show_x_across_and_y_down():
     (image,) = figure.axes[0].images
     np.testing.assert_array_equal(image.get_array(), mean[..., 0].T)
     assert image.get_extent() == [0, 1, 1, 0] and image.get_clim() == (-11, 11)
-
-
-def test_seeds_draw_each_run_and_the_pages_models():
-    runs = {"a": {1.0: np.array([0.1, 0.3, 0.2]), 4.0: np.array([0.5])}, "b": {1.0: np.array([])}}
-    means = {title: {p: mean_interval(values) for p, values in of.items()} for title, of in runs.items()}
-    figure = draw.seeds(runs, means, {"a": {2.0: -0.5}, "c": {7.0: 0.0}})
-    marks = {
-        marker: [line.get_ydata().tolist() for line in figure.axes[0].lines if line.get_marker() == marker]
-        for marker in "oD"
-    }
-    assert marks == {"o": [[0.1, 0.2, 0.3], [0.5]], "D": [[-0.5]]}
-    assert [len(axes.containers) for axes in figure.axes] == [1, 0], "an interval of one run or none"

@@ -39,9 +39,8 @@ def test_log_prob_in_low_precision(lp_nested, dtype):
     z = points(lp_nested, 6)
     z = (0.9 * z / lp_nested.norm(z)[..., None]).to(dtype)
     result = lp_nested.log_prob(z)
-    assert result.dtype == lp_nested.norm(z).dtype == torch.float32 and torch.equal(
-        result, lp_nested.log_prob(z.float())
-    )
+    assert result.dtype == lp_nested.norm(z).dtype == torch.float32
+    assert torch.equal(result, lp_nested.log_prob(z.float()))
     torch.testing.assert_close(result.double(), lp_nested.log_prob(z.double()), rtol=1e-4, atol=1e-5)
 
 
@@ -101,15 +100,6 @@ def test_log_prob_integrates_to_one(distribution, low, high, step):
         u = u.reshape(-1, *[1] * len(distribution.batch_shape), n)
         total += (distribution.log_prob(u.exp()) + u.sum(-1)).exp().sum(0)
     torch.testing.assert_close(total * (2 * step) ** n, torch.ones_like(total), rtol=0, atol=2e-6 if n == 2 else 1e-5)
-
-
-def test_log_prob_integrates_to_one_in_twenty_dimensions():
-    torch.manual_seed(1)
-    proposal = td.Independent(td.Normal(torch.zeros(20), 0.78), 1)
-    z = proposal.sample((100_000,)).double()
-    weight = (isa_prior().log_prob(z) - proposal.log_prob(z)).exp()
-    error = weight.std().item() / math.sqrt(len(z))
-    assert error < 0.03 and abs(weight.mean().item() - 1) < 4 * error
 
 
 def surface_by_eq_8(node: Node) -> float:

@@ -25,15 +25,6 @@ def gradient(function, z: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(function(z).sum(), z)[0]
 
 
-@pytest.mark.usefixtures("fresh_compiler")
-def test_log_prob_compiles_into_one_graph():
-    prior = PRIOR["deep, with a radius"]()
-    compiled = torch.compile(prior.log_prob, fullgraph=True, backend="aot_eager")
-    for z in (Z, torch.zeros_like(Z)):
-        torch.testing.assert_close(compiled(z), prior.log_prob(z))
-        torch.testing.assert_close(gradient(compiled, z), gradient(prior.log_prob, z))
-
-
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
 @pytest.mark.usefixtures("fresh_compiler")
 def test_training_step_compiles_into_machine_code():

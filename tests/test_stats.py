@@ -15,10 +15,7 @@ from edition import stats
 
 numbers = st.integers(-1000, 1000).map(lambda number: number / 64)  # sums of these are exact in any order
 pairs = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15)
-
-
-def samples(low: int, high: int) -> st.SearchStrategy[list[float]]:
-    return st.lists(numbers, min_size=low, max_size=high)
+samples = st.lists(numbers, min_size=1, max_size=5)
 
 
 def shortfall(intervals, truth: float = 0.0, level: float = 0.95) -> float:
@@ -95,19 +92,9 @@ def all_permutations(first: list[float], second: list[float]) -> float:
 
 
 @settings(max_examples=25)
-@given(samples(1, 5), samples(1, 5))
+@given(samples, samples)
 def test_p_value_counts_every_permutation(first, second):
     assert stats.compare(first, second).p_value == pytest.approx(all_permutations(first, second))
-
-
-@settings(max_examples=15)
-@given(samples(3, 5), samples(3, 5), numbers, st.sampled_from([0.5, 4.0]))
-def test_compare_is_equivariant(first, second, shift, factor):
-    found, back = stats.compare(first, second), stats.compare(second, first)
-    assert back[:3] == pytest.approx((-found.difference, -found.high, -found.low), abs=1e-9)
-    assert back.p_value == found.p_value and back.direction == -found.direction
-    moved = stats.compare([shift + factor * one for one in first], [shift + factor * one for one in second])
-    assert moved[:4] == pytest.approx((*(factor * one for one in found[:3]), found.p_value), abs=1e-9)
 
 
 def test_p_value_of_random_permutations():
@@ -116,12 +103,6 @@ def test_p_value_of_random_permutations():
     exact = scipy.stats.ttest_ind(first, second).pvalue  # which the permutation test approximates
     assert stats.compare(first, second).p_value == pytest.approx(exact, rel=0.2)
     assert 0 < stats.compare(first, second + 10).p_value <= 2 / 10_000
-
-
-def test_compare_covers():
-    rng = np.random.default_rng(4)
-    sides = [(rng.normal(size=6), 1 + 3 * rng.normal(size=6)) for _ in range(50)]
-    assert shortfall(itertools.starmap(stats.compare, sides), 1) <= 3
 
 
 def test_text_of_numbers():
@@ -264,13 +245,6 @@ def test_interval_of_curves_covers_with_shared_seeds(betas, n):
     assert shortfall(stats.compare_curves(drawn(), drawn()) for _ in range(200)) <= 3
 
 
-def test_compare_curves_is_antisymmetric():
-    first, second = made_curve(0.0, 3), made_curve(0.3, 5, 1)
-    there, back = stats.compare_curves(first, second), stats.compare_curves(second, first)
-    assert back[:4] == pytest.approx((-there.difference, -there.high, -there.low, there.p_value))
-    assert there.direction == 1 and back.direction == -1 and there.p_value < 0.001
-
-
 def test_compare_curves_that_do_not_meet():
     far, near = stats.curve([1, 2], [-100.0, -110.0], [0.1, 0.2]), made_curve(0.0, 3)
     empty, single = stats.curve([], [], []), stats.curve([1], [-25.0], [0.1])
@@ -303,6 +277,7 @@ def test_dip_matches_linear_programme(n):
     rng = np.random.default_rng(n)
     values = rng.normal(size=n) + 3 * (n % 2) * (rng.random(n) < 0.5)
     assert stats.dip(values).statistic == pytest.approx(slow_dip(values), abs=1e-8)
+    assert stats.dip(9 - 2 * values[::-1]).statistic == pytest.approx(slow_dip(values), abs=1e-8)  # it is invariant
 
 
 def test_dip_by_hand():
@@ -310,15 +285,6 @@ def test_dip_by_hand():
     apart = np.concatenate([np.arange(10), 1e6 + np.arange(10)])
     assert stats.dip(apart).statistic == pytest.approx(0.25, abs=1e-3)  # the limit of two equal modes
     assert math.isnan(stats.dip([1.0, 2.0, 3.0]).p_value) and stats.dip([1.0, 2.0, 3.0]).n == 3
-
-
-@settings(max_examples=40)
-@given(st.lists(numbers, min_size=12, max_size=12), st.randoms(), numbers, st.sampled_from([-2.0, 0.25, 8.0]))
-def test_dip_is_invariant(values, random, shift, factor):
-    statistic = stats.dip(values).statistic
-    random.shuffle(values)
-    assert stats.dip(shift + factor * np.array(values)).statistic == pytest.approx(statistic, abs=1e-9)
-    assert 1 / 24 <= statistic <= 0.25 + 1e-9 or len(set(values)) < 12
 
 
 def test_dip_p_value_is_uniform_for_uniform_samples():
@@ -329,13 +295,6 @@ def test_dip_p_value_is_uniform_for_uniform_samples():
     two = np.concatenate([rng.normal(size=10), 6 + rng.normal(size=10)])
     assert stats.dip_power(12, 20.0) > 0.8 > 0.3 > stats.dip_power(12, 4.0)
     assert stats.dip(two).p_value <= 0.01 < 0.1 < stats.dip(rng.normal(size=20)).p_value
-
-
-def test_representative_by_hand():
-    mig = [0.1, 0.2, 0.3, 0.4, 0.5]  # the upper half is the last three
-    assert stats.representative(mig, [0.0, 0, -3, -2, -1]) == 3
-    assert stats.representative(mig, [0.0, 0, -1, -9, -1]) == 4  # the middle one is far out in the other quantity
-    assert stats.representative([0.3], [-1.0]) == 0
 
 
 def slow_representative(mig: list[float], fit: list[float]) -> set[int]:
