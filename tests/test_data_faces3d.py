@@ -19,29 +19,6 @@ def ball(x, y, z, centre=(0.0, 0.0, 0.0), radius=1.0):
     return np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2) - radius
 
 
-@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.01, 3))
-def test_blends_are_bounded(a, b, blend):
-    a32, b32 = np.float32(a), np.float32(b)
-    union = _render.union(a32, b32, blend)
-    assert min(a32, b32) - blend / 4 - 1e-5 <= union <= min(a32, b32) + 1e-5
-    assert _render.carve(a32, b32, blend) == pytest.approx(-_render.union(-a32, b32, blend))
-    if abs(a32 - b32) >= blend:
-        assert union == min(a32, b32)
-
-
-def test_ellipsoid_and_capsule_distances():
-    rng = np.random.default_rng(0)
-    p = rng.normal(size=(3, 500)).astype(np.float32)
-    np.testing.assert_allclose(_render.ellipsoid(*p, (0.7, 0.7, 0.7)), ball(*p, radius=0.7), atol=2e-6)
-    radii = np.float32([0.5, 1.0, 2.0])
-    on_surface = (p / np.sqrt((p**2).sum(0))) * radii[:, None]
-    assert np.abs(_render.ellipsoid(*on_surface, radii)).max() < 1e-5
-    start, end = np.array([-1.0, 0.2, 0.0]), np.array([0.5, 0.1, 1.0])
-    points = np.linspace(start, end, 4001)
-    brute = np.sqrt(((p.T[:, None] - points) ** 2).sum(-1)).min(1) - 0.3
-    np.testing.assert_allclose(_render.capsule(*p, start, end, 0.3), brute, atol=1e-3)
-
-
 @pytest.mark.parametrize("coarse", [1, 7])
 def test_polygonised_ball_is_a_closed_outward_sphere(coarse):
     mesh = _render.polygonise(lambda x, y, z: ball(x, y, z, (0.1, -0.2, 0.05)), GRID, coarse=coarse)
@@ -91,18 +68,6 @@ def test_rasteriser_matches_brute_force(seed):
     np.testing.assert_allclose(resolved, full.reshape(3, 3, 3, 3).mean((1, 3)), rtol=1e-5)
 
 
-def test_directions_are_uniform_and_lobes_are_averages():
-    directions = _render.sphere_directions(128)
-    np.testing.assert_allclose((directions**2).sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(directions.mean(0), 0, atol=0.02)
-    np.testing.assert_allclose(directions.T @ directions / 128, np.eye(3) / 3, atol=0.02)
-    centre = np.float32([[0, 0, 1], [0.6, 0.8, 0]])
-    weights = _render.lobe(directions, centre, 18.0)
-    np.testing.assert_allclose(weights.sum(0), 1, atol=1e-6)
-    mean = weights.T @ directions
-    np.testing.assert_allclose(mean / np.linalg.norm(mean, axis=1, keepdims=True), centre, atol=0.06)
-
-
 def test_ball_follows_lamberts_law():
     mesh = _render.polygonise(ball, GRID)
     directions = _render.sphere_directions(128)
@@ -115,17 +80,6 @@ def test_ball_follows_lamberts_law():
     for lit, lamp in zip((transfer @ _render.lobe(directions, lamps, 18.0)).T, lamps, strict=True):
         assert mesh.normals[lit.argmax()] @ lamp > 0.98
         assert np.corrcoef(lit, np.maximum(mesh.normals @ lamp, 0))[0, 1] > 0.99
-
-
-def test_one_ball_shades_another():
-    def distance(x, y, z):
-        return np.minimum(ball(x, y, z, (0, -0.8, 0), 0.5), ball(x, y, z, (0, 0.8, 0), 0.5))
-
-    mesh = _render.polygonise(distance, GRID)
-    seen = _render.visibility(mesh, np.float32([[0, 1, 0]]), 96, 0.1)[0]
-    facing = mesh.normals[:, 1] > 0.6
-    assert (seen[facing & (mesh.vertices[:, 1] > 0)] > 0.999).all()
-    assert (seen[facing & (mesh.vertices[:, 1] < 0)] < 0.001).all()
 
 
 def test_identity_coefficients_have_the_stated_covariance():
