@@ -58,10 +58,6 @@ def test_readme_picture_is_that_of_the_front_page(html):
     np.testing.assert_allclose(numbers, numbers_now, atol=0.05)
 
 
-def test_front_page_leads_to_the_book(html):
-    assert f"{TOC[0]}.html" in (html / "index.html").read_text(encoding="utf-8")
-
-
 def test_internal_links_and_anchors_resolve(html):
     names = [path.relative_to(html).as_posix() for path in html.rglob("*.html") if "_static" not in path.parts]
     parsed, broken = {name: Document(html / name) for name in names}, []
@@ -225,17 +221,15 @@ def test_figure_enlarges_by_a_click_until_a_click_outside(html, browser):
     assert browser.evaluate(LARGE) is None and browser.requests == [] and browser.complaints == []
 
 
-@pytest.mark.parametrize("way_out", ["Escape", "close"])
-def test_figure_enlarges_by_the_keyboard_alone(html, browser, way_out):
+def test_figure_enlarges_by_the_keyboard_alone(html, browser):
     look(browser, html / f"{WITH_FIGURES}.html", "light")
     browser.evaluate(f"{BUTTON}.focus()")
     browser.press("Enter")
     assert browser.evaluate(LARGE)["drawn"]
     browser.press("Tab")  # from the button that closes to the figure, which then scrolls by arrow keys
     assert browser.evaluate("document.activeElement.matches('dialog[open] > div')")
-    if way_out == "close":
-        browser.evaluate(f"{OPEN}.querySelector('button').focus()")
-    browser.press("Enter" if way_out == "close" else "Escape")
+    browser.evaluate(f"{OPEN}.querySelector('button').focus()")
+    browser.press("Enter")
     assert browser.evaluate(LARGE) is None and browser.evaluate(f"document.activeElement === {BUTTON}")
 
 
@@ -249,6 +243,7 @@ def test_figure_enlarges_beyond_a_phone_and_scrolls(html, browser):
     assert scrolled >= large["width"] and shown <= PHONE
     assert large["src"].endswith("#dark")
     browser.press("Escape")
+    assert browser.evaluate(LARGE) is None
 
 
 def test_search_works_from_the_files(html, browser):
@@ -288,9 +283,6 @@ def test_menu_opens_at_every_width(html, browser, width):
     assert browser.evaluate(f"{MENU}?.getBoundingClientRect().left") >= 0
     browser.press("Escape")
     assert browser.evaluate(MENU) is None
-    browser.evaluate(f"{TOGGLE}.focus()")
-    browser.press("Enter")
-    assert browser.evaluate(f"!!{MENU}")
 
 
 def test_code_is_shown_by_a_switch_and_parameters_always(html, browser):
