@@ -59,11 +59,3 @@ class Page:
             notes.clear()
         self.tab.goto(path.resolve().as_uri() + query)
         self.evaluate(DRAWN)
-
-    def resize(self, width: int, height: int = 900, mobile: bool = False) -> None:
-        """Set the size of the window in CSS pixels."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
-
-    def prefer(self, theme: str) -> None:
-        """Set the theme that the reader's system asks for, ``light`` or ``dark``."""
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])

@@ -3,7 +3,6 @@
 import ast
 import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, SLOW
@@ -15,18 +14,15 @@ ALONE |= {"mig": {"isa.subspaces", "isa.disentanglement"}}
 """Parts of ``isa``, and the modules outside of each that it may import."""
 
 
-def module_name(path: Path, folder: Path) -> str:
-    return ".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
-
-
 def nodes(text: str) -> list[ast.AST]:
     """Return all nodes of a module's syntax tree, without imports for type checkers."""
     tops = [top for top in ast.parse(text).body if not (isinstance(top, ast.If) and "TYPE_CHECKING" in ast.dump(top))]
     return [node for top in tops for node in ast.walk(top)]
 
 
-FILES = {module_name(path, folder): path for folder in FOLDERS.values() for path in folder.rglob("*.py")}
-TEXTS = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
+PATHS = [(path, folder.parent) for folder in FOLDERS.values() for path in folder.rglob("*.py")]
+NAMES = [".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path, root in PATHS]
+TEXTS = {name: path.read_text(encoding="utf-8") for name, (path, _) in zip(NAMES, PATHS, strict=True)}
 NODES = {name: nodes(text) for name, text in TEXTS.items()}
 
 
@@ -38,21 +34,21 @@ def imports(name: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {other for other in names & FILES.keys() if not f"{name}.".startswith(f"{other}.")}
+    return {other for other in names & TEXTS.keys() if not f"{name}.".startswith(f"{other}.")}
 
 
 def test_isa_does_not_import_the_edition():
-    imported = set().union(*(imports(name) for name in FILES if name.split(".")[0] == "isa"))
+    imported = set().union(*(imports(name) for name in TEXTS if name.split(".")[0] == "isa"))
     assert not [name for name in imported if name.startswith("edition")]
 
 
 def test_imports_have_no_circle():
-    list(TopologicalSorter({name: imports(name) for name in FILES}).static_order())  # raises CycleError
+    list(TopologicalSorter({name: imports(name) for name in TEXTS}).static_order())  # raises CycleError
 
 
 @pytest.mark.parametrize("part", ALONE)
 def test_part_imports_no_other(part):
-    inside = {name for name in FILES if f"{name}.".startswith(f"isa.{part}.")}
+    inside = {name for name in TEXTS if f"{name}.".startswith(f"isa.{part}.")}
     assert inside and set().union(*map(imports, inside)) - inside <= ALONE[part]
 
 
@@ -66,7 +62,7 @@ def test_private_names_stay_in_their_file():
         froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in FOLDERS]
         modules = {alias.asname or alias.name for node in froms for alias in node.names if alias.name.islower()}
         taken = {f"{node.module}.{alias.name}" for node in froms for alias in node.names if private(alias.name)}
-        crossing += [f"{name}: {other}" for other in sorted(taken - FILES.keys())]
+        crossing += [f"{name}: {other}" for other in sorted(taken - TEXTS.keys())]
         crossing += [
             f"{name}: {ast.unparse(node)}"
             for node in nodes

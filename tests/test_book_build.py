@@ -59,11 +59,6 @@ def downloads(book: TinyBook, pattern: str) -> list[Path]:
     return [(book.root / "_build/html/book" / link).resolve() for link in links]
 
 
-def metadata(html: str) -> dict:
-    """Return a page's JSON-LD."""
-    return json.loads(re.search(r'<script type="application/ld\+json">(.*?)</script>', html, re.DOTALL)[1])
-
-
 def test_first_build_executes_the_notebook(book):
     assert book.executions == 1
     assert any("_build/html/index.html in a browser" in line for line in book.output)
@@ -71,7 +66,8 @@ def test_first_build_executes_the_notebook(book):
     html = book.html()
     assert "1.23" in html and "Fig. 1" in html and 'alt="a rising line"' in html
     assert not re.search(r'href="https?://[^"]*(binder|colab)|Colab|rel="canonical"', html), "there is no public clone"
-    paper, edition, records = metadata(book.html("book/index"))["@graph"]
+    graph = re.search(r'<script type="application/ld\+json">(.*?)</script>', book.html("book/index"), re.DOTALL)[1]
+    paper, edition, records = json.loads(graph)["@graph"]
     assert [part["@type"] for part in (paper, edition, records)] == [*["ScholarlyArticle"] * 2, "Dataset"]
     assert paper["@id"] == edition["isBasedOn"]["@id"] == records["isBasedOn"]["@id"]
     assert "application/ld+json" not in html, "the metadata are on the front page only"

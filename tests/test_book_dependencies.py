@@ -101,12 +101,6 @@ def test_of_other_notebooks_only_titles_and_parameters_count(tree):
     assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "book").rglob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_of_the_book_depend_on_their_tools(path):
-    found = {file.relative_to(ROOT).as_posix() for file in dependencies(ROOT, nbformat.read(path, as_version=4))}
-    assert {"constraints.txt", "isa/__init__.py", "book/edition/__init__.py", "book/edition/page.py"} <= found
-
-
 COPIES = """
 import sys
 import forked, nbformat

@@ -21,7 +21,7 @@ from distributed import LocalCluster
 from tiny_sweep import SPEC, without_times, write_spec
 
 from isa import cli, cluster, engine, packs, results, sweep
-from isa.sweep import Records, Spec, read_records
+from isa.sweep import Spec, read_records
 
 TESTS = Path(__file__).resolve().parent
 LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
@@ -42,17 +42,13 @@ def spec(tmp_path) -> Spec:
     return Spec.read(write_spec(tmp_path))
 
 
-def _sweep(spec: Spec, **options) -> Records:
-    return sweep.sweep(spec, **options)
-
-
 def _by_hash(records) -> dict[str, dict]:
     return {record["hash"]: without_times(record) for record in records}
 
 
 def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     """Return the records of a sweep without a cluster."""
-    return _by_hash(_sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
+    return _by_hash(sweep.sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
 
 
 def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
@@ -87,8 +83,8 @@ def test_command_sweeps_on_a_cluster_and_trains_nothing_twice(scheduler, spec, t
     assert printed.err == "" and len(lines) == 5 and lines[-1].endswith("4 of 4 runs recorded")
     run, _, _ = results.load_model(spec.work / "models" / spec.runs()[0].key)
     assert run == spec.runs()[0]
-    assert not _sweep(spec, tier=1, scheduler="tcp://nowhere:1").missing  # nothing is left to ask a scheduler for
-    records = _sweep(spec.grid(steps=[6, 12], beta=[1, 4]), scheduler=scheduler, pack=2)
+    assert not sweep.sweep(spec, tier=1, scheduler="tcp://nowhere:1").missing  # nothing is left to ask a scheduler for
+    records = sweep.sweep(spec.grid(steps=[6, 12], beta=[1, 4]), scheduler=scheduler, pack=2)
     assert {row["pack_size"] for row in records if row["steps"] == 12} == {2}
 
 
@@ -116,14 +112,14 @@ def test_failing_run_is_retried_from_its_checkpoint_and_stops_no_other(scheduler
     assert printed.err == "isa: error: 1 of 2 runs failed: the lines above say why\n"
     assert f"{bad.key}  FAILED: TimeoutError: a bad day" in printed.out
     assert list(_by_hash(read_records(spec.record))) == [good.hash]
-    assert _by_hash(_sweep(spec, tier=1, scheduler=scheduler)) == _alone(tmp_path / "alone", text, tier=1)
+    assert _by_hash(sweep.sweep(spec, tier=1, scheduler=scheduler)) == _alone(tmp_path / "alone", text, tier=1)
 
 
 def test_worker_of_another_version_is_reported(scheduler, spec, monkeypatch):
     monkeypatch.setattr(packs, "measure", lambda *a, **k: [({"hash": "of another"}, None)])
     reported = []
     with pytest.raises(cluster.ClusterError, match="4 of 4 runs failed"):
-        _sweep(spec, tier=1, scheduler=scheduler, report=reported.append)
+        sweep.sweep(spec, tier=1, scheduler=scheduler, report=reported.append)
     assert all(line.endswith("FAILED: ValueError: the worker has another version of isa") for line in reported)
 
 
@@ -148,7 +144,7 @@ def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted,
     for module in (cluster, packs, sweep):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
-        assert len(_sweep(endless, scheduler=scheduler, budget=0.5, report=reported.append)) == 0
+        assert len(sweep.sweep(endless, scheduler=scheduler, budget=0.5, report=reported.append)) == 0
         assert [line.split()[-1] for line in reported] == [run.key for run in endless.runs()]
     assert stopped.wait(100)
     assert [tier.in_progress for tier in sweep.status(endless)] == [0]
@@ -174,7 +170,7 @@ def test_claimed_runs_are_left_to_other_sweeps(here, scheduler, spec, monkeypatc
 
     monkeypatch.setattr(packs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=others_work))
     options = {"device": "cpu"} if here else {"scheduler": scheduler}
-    assert len(_sweep(spec, tier=1, **options)) == 4
+    assert len(sweep.sweep(spec, tier=1, **options)) == 4
     assert [row.in_progress for row in sweep.status(spec)] == [0, 0]
 
 

@@ -1,4 +1,4 @@
-"""FactorDataset: the grid of factors, images by index, seeded epochs, a DataLoader, bad input."""
+"""FactorDataset: the grid of factors, images by index, seeded epochs, a DataLoader, bad input; and the cache."""
 
 import hashlib
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from isa.data import Factor, FactorDataset, Provenance, SourceMissingError, load
+from isa.data.cache import cached_array, directory
 
 PROVENANCE = Provenance("a test", "MIT", "nobody", "numbers", procedural=True)
 SIZES = (3, 4, 5)
@@ -149,3 +150,37 @@ def test_epochs_and_checksum_are_those_of_the_records():
 def test_bad_input(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def never() -> np.ndarray:
+    raise AssertionError("made again although it is in the cache")
+
+
+def kept(folder, build=lambda: GREY, key="k") -> np.ndarray:
+    return cached_array("x", key, build, shape=GREY.shape, cache_dir=folder)
+
+
+def test_cache_round_trip(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    assert np.array_equal(kept(folder), GREY)
+    assert np.array_equal(kept(folder, never), GREY)
+    assert np.array_equal(kept(folder, lambda: GREY + 1, key="other"), GREY + 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["x-k.npy", "x-other.npy"]
+
+
+def test_cache_directory_by_argument_then_environment_then_platform(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISA_CACHE_DIR", str(tmp_path / "environment"))
+    assert directory(tmp_path / "argument") == tmp_path / "argument"
+    assert directory() == tmp_path / "environment"
+    monkeypatch.delenv("ISA_CACHE_DIR")
+    assert "isa" in directory().parts[-1].lower()
+
+
+@pytest.mark.parametrize("content", [GREY[:2], np.array([None]), b"", bytes(range(256))], ids=type)
+def test_damaged_cache_is_replaced(tmp_path, content):
+    if isinstance(content, bytes):
+        (tmp_path / "x-k.npy").write_bytes(content)
+    else:
+        np.save(tmp_path / "x-k.npy", content)
+    assert np.array_equal(kept(tmp_path), GREY)
+    assert np.array_equal(kept(tmp_path, never), GREY)

@@ -99,14 +99,6 @@ def test_comparison_locates_differences(small, tmp_path):
     assert found.tolist() == [[*classes[image, 1:], row, column] for image, row, column in places]
 
 
-@pytest.mark.parametrize("other", [{"imgs": np.zeros((71, 64, 64), np.uint8)}, {"latents_classes": []}])
-def test_comparison_refuses_other_files_in_one_sentence(small, tmp_path, other):
-    path = tmp_path / "other.npz"
-    np.savez(path, **small | other)
-    with pytest.raises(SourceError, match=r"^\S+other\.npz is damaged, truncated or not an \.npz file[^\n]*$"):
-        dsprites.compare(path, drawn().storage.numpy())
-
-
 def test_a_part_of_a_set_that_is_read_or_drawn_whole():
     some, whole = part("dsprites", shape=2, scale=[5, 0], x=range(0, 32, 8), y=7), drawn()
     assert some.factor_sizes == (1, 2, 40, 4, 1) and some.packed and some.title == whole.title

@@ -181,16 +181,6 @@ def test_factor_analysis(call, size, beta):
     compare(actual, expected, 1e-9)
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 3.0, 20.0])
-def test_optimal_weights_of_factor_analysis(call, beta):
-    aligned = factor_analysis.aligned_weights()
-    variances = np.diag(aligned @ aligned.T) + 0.01
-    actual = call("Explorers.factorAnalysis.optimalWeights", variances, 0.01, beta)
-    np.testing.assert_allclose(actual, factor_analysis.optimal_weights(np.diag(variances), 0.01, 2, beta), atol=1e-14)
-    rotated = call("Explorers.factorAnalysis.rotate", aligned, beta)
-    np.testing.assert_allclose(rotated, factor_analysis.rotate(aligned, beta), rtol=1e-14, atol=1e-15)
-
-
 def test_ica_directions(call):
     functions = {"lengths": ica.lengths, "angles": ica.angles, "widestPair": ica.widest_pair}
     functions |= {"survivors": ica.survivors, "ratio": lambda W: ica.lengths(W).min() / ica.lengths(W).max()}

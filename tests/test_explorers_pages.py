@@ -59,11 +59,8 @@ def files() -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def models(files) -> list[Portrait]:
     """Portraits of two full runs at beta = 3, and of those that have a decoder, at beta = 1."""
-    full = [
-        f"dsprites-{name}-3-seed2-{run}"
-        for name, run in [("beta-vae", "13e3f6297207317d"), ("isa-vae", "f5318edf1e367bb3")]
-    ]
-    return [Portrait.load(ROOT / "runs" / "portraits" / f"{key}.npz") for key in [*full, *sorted(files)]]
+    full = "dsprites-beta-vae-3-seed2-13e3f6297207317d", "dsprites-isa-vae-3-seed2-f5318edf1e367bb3"
+    return [Portrait.load(ROOT / "runs" / "portraits" / f"{key}.npz") for key in (*full, *sorted(files))]
 
 
 def named(data: dict, run: dict) -> tuple[str, str]:
@@ -163,6 +160,8 @@ def site(browser, data, files, portrait, tmp_path_factory):
     def start(name: str) -> Page:
         browser.open(write_page(folder, [name], explorer_html(name, f"The {name}", data[name])))
         arrange(browser)
+        if name == "latents":
+            wait_for(browser, f"{VALUES}.every(side => side.origin)")
         assert browser.complaints == [] and browser.requests == []
         return browser
 
@@ -180,8 +179,6 @@ def loaded_files(page: Page) -> set[str]:
 @pytest.fixture(scope="module", params=["prior", "factor-analysis", "ica", "latents", "trade-off"])
 def shown(request, site) -> Page:
     page = site(request.param)
-    if request.param == "latents":
-        wait_for(page, f"{VALUES}.every(side => side.origin)")
     if request.param == "trade-off":
         choose(page, study=0)  # runs without a picture: a canvas with a file on it may not be read
     return page
@@ -205,9 +202,6 @@ def test_canvas_fits_the_screen(shown, width, density):
     assert shown.evaluate(right) <= width + 1 and min(shown.evaluate(f"{small}.map(e => e.offsetHeight)")) >= 24
 
 
-LAPTOP = 720 - 50  # pixels below the bar at the top of a page
-
-
 @pytest.mark.parametrize("name", ["prior", "factor-analysis", "ica", "trade-off"])
 def test_controls_and_picture_fit_a_laptop(site, name):
     page = site(name)
@@ -215,7 +209,7 @@ def test_controls_and_picture_fit_a_laptop(site, name):
     top = page.evaluate("document.querySelector('.explorer-stage').getBoundingClientRect().top")
     bottom = "[...document.querySelectorAll('.explorer-panel')].map(panel => panel.getBoundingClientRect().bottom)"
     panels = page.evaluate(bottom)
-    assert max(panels[:1] if name == "trade-off" else panels) - top <= LAPTOP  # traversals lie below
+    assert max(panels[:1] if name == "trade-off" else panels) - top <= 720 - 50  # the bar above; traversals lie below
 
 
 def test_dark_theme_changes_the_colours(shown):
@@ -226,18 +220,14 @@ def test_dark_theme_changes_the_colours(shown):
     assert all(before != after for before, after in zip(light, shown.evaluate(pictures), strict=True))
 
 
-def test_paper_has_a_sentence_instead(shown):
+def test_paper_and_a_page_without_scripts_have_a_sentence_instead(shown):
     visible = "['.explorer-stage', '.explorer-paper', 'noscript'].map(s => document.querySelector(s).offsetHeight > 0)"
     assert shown.evaluate(visible) == [True, False, False]
     arrange(shown, media="print")
     assert shown.evaluate(visible) == [False, True, False]
-
-
-def test_without_scripts_there_is_a_sentence(site):
-    tab = site("prior").tab
-    with tab.context.browser.new_context(java_script_enabled=False) as context:
+    with shown.tab.context.browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()
-        page.goto(tab.url)
+        page.goto(shown.tab.url)
         assert page.locator("noscript p").is_visible()
 
 
@@ -275,7 +265,7 @@ def test_factor_analysis_by_keyboard(site, data):
     for control, key, times in (("angle", "ArrowLeft", 15), ("beta", "ArrowRight", 1), ("noise", "ArrowRight", 1)):
         press(page, control, key, times)
     angle, beta, noise, n = math.radians(30), 2.0, 0.02, 100
-    for lengths, convention in ((1.0, 13), (beta, 13), (beta, 16), (1.0, 16)):
+    for lengths, convention in ((1.0, 13), (beta, 13), (beta, 16), (1.0, 16)):  # beta prunes a latent
         press(page, "lengths", "ArrowDown" if lengths == beta else "ArrowUp")
         press(page, "convention", "ArrowDown" if convention == 16 else "ArrowUp")
         W = factor_analysis.rotate(factor_analysis.optimal_weights(cov, noise, 2, lengths), angle)
@@ -337,7 +327,6 @@ def test_only_the_last_description_is_announced(site):
 
 def test_sliders_show_the_recorded_images(site, data, models):
     page, sides = site("latents"), ("left", "right")
-    wait_for(page, f"{VALUES}.every(side => side.origin)")
     assert not loaded_files(page), "a decoder was loaded before its model was chosen"
     start = data["latents"]["start"]
     expected = [model.reconstructions[start] for model in models[:2]]
@@ -364,7 +353,6 @@ def test_sliders_show_the_recorded_images(site, data, models):
 def test_show_moves_the_best_latents(site, models):
     """They move so that the factor grows, whatever the sign of the latent."""
     page = site("latents")
-    wait_for(page, f"{VALUES}.every(side => side.origin)")
     at = "({ sliders: s, moved: k }) => [s[k].latent + 1, s[k].control.value / s[k].control.input.max]"
     expected = {"x position": [[8, 0], [7, 1]], "y position": [[1, 0], [1, 0]], "scale": [[11, 0], [5, 1]]}
     for row, (title, ends) in enumerate(expected.items()):
