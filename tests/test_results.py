@@ -1,5 +1,6 @@
 """Records, files of trained models, and the command ``isa train``."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tiny_runs import KINDS, tiny, train
 from tiny_sweep import DATASET
 
 from isa import cli, data, results
-from isa._files import CheckpointError, save_tensors
+from isa._files import CheckpointError, save_tensors, write_atomically
 from isa.evaluate import evaluate
 from isa.results import Result, load_model, read_record
 from isa.sweep import RECORD
@@ -63,6 +64,19 @@ def test_file_that_is_not_a_model_is_refused(metadata, tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot be read|is not a model of this package") as caught:
         load_model(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_failed_write_leaves_the_last_file(tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "folder" / "file"
+    write_atomically(path, b"whole")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically(path, b"to")
+    assert caught.value.filename == str(path) and path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_commit_is_marked_if_code_differs(tmp_path, monkeypatch):
