@@ -3,8 +3,7 @@
 The execution cache knows a notebook by its code cells alone. This extension adds a fingerprint of the files behind it:
 the modules of ``isa`` and ``edition`` that it imports (and those that these import), every file under ``book/``,
 ``isa/`` or ``runs/`` that one of its string literals names (globs too; ``runs`` alone stands for the files right below
-it), and the pinned versions in ``constraints.txt``. It works the same for ``make book`` and for a plain
-``jupyter-book build .``.
+it), and the pinned versions in ``constraints.txt``.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import cache
 from itertools import accumulate
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import nbformat
@@ -28,23 +27,20 @@ from jupyter_cache.executors.utils import ExecutionResult, single_nb_execution
 from sphinx.errors import ExtensionError
 
 FOLDERS = ("book/", "isa/", "runs/")
-PACKAGES = {"isa": "", "edition": "book"}  # and the folders that hold them
 
 
 @cache
 def imported_files(root: Path, source: str) -> frozenset[Path]:
     """Return the files of our modules that code imports itself, and of the packages around them."""
-    names = set()
+    files = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):  # absolute, as ruff demands
-            module = getattr(node, "module", None)
-            names.update([f"{module}.{alias.name}" if module else alias.name for alias in node.names])
-    files = set()
-    for package, *parts in [name.split(".") for name in names]:
-        if package in PACKAGES:
-            stem = root / PACKAGES[package] / package
-            paths = accumulate(parts, Path.joinpath, initial=stem)
-            files |= {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
+            module = getattr(node, "module", "")
+            for alias in node.names:
+                package, *parts = f"{module}.{alias.name}".lstrip(".").split(".")
+                stem = root / ("book" if package == "edition" else "") / package
+                paths = accumulate(parts, Path.joinpath, initial=stem)
+                files |= {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
     return frozenset(filter(Path.is_file, files))
 
 
@@ -81,47 +77,40 @@ def content(path: Path) -> bytes:
 
 def fingerprint(root: Path, notebook: nbformat.NotebookNode) -> str:
     """Return a hash of the names and contents of all files on which the outputs of a notebook depend."""
-    digest = hashlib.sha256()
-    for path in sorted(dependencies(root, notebook)):
-        digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(content(path)).digest())
-    return digest.hexdigest()
+    files = sorted(dependencies(root, notebook))
+    hashes = [(str(path.relative_to(root)), hashlib.sha256(content(path)).hexdigest()) for path in files]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def prepare(app, env, added, changed, removed):
     """Execute notebooks that have no valid cached execution; return pages whose fingerprints changed, to be read."""
     if env.mystnb_config.execution_mode != "cache":
         return []
-    before, env.notebook_fingerprints, env.notebook_seconds = getattr(env, "notebook_fingerprints", {}), {}, {}
+    before, env.executions = getattr(env, "executions", {}), {}
     executions = get_cache(env.mystnb_config.execution_cache_path)
-    stale = {}
+    stale, failures = {}, []
     for name in sorted(env.found_docs, key=lambda name: (name not in app.config.execute_first, name)):
         path = Path(env.doc2path(name))
-        if path.suffix != ".ipynb":
-            continue
-        notebook = nbformat.read(path, as_version=4)
-        now = env.notebook_fingerprints[name] = fingerprint(Path(app.srcdir), notebook)
-        with suppress(KeyError):  # never executed, or its own cells have changed
-            record = executions.match_cache_notebook(notebook)
-            if record.data.get("fingerprint") == now:
-                env.notebook_seconds[name] = record.data["execution_seconds"]
-                continue
-            executions.remove_cache(record.pk)
-        stale[name] = path, notebook
-    failures = []
+        if path.suffix == ".ipynb":
+            notebook = nbformat.read(path, as_version=4)
+            now, cached = fingerprint(Path(app.srcdir), notebook), {}
+            with suppress(KeyError):  # never executed, or its own cells have changed
+                cached = executions.match_cache_notebook(notebook).data
+            env.executions[name] = cached | {"fingerprint": now}
+            if cached.get("fingerprint") != now:
+                stale[name] = path, notebook
     for number, (name, result) in enumerate(execute(stale, env.mystnb_config), 1):
-        outcome = "failed" if result.err else f"{result.time:.0f} s"
+        outcome = f"failed\n{result.err}" if result.err else f"{result.time:.0f} s"
         print(f"page {number} of {len(stale)}: {name}, {outcome}", file=sys.stderr, flush=True)
         if result.err:
             failures.append(name)
-            print(result.err, file=sys.stderr)
             continue
-        env.notebook_seconds[name] = result.time
-        data = {"execution_seconds": result.time, "fingerprint": env.notebook_fingerprints[name]}
-        bundle = CacheBundleIn(result.nb, str(stale[name][0]), data=data)
+        env.executions[name]["execution_seconds"] = result.time
+        bundle = CacheBundleIn(result.nb, str(stale[name][0]), data=env.executions[name])
         executions.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     if failures:
         raise ExtensionError(f"notebooks failed: {', '.join(failures)}; look above for the cause")
-    return [name for name, now in env.notebook_fingerprints.items() if before.get(name) != now]
+    return [name for name, execution in env.executions.items() if before.get(name) != execution]
 
 
 def execute(stale: dict[str, tuple[Path, nbformat.NotebookNode]], config) -> Iterator[tuple[str, ExecutionResult]]:
@@ -135,19 +124,18 @@ def execute(stale: dict[str, tuple[Path, nbformat.NotebookNode]], config) -> Ite
         forked.use()
     options = {"timeout": config.execution_timeout, "allow_errors": config.execution_allow_errors}
     options["extra_arguments"] = ["--IPKernelApp.log_level=40"]  # a kernel warns of the machine's own sockets
-    with ThreadPoolExecutor(workers) as pool:
-        running = {
-            pool.submit(single_nb_execution, notebook, str(path.parent), **options): name
-            for name, (path, notebook) in stale.items()
-        }
-        for done in as_completed(running):
-            yield running[done], done.result()
+
+    def run(name: str) -> tuple[str, ExecutionResult]:
+        path, notebook = stale[name]
+        return name, single_nb_execution(notebook, str(path.parent), **options)
+
+    with ThreadPool(workers) as pool:
+        yield from pool.imap_unordered(run, stale)
 
 
 def setup(app):
     app.add_config_value("execute_first", [], "")  # the pages that take longest
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.*")))
     # a change in an extension reads all pages again
     app.add_config_value("extensions_hash", hashlib.sha256(sources).hexdigest(), "env")
     app.connect("env-get-outdated", prepare)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

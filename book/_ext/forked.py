@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from importlib.metadata import EntryPoint
 
-from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
+from jupyter_client.provisioning import LocalProvisioner
 
 SHARED = ["__main__", "ipykernel.kernelapp", "edition.page", "edition.prior", "edition.scorecard"]
 SHARED += ["edition.figures.background", "torch.fx.experimental.symbolic_shapes"]  # the last, PyTorch imports late
@@ -30,33 +29,27 @@ class Copy(SERVER.Process):
     """A process with the interface of ``Popen`` that Jupyter needs."""
 
     stdin = stdout = stderr = None
+    wait = SERVER.Process.join
 
     def poll(self):
         return self.exitcode
-
-    def wait(self):
-        self.join()
 
     def send_signal(self, number):
         os.kill(self.pid, number)
 
 
-class Forked(LocalProvisioner):
-    """Starts kernels of this Python as copies, and others as usual."""
-
-    async def launch_kernel(self, cmd, **options):
-        if cmd[0] != sys.executable or LAUNCHER not in cmd:
-            return await super().launch_kernel(cmd, **options)
-        arguments = cmd[cmd.index(LAUNCHER) + 1 :], options["cwd"], options["env"]
-        self.process = Copy(target=run, args=arguments, daemon=True)
-        self.process.start()
-        return self.connection_info
+async def launch_kernel(self, cmd, usual=LocalProvisioner.launch_kernel, **options):
+    """Start a kernel of this Python as a copy, and any other as usual."""
+    if cmd[0] != sys.executable or LAUNCHER not in cmd:
+        return await usual(self, cmd, **options)
+    arguments = cmd[cmd.index(LAUNCHER) + 1 :], options["cwd"], options["env"]
+    self.process = Copy(target=run, args=arguments, daemon=True)
+    self.process.start()
+    return self.connection_info
 
 
 def use() -> None:
     """Let this process start its kernels as copies."""
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as kernels have it
     SERVER.set_forkserver_preload(SHARED)
-    factory = KernelProvisionerFactory.instance()
-    factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:Forked", factory.GROUP_NAME)
-    factory.default_provisioner_name = "forked"
+    LocalProvisioner.launch_kernel = launch_kernel

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import logging
-import os
+import re
 import shutil
 import sys
-from html import escape
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin
 
 import yaml
 from bs4 import BeautifulSoup
+from jinja2 import Template
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader
 
@@ -29,7 +29,9 @@ DRAWN = """async () => {
   await document.fonts.ready;
   await new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
 }"""
-NUMBER = "sheets => { for (const [id, n] of Object.entries(sheets)) document.getElementById(id).textContent = n; }"
+NUMBER = "sheets => document.querySelectorAll('.contents a').forEach(a => a.dataset.sheet = sheets[a.hash.slice(1)])"
+HEAD = "link[rel=stylesheet], script[src*=mathjax], script:-soup-contains('MathJax')"
+LEFT_OUT = re.compile(r"^file:.*(\.html$|/_downloads/|/_sources/)")  # addresses of the book that are not printed
 UNPRINTED = "script, iframe, a.headerlink, .figure-downloads, details.hide"
 PATIENCE = 1_800_000  # ms for a step: a thousand formulas are set at once, perhaps on a busy machine
 SHEET = {"format": "A4", "scale": 0.8, "print_background": True, "tagged": True, "display_header_footer": True}
@@ -48,62 +50,43 @@ def anchor(name: str, fragment: str = "") -> str:
     return name.replace("/", "-") + (f"--{fragment}" if fragment else "")
 
 
-def target(path: Path, link: str, pages: dict[Path, str], folder: Path) -> str | None:
-    """Return a page's link as seen from the joined document in a folder, or None if it leads to nothing printed."""
-    parts = urlsplit(link)
-    if parts.scheme or parts.netloc:
-        return link
-    file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-    if file in pages:
-        return f"#{anchor(pages[file], unquote(parts.fragment))}"
-    return None if {file.suffix, *file.parts} & {".html", "_downloads", "_sources"} else os.path.relpath(file, folder)
-
-
-def read(path: Path, pages: dict[Path, str], folder: Path) -> BeautifulSoup:
+def read(path: Path, pages: dict[str, str]) -> BeautifulSoup:
     """Return a page with links and identifiers that are valid in the joined document."""
-    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    soup, address = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser"), path.as_uri()
     for element in soup.select("[src], [href]"):
         attribute = "src" if element.get("src") else "href"
-        if (link := target(path, element[attribute], pages, folder)) is not None:
-            element[attribute] = link
-        elif element.name == "a":
+        element[attribute] = urljoin(address, element[attribute])
+        file, _, fragment = element[attribute].partition("#")
+        if file in pages:
+            element[attribute] = "#" + anchor(pages[file], unquote(fragment))
+        elif element.name == "a" and LEFT_OUT.match(file):
             element.unwrap()
     for unprinted in soup.article.select(UNPRINTED):
         unprinted.decompose()
     for element in soup.article.select("[id]"):
-        element["id"] = anchor(pages[path], element["id"])
+        element["id"] = anchor(pages[address], element["id"])
     return soup
 
 
-def join(html: Path, root: str, config: dict, folder: Path) -> tuple[str, list[str]]:
-    """Return the whole book as one document, to be put into a folder, and the names of its pages in order."""
-    first = html.resolve() / f"{root}.html"
-    menu = BeautifulSoup(first.read_text(encoding="utf-8"), "html.parser").select_one("nav.bd-links > div")
-    links = {(first.parent / (link["href"].rstrip("#") or first)).resolve(): link for link in menu.select("a")}
-    pages = {path: path.relative_to(html.resolve()).with_suffix("").as_posix() for path in links}
-    chapters, heads = [], []
-    for path, name in pages.items():
-        page = read(path, pages, folder)
+def join(html: Path, config: dict) -> tuple[str, list[str]]:
+    """Return the whole book as one document, and the names of its pages in order."""
+    front = BeautifulSoup((html / "search.html").read_text(encoding="utf-8"), "html.parser")
+    menu = front.select_one("nav.bd-links > div")
+    links = {unquote(link["href"]).removesuffix(".html"): link for link in menu.select("a")}
+    pages = {(html / f"{name}.html").as_uri(): name for name in links}
+    chapters, heads = {}, []
+    for name, link in links.items():
+        page = read(html / f"{name}.html", pages)
         heads.append(page.head)
-        body = page.article.decode_contents()
-        chapters.append(f'<section class="page" id="{anchor(name)}"><div class="bd-article">{body}</div></section>')
-        # the number of its sheet comes later, into room for three digits
-        number = f'<span class="dots"></span><span class="number" id="{anchor(name)}-number">000</span>'
-        links[path]["href"], links[path].string = f"#{anchor(name)}", page.h1.get_text()
-        links[path].append(BeautifulSoup(number, "html.parser"))
+        chapters[anchor(name)] = page.article.decode_contents()
+        link["href"], link.string = f"#{anchor(name)}", page.h1.get_text()
     for fold in menu.select("summary"):
         fold.parent.unwrap()
         fold.decompose()
-    head = next((head for head in heads if "window.MathJax" in str(head)), heads[0])
-    scripts = [script for script in head.select("script") if "mathjax" in str(script).lower()]
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    title, author = escape(config["title"]), escape(config["author"])
-    whole = f"""<!doctype html><html lang="en" data-theme="light" data-mode="light">
-<head><meta charset="utf-8"><title>{title}</title>
-{"".join(map(str, [*head.select("link[rel=stylesheet]"), *scripts]))}<style>{style}</style></head>
-<body><main class="bd-content"><section class="front"><h1>{title}</h1><p>{author}</p></section>
-<nav class="contents"><h1>Contents</h1>{menu.decode_contents()}</nav>{"".join(chapters)}</main></body></html>"""
-    return whole, list(pages.values())
+    head = max(heads, key=lambda head: "MathJax" in str(head)).select(HEAD)  # the first with formulas
+    template, style = (Path(__file__).with_suffix(end).read_text(encoding="utf-8") for end in (".jinja", ".css"))
+    parts = {"head": "".join(map(str, head)), "style": style, "menu": menu.decode_contents(), "chapters": chapters}
+    return Template(template).render(config, **parts), list(links)
 
 
 def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
@@ -115,10 +98,10 @@ def starts(pdf: bytes, names: list[str]) -> dict[str, int]:
 
 def make(root: Path, chromium: str) -> str:
     """Print the book that was built below a folder; return a sentence about the PDF."""
-    toc, config = (yaml.safe_load((root / name).read_text(encoding="utf-8")) for name in ("_toc.yml", "_config.yml"))
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     output = root / "_build" / "pdf" / "book.pdf"
     output.parent.mkdir(parents=True, exist_ok=True)
-    whole, names = join(root / "_build" / "html", toc["root"], config, output.parent)
+    whole, names = join((root / "_build" / "html").resolve(), config)
     joined = output.with_suffix(".html")
     joined.write_text(whole, encoding="utf-8")
     with sync_playwright() as driver:
@@ -127,7 +110,7 @@ def make(root: Path, chromium: str) -> str:
         tab.goto(joined.resolve().as_uri())
         tab.evaluate(DRAWN)
         sheets = starts(tab.pdf(**SHEET), names)
-        tab.evaluate(NUMBER, {f"{anchor(name)}-number": number for name, number in sheets.items()})
+        tab.evaluate(NUMBER, {anchor(name): sheet for name, sheet in sheets.items()})
         tab.pdf(path=output, outline=True, **SHEET)
     joined.unlink()
     return f"The book is printed: {len(PdfReader(output).pages)} pages in {output.relative_to(root)}."
@@ -135,8 +118,6 @@ def make(root: Path, chromium: str) -> str:
 
 if __name__ == "__main__":
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts its objects differently
-    chromium = find_chromium()
-    if chromium is None:
-        sys.exit(NO_CHROMIUM)
+    chromium = find_chromium() or sys.exit(NO_CHROMIUM)
     if "--check" not in sys.argv:
         print(make(ROOT, chromium))

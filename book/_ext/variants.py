@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
+from sphinx.util.osutil import FileAvoidWrite
 
 
-def variant(text: str, change: Mapping[str, Any]) -> str:
+def variant(text: str, change: dict) -> str:
     """Return a notebook's text with the parameters, cells and words of an entry of ``book/variants.yaml``."""
     for old, new in change.get("replace", {}).items():
         old, new = (json.dumps(words, ensure_ascii=False)[1:-1] for words in (old, new))
@@ -25,10 +24,9 @@ def variant(text: str, change: Mapping[str, Any]) -> str:
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] not in change.get("without", ())]
     for cell in notebook["cells"]:
         source = change.get("cells", {}).get(cell["id"], "".join(cell["source"]))
-        if "parameters" in cell["metadata"].get("tags", ()):
-            for name, value in change.get("parameters", {}).items():
-                line = re.compile(rf"^({name}: \w+ = ).*(?=  # )", re.MULTILINE)
-                source = line.sub(lambda match, value=value: match[1] + json.dumps(value), source)
+        for name, value in change.get("parameters", {}).items():
+            line = rf"(?m)^({name}: \w+ = ).*(?=  # )"
+            source = re.sub(line, lambda match, value=value: match[1] + json.dumps(value), source)
         cell["source"] = source.splitlines(keepends=True)
     notebook["metadata"]["variant_of"] = f"{change['from']}.ipynb"  # for the foot of the page
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
@@ -39,12 +37,10 @@ def write(root: Path) -> None:
     table = root / "book" / "variants.yaml"
     changes = yaml.safe_load(table.read_text(encoding="utf-8")) if table.is_file() else {}
     for name, change in changes.items():
-        path = root / f"{name}.ipynb"
         text = variant((root / f"{change['from']}.ipynb").read_text(encoding="utf-8"), change)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+        with FileAvoidWrite(root / f"{name}.ipynb") as page:
+            page.write(text)
 
 
 def setup(app):
     write(Path(app.srcdir))
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

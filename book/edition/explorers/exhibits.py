@@ -27,9 +27,7 @@ from edition.figures.results import METHODS, prior, scale
 from edition.representatives import carriers, encoded, factor_title, interpretation, ordered
 from isa.latents import Portrait
 
-__all__ = [
-    *("PLAIN", "curves", "latents", "measured", "method", "sheet", "title", "trade_off", "write_file"),
-]
+__all__ = ["PLAIN", "curves", "latents", "measured", "method", "sheet", "title", "trade_off", "write_file"]
 
 PLAIN = {"beta-tcvae": "beta-vae", "isa-tcvae": "isa-vae"}
 """Objectives with a total correlation, and those that they equal at beta = 1, and are recorded as there."""

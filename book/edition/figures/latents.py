@@ -26,6 +26,7 @@ __all__ = ["latents", "title"]
 # inches: a line of text, a map or a curve, the labels of the curves' axis, an image at most, the gap between models
 _TEXT, _PANEL, _LABELS, _TILE, _GAP = 0.21, 0.74, 0.4, 0.4, 0.2
 _LINE = 38  # characters of a line of text
+_IDLE = "No latent of this model is active: it draws one image, whatever it is shown."
 
 
 def title(objective: str, beta: float, portrait: Portrait | None = None) -> str:
@@ -38,13 +39,6 @@ def title(objective: str, beta: float, portrait: Portrait | None = None) -> str:
     lines = [name, f"MIG {about['mig']:.2f}, log p(x|z) {fit}"]
     lines += [scale(about["total_steps"], about["batch_size"], True)] if about["reduced"] else []
     return "\n".join([*lines, about["images_title"]] if about["procedural"] else lines)
-
-
-def _reason(model: Portrait | str) -> str:
-    """Return why there is nothing to draw of a model, empty where there is something."""
-    if isinstance(model, str):
-        return model
-    return "" if len(model.shown) else "No latent of this model is active: it draws one image, whatever it is shown."
 
 
 def _name(factor: Factor) -> str:
@@ -177,8 +171,8 @@ def latents(models: Sequence[tuple[str, Portrait | str]], base: str = "") -> Fig
     ``models``: heading, see :func:`title`, and the model, or why there is none; ``base``: the image that traversals
     start from, one of the portraits' ``bases``.
     """
-    reasons, high = [_reason(model) for _, model in models], 1.1 if len(models) == 1 else 1.53
-    width = (style.WIDTH - _GAP * (len(models) - 1)) / len(models)
+    reasons = [model if isinstance(model, str) else "" if len(model.shown) else _IDLE for _, model in models]
+    high, width = 1.1 if len(models) == 1 else 1.53, (style.WIDTH - _GAP * (len(models) - 1)) / len(models)
     heights, groups = [], {}
     for (heading, model), reason in zip(models, reasons, strict=True):
         rows = 2 if reason else len(model.shown)

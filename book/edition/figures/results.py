@@ -108,19 +108,22 @@ def _span(groups: Sequence[np.ndarray]) -> float:
     return float(np.ptp(np.concatenate(groups))) or 1.0
 
 
-def _dots(axes: Axes, place: float, values: np.ndarray, span: float, width: float, across: bool, colour: str) -> None:
-    """Draw every run as a dot, around a place on the other axis; ``across``: values run from left to right."""
+def _dots(
+    axes: Axes, place: float, values: np.ndarray, span: float, width: float, across: bool, colour: str, columns: dict
+) -> None:
+    """Draw every run as a dot, around a place on the other axis, and record it; ``across``: values go to the right."""
     points = values, place + _swarm(values, span, width)
     axes.scatter(*(points if across else points[::-1]), s=16, color=colour, alpha=0.55, linewidth=0, zorder=2)
+    axes.figure.record(columns | {"series": "run", "value": values})
 
 
-def _mean(axes: Axes, place: float, interval: Interval, across: bool, colour: str) -> dict[str, float]:
-    """Draw a mean with its interval, where there is one, and return its columns in the figure's table."""
+def _mean(axes: Axes, place: float, interval: Interval, across: bool, colour: str, columns: dict) -> None:
+    """Draw a mean with its interval, where there is one, and record it."""
     mean, low, high, _ = interval
     arms = None if np.isnan([low, high]).any() else np.maximum([[mean - low], [high - mean]], 0)
     x, y = (mean, place) if across else (place, mean)
     axes.errorbar(x, y, **{"xerr" if across else "yerr": arms}, **_MEAN, color=colour)
-    return {"value": mean, "low": low, "high": high}
+    axes.figure.record(columns | {"series": "mean", "value": mean, "low": low, "high": high})
 
 
 def _used(panels: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -151,10 +154,9 @@ def mig_distributions(
             if interval is None:
                 continue
             axes.boxplot(values, positions=[place], widths=0.62, zorder=1, **_BOX)
-            _dots(axes, place, values, span, 0.26, False, colour)
             columns = {"panel": title, "method": label, "quantity": MIG}
-            figure.record(columns | {"series": "run", "value": values})
-            figure.record(columns | {"series": "mean"} | _mean(axes, place + 0.42, interval, False, colour))
+            _dots(axes, place, values, span, 0.26, False, colour, columns)
+            _mean(axes, place + 0.42, interval, False, colour, columns)
             if name in paper.get(title, {}):
                 axes.plot(place - 0.42, paper[title][name], **mark)
                 figure.record(columns | {"series": "paper", "value": paper[title][name]})
@@ -298,10 +300,9 @@ def controls(
         for place, (name, pair) in enumerate(rows.items()):
             values, interval = pair[which]
             colour = METHODS[references[name]].colour if name in references else style.BLACK
-            _dots(axes, place - 0.12, values, span, 0.2, True, colour)
             columns = {"quantity": title, "prior": name}
-            figure.record(columns | {"series": "run", "value": values})
-            figure.record(columns | {"series": "mean"} | _mean(axes, place + 0.24, interval, True, colour))
+            _dots(axes, place - 0.12, values, span, 0.2, True, colour, columns)
+            _mean(axes, place + 0.24, interval, True, colour, columns)
             if name in references:
                 axes.axvline(interval.estimate, color=colour, linewidth=1, linestyle=":", zorder=0)
         axes.set(title=title)
@@ -336,9 +337,8 @@ def effects(panels: Mapping[str, Mapping[str, Mapping[str, Effect]]], quantity: 
                     axes.plot(chance, [place, place], **_CHANCE)
                     figure.record(columns | {"series": "chance"} | dict(zip(("low", "high"), chance, strict=True)))
                 if len(values):
-                    _dots(axes, place, np.asarray(values), span, 0.1, True, colour)
-                    figure.record(columns | {"series": "run", "value": values})
-                figure.record(columns | {"series": "mean"} | _mean(axes, place, interval, True, colour))
+                    _dots(axes, place, np.asarray(values), span, 0.1, True, colour, columns)
+                _mean(axes, place, interval, True, colour, columns)
         axes.axvline(0, color=style.BLACK, linewidth=0.8, zorder=0)
         axes.set_title(fill(title, 60 // len(panels)))
         axes.locator_params(axis="x", nbins=6 // len(panels) + 1)
@@ -377,7 +377,7 @@ def lengths(
                 for seed, value in by_seed.items():
                     courses.setdefault(seed, []).append((place, value))
                     figure.record(columns | {"series": "run", "seed": seed, "value": value})
-                figure.record(columns | {"series": "mean"} | _mean(axes, place + 0.13, interval, False, colour))
+                _mean(axes, place + 0.13, interval, False, colour, columns)
             for course in courses.values():
                 axes.plot(*zip(*course, strict=True), color=colour, **_COURSE)
             if name in paper.get(title, {}):

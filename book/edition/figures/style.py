@@ -62,21 +62,11 @@ WIDTH = 6.4
 
 RC = {
     "figure.constrained_layout.use": True,
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": BLACK,
-    "axes.labelcolor": BLACK,
-    "text.color": BLACK,
-    "xtick.color": BLACK,
-    "ytick.color": BLACK,
     "lines.linewidth": 1.8,
+    "legend.fontsize": 10,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 11),
+    **dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), BLACK),
 }
 
 styled = mpl.rc_context(RC)
