@@ -130,7 +130,7 @@ FORMULAS = """
 })
 """
 FIGURES = """
-[...document.querySelectorAll("article img[src*='.svg']")]
+[...document.querySelectorAll("article img[src*='.svg']")].filter(image => image.offsetParent)
   .map(image => [image.src.endsWith("#dark"), getComputedStyle(image).filter])
 """
 WIDTHS = """
@@ -138,7 +138,8 @@ WIDTHS = """
   .map(image => image.getBoundingClientRect().width)
 """
 UNSEEN = """
-[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src).concat(
+[...document.images].filter(image => image.offsetParent && !(image.complete && image.naturalWidth))
+  .map(image => image.src).concat(
   [...document.fonts].filter(font => font.status === "error").map(font => font.family),
   [...document.querySelectorAll(".math")].filter(math => !math.querySelector("mjx-container")).map(math => math.id),
   [...document.querySelectorAll("mjx-merror, [data-mml-node=merror], [data-mjx-error]")].map(node => node.outerHTML))
@@ -159,7 +160,7 @@ def look(browser: Page, path: Path, theme: str, width: int = 1280) -> None:
     browser.open(path)
     assert browser.requests == [] and browser.complaints == []
     assert browser.evaluate("document.documentElement.dataset.theme") == theme
-    browser.tab.wait_for_function("[...document.images].every(image => image.complete)")
+    browser.tab.wait_for_function("[...document.images].every(image => image.complete || !image.offsetParent)")
     assert all(figure == [theme == "dark", "none"] for figure in browser.evaluate(FIGURES))
     assert browser.evaluate(UNSEEN) == []
     ratio, text = browser.evaluate(CONTRAST)

@@ -1,4 +1,4 @@
-"""Links to the SVG, the PNG and the numbers below every numbered figure of a notebook.
+"""Links to the SVG, the PNG and the numbers below every numbered figure of a notebook; hidden figures load when shown.
 
 A figure cell shows all formats in one output (``edition.page.show``); the page displays the first that suits it. Each
 is copied under the figure's own name and offered for download, also from cached outputs.
@@ -36,6 +36,9 @@ def offer_downloads(app, doctree):
         links = [link(app, f"{figure['names'][0]}.{SUFFIXES[kind]}", formats[kind]) for kind in kinds]
         if links:
             figure += nodes.legend("", nodes.paragraph("", "", *links, classes=["figure-downloads"]))
+    for tab in doctree.findall(lambda node: isinstance(node, nodes.container) and "sd-tab-item" in node["classes"]):
+        for image in tab.findall(nodes.image):
+            image["loading"] = "lazy"
 
 
 def link(app, name: str, output: nodes.Element) -> nodes.Node:

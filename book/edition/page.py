@@ -20,8 +20,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from edition.figures.style import BookFigure, by_night
 from isa.prior import Node
 
-__all__ = ["ROOT", "Count", "Exponent", "ParameterError", "Positive", "Probability", "Seed", "glue", "missing"]
-__all__ += ["parameter_table", "parameters", "show", "table", "tree_text"]
+__all__ = ["ROOT", "Count", "Exponent", "ParameterError", "Positive", "Probability", "Seed", "captioned"]
+__all__ += ["glue", "missing", "parameter_table", "parameters", "show", "table", "tree_text"]
 
 Exponent = Annotated[float, Field(ge=0.2, le=50)]
 """An exponent of an Lp-nested function in the range that :class:`isa.LpNested` is tested for."""
@@ -108,6 +108,12 @@ def show(figure: Figure, dpi: int = 200, name: str = "") -> None:
     bundle["text/plain"] = f"<figure, {width:.1f} x {height:.1f} in>"
     plt.close(figure)
     _hand_over(name, bundle) if name else display(bundle, raw=True)
+
+
+def captioned(name: str, caption: str, alt: str, classes: str = "") -> str:
+    """Return MyST text of a numbered figure that :func:`show` was given with a ``name``, where it may be missing."""
+    options = [f":name: {name}", f":alt: {alt}", *([f":class: {classes}"] if classes else [])]
+    return "\n".join([f"```{{glue:figure}} {name}", *options, "", caption, "```"])
 
 
 def glue(**values: Any) -> None:
