@@ -4,8 +4,6 @@ A figure cell shows all formats in one output (``edition.page.show``); the page 
 is copied under the figure's own name and offered for download, also from cached outputs.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path
