@@ -112,7 +112,7 @@ def show(figure: Figure, dpi: int = 200, name: str = "") -> None:
 
 def captioned(name: str, caption: str, alt: str, classes: str = "") -> str:
     """Return MyST text of a numbered figure that :func:`show` was given with a ``name``, where it may be missing."""
-    options = [f":name: {name}", f":alt: {alt}", *([f":class: {classes}"] if classes else [])]
+    options = [f":name: {name}", f":alt: {alt}", *([f":figclass: {classes}"] if classes else [])]
     return "\n".join([f"```{{glue:figure}} {name}", *options, "", caption, "```"])
 
 
