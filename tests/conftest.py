@@ -33,6 +33,8 @@ SLOW |= {"test_training_needs_only_what_a_compute_node_has", "test_memory_does_n
 SLOW |= {"test_stand_in_is_that_of_the_records", "test_pictures_differ_and_are_inside_the_frame"}
 SLOW |= {"test_total_correlation_of_a_correlated_gaussian", "test_fit_recovers_exponents_with_calibrated_errors"}
 SLOW |= {"test_papermill_ends_in_one_sentence", "test_exact_likelihood_recovers_the_directions"}
+SLOW |= {"test_kernels_are_copies_that_share_nothing", "test_show_moves_the_best_latents"}
+SLOW |= {"test_log_likelihood_matches_characteristic_function"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
