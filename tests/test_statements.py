@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from edition import statements
+from edition.explorers.exhibits import curves
 from edition.statements import PRINTED, cells, effect_of_beta, further_run, outcome, reached
 from edition.stats import Comparison, Interval
 
@@ -38,3 +40,17 @@ def test_effect_of_beta_compares_the_ends_that_have_three_runs():
     assert change["KL divergence"][:2] == ["falls", "-6.00"] and change["MIG"][:2] == ["rises", "+3.000"]
     assert change["log-likelihood"][:2] == ["may rise or fall", "+0.00"] and change["MIG"][-1] == "3 and 3"
     assert effect_of_beta(rows[:5]) == []
+
+
+def test_tables_count_plain_runs_at_beta_one_and_compare_at_shared_betas():
+    rows = [
+        {"beta": b, "seed": s, "status": "trained", "divergence": -b, "log_likelihood": -s, "mig": b + 0.1 * s}
+        for b in (1, 2, 4)
+        for s in range(3)
+    ]
+    others = [row | {"mig": row["mig"] + 1} for row in rows if row["beta"] > 1]
+    text = statements.effects_of_beta({("long", "beta-vae"): rows, ("long", "beta-tcvae"): others}, ["beta-tcvae"])
+    assert text.startswith("long:") and "| β-TCVAE | 1 to 4 | MIG | rises | +4.000 |" in text
+    panels = {"long": curves({"beta-vae": rows, "isa-vae": others}), "short": {}}
+    text = statements.at_equal_beta(panels, "beta-vae", "isa-vae")
+    assert text.startswith("long, ISA-VAE minus β-VAE:") and text.count("| +1.000 |") == 2 and "| 1 |" not in text

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
-from edition.page import ROOT
+from edition.explorers.exhibits import PLAIN
+from edition.figures.results import METHODS
+from edition.page import ROOT, table
 from edition.scorecard import read_claims
-from edition.stats import LEVEL, Comparison, Interval, compare, p_text
+from edition.stats import LEVEL, Comparison, Curve, Interval, compare, holm, p_text
 
-__all__ = ["PRINTED", "cells", "effect_of_beta", "further_run", "outcome", "reached"]
+__all__ = ["PRINTED", "at_equal_beta", "cells", "effect_of_beta", "effects_of_beta"]
+__all__ += ["further_run", "outcome", "reached"]
 
 _CLAIMS = [claim.given for claim in read_claims(ROOT / "book/claims.yaml") if claim.measure == "printed_model"]
 PRINTED = {(given["method"], float(given["beta"])): (given["mig"], given["log_likelihood"]) for given in _CLAIMS}
@@ -77,9 +80,43 @@ def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     betas, n = np.unique([row["beta"] for row in rows], return_counts=True)
     if (n >= 3).sum() < 2:
         return []
-    ends, table = betas[n >= 3][[0, -1]], []
+    ends, found = betas[n >= 3][[0, -1]], []
     for name, column, digits in _EFFECTS:
         change = compare(*([row[column] for row in rows if row["beta"] == beta] for beta in ends))
         word = outcome(change, "rises", "falls", "may rise or fall")
-        table.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))
-    return table
+        found.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))
+    return found
+
+
+def effects_of_beta(records: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], methods: Sequence[str]) -> str:
+    """Return a table of :func:`effect_of_beta` for each length of training, in Markdown; empty if no runs allow one.
+
+    ``records``: rows by title and method. Those of a plain objective at beta = 1 count for its total correlation, too.
+    """
+    columns, text = ("method", "β", "mean of", "", "change", "95 % interval", "p", "n"), []
+    for title in dict.fromkeys(title for title, _ in records):
+        rows = []
+        for name in methods:
+            plain = (row for row in records.get((title, PLAIN.get(name, "")), ()) if row["beta"] == 1)
+            trained = [row for row in (*records[title, name], *plain) if row["status"] == "trained"]
+            rows += [(METHODS[name].label, *change) for change in effect_of_beta(trained)]
+        text += [f"{title}:", table(columns, rows).data] if rows else []
+    return "\n\n".join(text)
+
+
+def at_equal_beta(panels: Mapping[str, Mapping[str, Curve]], first: str, second: str) -> str:
+    """Return a table of the differences at each beta, second method minus first, for each panel that has both."""
+    columns, text = ("β", "MIG", "95 % interval", "p", "n", "p (Holm)", "log-likelihood [nats]", "95 % interval"), []
+    for title, panel in panels.items():
+        found = {}
+        for beta in np.intersect1d(panel[first].beta, panel[second].beta) if {first, second} <= set(panel) else ():
+            sides = [panel[name].runs[panel[name].runs[:, 0] == beta] for name in (first, second)]
+            found[beta] = [compare(sides[0][:, column], sides[1][:, column]) for column in (2, 1)]
+        corrected = holm([mig.p_value for mig, _ in found.values()]) if found else []
+        rows = [
+            (f"{beta:g}", *cells(mig, "+.3f"), f"{p_value:.2f}", *cells(fit, "+.2f")[:2])
+            for (beta, (mig, fit)), p_value in zip(found.items(), corrected, strict=True)
+        ]
+        title = f"{title}, {METHODS[second].label} minus {METHODS[first].label}:"
+        text += [title, table(columns, rows).data] if rows else []
+    return "\n\n".join(text)
