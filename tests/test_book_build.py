@@ -36,9 +36,10 @@ SHOW = "figure, ax = style.subplots(height=2)\nfigure.record({'x': [1, 2]})\nax.
 CELLS = (
     code("p: float = 1.5  # a number", tags=["parameters"]),
     code("from edition.figures import style\nfrom edition.page import glue, show", tags=["hide-input"]),
-    code("record = 'runs/numbers.csv'\nwith open(f'../{record}') as file:\n    glue(number=float(file.read()))"),
+    code("record = 'runs/numbers.csv'\nglue(number=float(open(f'../{record}').read()), below=-1.5)"),
     code(SHOW, mystnb=FIGURE),
     markdown("{numref}`fig-line`: {glue:text}`number:.2f`, $\\alpha$, {cite}`sinz2010lp`.\n\n```{bibliography}\n```"),
+    markdown("| 8-bit |\n| --- |\n| -1.5 to -2e-3 |\n\n{glue:text}`below:.1f`, `-1`"),
 )
 
 
@@ -65,6 +66,7 @@ def test_first_build_executes_the_notebook(book):
     assert sum(line.startswith("page 1 of 1: book/page, ") for line in book.output) == 1
     html = book.html()
     assert "1.23" in html and "Fig. 1" in html and 'alt="a rising line"' in html
+    assert {"8-bit", "−1.5\u00a0to\u00a0−2e−3", "−1.5", "-1"} <= {*re.findall(">([^<>]+)<", html)}
     assert not re.search(r'href="https?://[^"]*(binder|colab)|Colab|rel="canonical"', html), "there is no public clone"
     graph = re.search(r'<script type="application/ld\+json">(.*?)</script>', book.html("book/index"), re.DOTALL)[1]
     paper, edition, records = json.loads(graph)["@graph"]

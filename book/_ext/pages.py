@@ -1,4 +1,4 @@
-"""Additions to the theme's pages: a notebook's foot, scripts and files of explorers; and nothing from other hosts.
+"""Additions to the theme's pages: a notebook's foot, explorers, minus signs; and nothing from other hosts.
 
 An output with ``data-explorer="NAME"`` (``edition.explorers.explorer``) is an explorer. Its page, and no other, loads
 ``explorers/base.js``, ``explorers/NAME.js`` and ``explorers/explorers.css`` from the static files. Files of ``runs/``
@@ -16,6 +16,8 @@ from docutils import nodes
 from jinja2 import Template
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
+MINUS = re.compile(r"(?<![\w./-])-(?=\d)|(?<=\de)-(?=\d)")
+NUMBERS = re.compile(r"[+−\d][\d.,e+−]*( to [+−\d][\d.,e+−]*)?")
 FOOT = Template(Path(__file__).with_name("foot.jinja").read_text(encoding="utf-8"))
 
 
@@ -55,6 +57,15 @@ def move_parameters(app, doctree, docname):
             foot += cell
 
 
+def set_numbers(app, doctree, docname):
+    """Set minus signs before numbers, and keep a number or an interval in a table on one line."""
+    for text in list(doctree.findall(nodes.Text)):
+        if type(text.parent) in (nodes.paragraph, nodes.inline, nodes.strong, nodes.emphasis, nodes.caption):
+            words = MINUS.sub("−", text)
+            fixed = isinstance(text.parent.parent, nodes.entry) and NUMBERS.fullmatch(words)
+            text.parent.replace(text, nodes.Text(words.replace(" ", "\u00a0") if fixed else words))
+
+
 def keep_local(app, config):
     """Disconnect ``sphinx_thebe``, which puts a script of a foreign host on every page; load MathJax in parts."""
     for event, listeners in app.events.listeners.items():
@@ -75,3 +86,4 @@ def setup(app):
     app.connect("source-read", add_foot)
     app.connect("html-page-context", add_explorers)
     app.connect("doctree-resolved", move_parameters)
+    app.connect("doctree-resolved", set_numbers)
