@@ -78,6 +78,8 @@ BAD = [  # file, changes, options, message
     ("npz", {"factors": FACTORS * [1, 0]}, (), "factor factor1 has one value, 0"),
     ("npz", {name: x[:5] for name, x in CODES.items()}, (), "too few rows to score: 5"),
     ("npz", {"mean": MEAN[:9]}, (), "must have one row an image"),
+    ("npz", dict.fromkeys(("mean", "log_var"), MEAN[:, :, None]), (), r"one row an image, got mean \(500, 3, 1\)"),
+    ("npz", dict.fromkeys(("mean", "log_var"), MEAN[:, :0]), (), r"one row an image, got mean \(500, 0\)"),
     ("npz", {"log_var": np.full((500, 3), 600.0)}, (), "log_var must lie between"),
     ("npz", {"names": np.array(["shape"])}, (), "and 1 names"),
     ("npz", {}, ("--subspaces", "2,2"), "3 latents in all"),
