@@ -299,21 +299,22 @@ class Pack:
         return [None if step < 0 else step for step in steps]
 
     def disagreement(self) -> float:
-        """Return the relative error of the next step, compared with float64: the largest of loss and gradients.
+        """Return the relative error of the first step, compared with float64: the largest of loss and gradients.
 
-        Gradients are compared network by network. Those of single parameters may be of the size of rounding errors.
+        Gradients are compared network by network, since those of single parameters may be of the size of rounding
+        errors, for the first and the last run, since those of all in float64 may exceed the memory.
         """
-        index, noise, order = self.feed(self.step)
-        inputs, both = [self.beta, self.images(index), noise, order], []
-        for dtype, function in ((self.networks.dtype, self.losses), (torch.float64, losses)):
-            networks = copy.deepcopy(self.networks)  # a copy, for the statistics of a normalisation
-            if dtype == torch.float64:
-                networks, networks.dtype = networks.double(), dtype
-                inputs = [x.double() if x.is_floating_point() else x for x in inputs]
-            total, terms = function(networks, self.run, len(self.dataset), *inputs)
-            groups = {"loss": [terms[:, 0].double()]}
+        (index, noise, order), rows, both = self.feed(0), [0, -1], []
+        inputs = [self.beta, self.images(index), noise, order]
+        plain = build_networks([self.runs[row] for row in rows], self.dataset.image_shape[0]).to(self.device).double()
+        plain.dtype, few = torch.float64, [self.beta[rows], inputs[1][:, rows], noise[:, rows], order[rows]]
+        few = [x.double() if x.is_floating_point() else x for x in few]
+        copied = copy.deepcopy(self.networks)  # for the statistics of a normalisation
+        for networks, function, given in ((copied, self.losses, inputs), (plain, losses, few)):
+            total, terms = function(networks, self.run, len(self.dataset), *given)
+            groups = {"loss": [terms[rows, 0].double()]}
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
-                groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
+                groups.setdefault(name.partition(".")[0], []).append(x[rows].double().flatten())
             both.append([torch.cat(values) for values in groups.values()])
         errors = [(x - exact).norm() / exact.norm().clamp(min=1e-30) for x, exact in zip(*both, strict=True)]
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
