@@ -113,9 +113,8 @@ def images(name: str, source: str | None, cache_dir: Path | None, device: torch.
 
 def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
     """Measure runs, save their models in a folder if there is one, and return record and portrait of each."""
-    stream = None
-    if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
-        stream = _stream(dataset.device)
+    stream = _stream(dataset.device) if dataset.device.type == "cuda" else None
+    if stream is not None:  # concurrently with the training, after what is queued already
         stream.wait_stream(torch.cuda.default_stream(dataset.device))
     with torch.cuda.stream(stream):
         measured = results.measure(pack, dataset, progress=False)
@@ -226,7 +225,8 @@ class Local(ThreadPoolExecutor):
 
     def start(self, jobs: list[Job]) -> Future:
         """Train a pack; return the future of its records."""
-        ends, done = longest(jobs), self.submit(lambda: None)
+        ends = left = longest(jobs)
+        done = self.submit(lambda: None)
         looks: list[tuple[float, int]] = []  # time and step; the step is compiled before the first
 
         def watch(step: int, terms: object) -> None:
@@ -251,13 +251,14 @@ class Local(ThreadPoolExecutor):
             dataset = images(ends[0].run.dataset, ends[0].run.source, self.cache_dir, self.device)
             runs = [job.run for job in jobs]
             for trained in engine.fit(runs, dataset, checkpoints=ends[0].checkpoints, callback=watch):
+                left = [end for end in left if end.run not in [result.run for result in trained.results]]
                 done = self.submit(record, done, trained, dataset, models)
                 if self.slots == 1:
                     done.result()
         except _OutOfTime:
-            self.passed.update(ends)
+            self.passed.update(left)
             if looks:
-                self.record.late(ends)
+                self.record.late(left)
         return done
 
     def receive(self, future: Future, pack: list[Job]) -> None:

@@ -28,6 +28,10 @@ EVERYTHING = KINDS["learned"] | {"objective": "factor-vae", "prior": "isa", "sub
 RUNAWAY = KINDS["learned"] | {"exponent_learning_rate": 1e38}
 OFTEN = {"checkpoint_every": 4, "checkpoint_seconds": 0}
 GOLDEN = golden("training")
+SPOILED = dict.fromkeys(["value.encoder.1.weight", "square.encoder.1.weight", "mean.discriminator.0.bias"], math.inf)
+SPOILED |= {"encoder.1.running_var": math.nan, "prior.raw": -1e4}  # an exponent of zero
+BLANK = 4096 * math.log(2)
+"""Loss of a model without information: the least first value that counts."""
 
 
 def _varied(run: Run) -> Run:
@@ -303,10 +307,6 @@ def test_diverged_run_stops():
     assert 0 < result.diverged_at < seen[-1] <= result.diverged_at + 50 and len(result.curve["loss"]) <= seen[-1]
 
 
-BLANK = 4096 * math.log(2)
-"""Loss of a model without information: the least first value that counts."""
-
-
 @pytest.mark.parametrize(
     ("losses", "step"),
     [
@@ -328,10 +328,6 @@ def test_divergence_is_found_where_it_is_defined(losses, step):
     pack.curve[0] = losses.nan_to_num(1.0)[:, None]
     pack.curve[0, losses.isnan(), 1] = math.nan  # any term counts
     assert pack.diverged() == [step]
-
-
-SPOILED = dict.fromkeys(["value.encoder.1.weight", "square.encoder.1.weight", "mean.discriminator.0.bias"], math.inf)
-SPOILED |= {"encoder.1.running_var": math.nan, "prior.raw": -1e4}  # an exponent of zero
 
 
 @pytest.mark.parametrize("name", SPOILED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from isa.engine import train
 from isa.latents import Portrait
 from isa.run import Run
 from isa.sweep import RECORD, Records, Spec, merge_records, read_records, status
+
+SPECIFICATIONS = [path.stem for path in sorted((ROOT / "runs").glob("*.yaml")) if "\ntiers:" in path.read_text("utf-8")]
 
 
 def _spec(folder: Path, text: str = SPEC) -> Spec:
@@ -112,9 +115,6 @@ def test_bad_specification_is_one_sentence(old, new, sentence, tmp_path, capsys)
     assert cli.main(["sweep", str(path)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("isa: error: ")
-
-
-SPECIFICATIONS = [path.stem for path in sorted((ROOT / "runs").glob("*.yaml")) if "\ntiers:" in path.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("name", SPECIFICATIONS)
@@ -388,7 +388,7 @@ def test_several_specifications_are_trained_tier_by_tier(bench, card, tmp_path):
     assert [len(records) for records in _sweep([other, card], tier=2, device="cuda")] == [4, 24]
 
 
-def test_slow_kind_is_passed_over(bench, card):
+def test_slow_kind_is_passed_over(bench, card, monkeypatch):
     bench.pace = {"beta-tcvae": 0.05, "isa-vae": 1e-4}
     reported = []
     records = _sweep(card, device="cuda", pack=8, budget=80.0, report=reported.append)
@@ -397,6 +397,10 @@ def test_slow_kind_is_passed_over(bench, card):
     assert sum(line.startswith("not in time") for line in reported) == 1 and bench.now < 80
     own = card.grid(steps=[1000, 50_000], seeds="8-10")  # the longest are passed over, and the shorter ones trained
     assert [record["total_steps"] for record in _sweep(own, device="cuda", budget=20.0)] == [1000] * 3
+    fit = bench.fit  # runs with checkpoints of different steps are trained one after the other
+    monkeypatch.setattr(engine, "fit", lambda runs, *rest, **more: chain(*(fit([run], *rest, **more) for run in runs)))
+    records = _sweep(card.grid(beta=9, seeds=4), device="cuda", budget=2.5, report=reported.append)
+    assert len(records) == 2 and reported[-1].split(": ")[1].split(", ") == [run.key for run in records.missing]
 
 
 @pytest.mark.parametrize("budget", [0.3, 4.5, 13.7, 30.0])
