@@ -226,8 +226,8 @@ def merge_records(path: StrPath, added: Iterable[Mapping[str, Any]]) -> None:
         for record in added:
             values = {**record, "gaps": [record.get(f"mig_{name}") for name in record.get("factors") or ()] or None}
             rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, RECORD, lineterminator="\n")
+        text, columns = io.StringIO(), dict.fromkeys([*RECORD, *itertools.chain(*rows.values())])  # also unknown ones
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.values())
         write_atomically(path, text.getvalue().encode())

@@ -27,6 +27,13 @@ from isa.sweep import Spec, read_records
 TESTS = Path(__file__).resolve().parent
 LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
 dask.config.set({"distributed.comm.timeouts.connect": "300s"})  # on a busy machine
+SBATCH = """\
+#!{bash}
+cp "$1" "{folder}/$$.sh"
+setsid {bash} "{folder}/$$.sh" > "{folder}/$$.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+SCANCEL = "#!{bash}\necho $1 >> {folder}/cancelled\nkill -- -$1\n"
 
 
 @pytest.fixture(autouse=True)
@@ -176,15 +183,6 @@ def test_lost_scheduler_is_one_sentence(scheduler, spec, monkeypatch, capsys):
     monkeypatch.setattr(distributed.Client, "wait_for_workers", Mock(side_effect=cluster.CancelledError))
     assert cli.main(["sweep", str(spec.path), "--scheduler", scheduler]) == 1
     assert capsys.readouterr().err.startswith(f"isa: error: the connection to {scheduler} was lost; ")
-
-
-SBATCH = """\
-#!{bash}
-cp "$1" "{folder}/$$.sh"
-setsid {bash} "{folder}/$$.sh" > "{folder}/$$.log" 2>&1 &
-echo "Submitted batch job $!"
-"""
-SCANCEL = "#!{bash}\necho $1 >> {folder}/cancelled\nkill -- -$1\n"
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="a job needs a process group, which setsid gives on Linux")

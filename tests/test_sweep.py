@@ -22,6 +22,16 @@ from isa.run import Run
 from isa.sweep import RECORD, Records, Spec, merge_records, read_records, status
 
 SPECIFICATIONS = [path.stem for path in sorted((ROOT / "runs").glob("*.yaml")) if "\ntiers:" in path.read_text("utf-8")]
+BUDGET_SPEC = """\
+title: Runs of three kinds
+every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, steps: 1000, precision: fp32}
+tiers:
+  1:
+    - {objective: beta-vae, beta: 1, seeds: 8}
+    - {objective: beta-tcvae, beta: 2, seeds: 8}
+  2:
+    - {objective: isa-vae, subspaces: [2, 1], seeds: 8}
+"""
 
 
 def _spec(folder: Path, text: str = SPEC) -> Spec:
@@ -196,6 +206,9 @@ def test_records_survive_the_table(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         merge_records(path, [{**back, "hash": "other", "elbo": float("nan")}])
     assert path.read_bytes() == text
+    path.write_bytes(noted := text.replace(b"\n", b",note\n"))  # a column that someone has added
+    merge_records(path, [])
+    assert read_records(path) == [back] and path.read_bytes() == noted
 
 
 @pytest.fixture
@@ -347,18 +360,6 @@ class Bench:
         self.ended += _hashes(runs)
         row, record = partial(SimpleNamespace, evaluation=None), partial(_made_up, device="a card")
         return [row(run=run, record=record(run, total_steps=run.total_steps)) for run in runs]
-
-
-BUDGET_SPEC = """\
-title: Runs of three kinds
-every: {dataset: cars3d, model: small, latent_dim: 3, batch_size: 16, steps: 1000, precision: fp32}
-tiers:
-  1:
-    - {objective: beta-vae, beta: 1, seeds: 8}
-    - {objective: beta-tcvae, beta: 2, seeds: 8}
-  2:
-    - {objective: isa-vae, subspaces: [2, 1], seeds: 8}
-"""
 
 
 @pytest.fixture
