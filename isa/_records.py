@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,10 @@ import numpy as np
 import yaml
 
 from isa._files import write_atomically
+from isa.data.base import StrPath
 from isa.run import Run
 
 __all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "read_rows"]
-
-StrPath = str | os.PathLike[str]
 
 _MOST_RUNS = 10_000
 

@@ -101,9 +101,11 @@ def connect(
         raise ClusterError("scheduler requires the package distributed: pip install 'isa-vae[cluster]'") from None
     try:
         with Client(scheduler, set_as_default=False) as client, client.as_current():
-            client.wait_for_workers(1, None if deadline == inf else max(deadline - time.monotonic(), 0.0))
-            there = client.submit(engine.default_device, options[0], pure=False).result()  # on a worker
-            size = size or packs.PACK_SIZES.get(there.type, 1)
+            left = None if deadline == inf else max(deadline - time.monotonic(), 0.0)
+            client.wait_for_workers(1, left)
+            if size is None:
+                there = client.submit(engine.default_device, options[0], pure=False).result(left)  # on a worker
+                size = packs.PACK_SIZES.get(there.type, 1)
             yield (workers := _Workers(client, record, size, options))
     except CancelledError:
         raise ClusterError(f"the connection to {scheduler} was lost; the same command continues") from None

@@ -48,8 +48,8 @@ from typing import NamedTuple
 import torch
 
 from isa import cluster, engine, packs, results
-from isa._records import RECORD, Records, Spec, StrPath, merge_records, read_records
-from isa.data import expand
+from isa._records import RECORD, Records, Spec, merge_records, read_records
+from isa.data.base import StrPath, expand
 
 __all__ = ["RECORD", "Records", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
