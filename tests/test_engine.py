@@ -28,6 +28,7 @@ EVERYTHING = KINDS["learned"] | {"objective": "factor-vae", "prior": "isa", "sub
 RUNAWAY = KINDS["learned"] | {"exponent_learning_rate": 1e38}
 OFTEN = {"checkpoint_every": 4, "checkpoint_seconds": 0}
 GOLDEN = golden("training")
+GPUS = max(1, torch.cuda.device_count())
 SPOILED = dict.fromkeys(["value.encoder.1.weight", "square.encoder.1.weight", "mean.discriminator.0.bias"], math.inf)
 SPOILED |= {"encoder.1.running_var": math.nan, "prior.raw": -1e4}  # an exponent of zero
 BLANK = 4096 * math.log(2)
@@ -215,7 +216,7 @@ def test_runs_of_a_pack_are_independent(kind, model):
     assert not torch.allclose(together.curve[0, :, 0], alone.curve[0, :, 0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
+@pytest.mark.parametrize("device", ["cpu", *(pytest.param(f"cuda:{number}", marks=cuda) for number in range(GPUS))])
 @pytest.mark.parametrize("fields", [EVERYTHING, KINDS["beta-tcvae"]])
 def test_reused_pack_with_its_graph_equals_plain_updates(fields, device):
     runs, images = [tiny(**fields, seed=seed) for seed in (0, 1)], DATASET.to(device)
