@@ -394,7 +394,7 @@ def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
         try:
             fault = f"differs from float64 by {error:.1g}" if (error := pack.disagreement()) > limit else None
         except (RuntimeError, OSError, SubprocessError) as failure:  # of a compiler
-            fault = f"fails: {failure}"
+            fault = "fails: " + str(failure).partition("\n")[0]
         if fault is not None:
             _logger.warning("a step on this device %s; the plain path is used", fault)
             kernels.enabled, pack.losses, pack.adam = False, losses, adam
