@@ -47,7 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "scheduler": {"metavar": "ADDRESS", "help": "train on a Dask cluster, as in tcp://head:8786"},
     "pack": {"metavar": "N", "type": int, "help": "runs that train at once; by default 18 on a GPU, 1 on a CPU"},
     "out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
-    "profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run; without --scheduler"},
+    "profile": {"metavar": "FILE", "help": "first write the times of 30 steps of each kind of missing run, by kernel"},
     "keep_models": {"help": "keep trained models, below work/ next to the specification"},
     "device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
     "file": {"metavar": "FILE", "type": Path, "help": ".npz or .csv, of posteriors and factor values by image"},

@@ -98,7 +98,7 @@ def connect(
     try:
         from distributed import Client
     except ImportError:
-        raise ClusterError("scheduler requires the package distributed: pip install 'isa-vae[cluster]'") from None
+        raise ClusterError("scheduler requires distributed (isa-vae[cluster]): pip install distributed") from None
     try:
         with Client(scheduler, set_as_default=False) as client, client.as_current():
             left = None if deadline == inf else max(deadline - time.monotonic(), 0.0)

@@ -299,10 +299,10 @@ class Pack:
         return [None if step < 0 else step for step in steps]
 
     def disagreement(self) -> float:
-        """Return the relative error of the first step, compared with float64: the largest of loss and gradients.
+        """Return the relative error of the first step, compared with float64: the maximum over loss and gradients.
 
-        Gradients are compared network by network, since those of single parameters may be of the size of rounding
-        errors, for the first and the last run, since those of all in float64 may exceed the memory.
+        Gradients are compared network by network, since those of single parameters may be as small as rounding errors,
+        for the first and the last run, since those of all in float64 may exceed the memory.
         """
         (index, noise, order), rows, both = self.feed(0), [0, -1], []
         inputs = [self.beta, self.images(index), noise, order]
@@ -396,7 +396,7 @@ def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
         except (RuntimeError, OSError, SubprocessError) as failure:  # of a compiler
             fault = "fails: " + str(failure).partition("\n")[0]
         if fault is not None:
-            _logger.warning("a step on this device %s; the plain path is used", fault)
+            _logger.warning("a step on this device %s: using the plain implementation", fault)
             kernels.enabled, pack.losses, pack.adam = False, losses, adam
         _reusable[key] = pack
     return pack

@@ -84,7 +84,7 @@ def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 
 def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | None:
-    """Return the seconds that jobs take, each course once; None if the time of a step is not known for all kinds."""
+    """Return the seconds that jobs take, each course once, from those of a step by kind; None if a kind is unknown."""
     ends = longest(jobs)
     return sum(seconds[end.kind] * end.left for end in ends) if all(end.kind in seconds for end in ends) else None
 
@@ -112,7 +112,7 @@ def images(name: str, source: str | None, cache_dir: Path | None, device: torch.
 
 
 def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
-    """Measure runs, save their models in a folder if there is one, and return record and portrait of each."""
+    """Measure runs, save their models in a folder (not if it is None), and return record and portrait of each."""
     stream = _stream(dataset.device) if dataset.device.type == "cuda" else None
     if stream is not None:  # concurrently with the training, after what is queued already
         stream.wait_stream(torch.cuda.default_stream(dataset.device))

@@ -117,7 +117,7 @@ def sweep(
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4; folder of drawn images.
     out, profile
         Folder that receives copies of new records (``NAME.csv``) and portraits after every pack; file for a report on
-        30 steps of each kind of missing run (:func:`isa.packs.write_profile`), made before training, without scheduler.
+        30 steps of each kind of missing run (:func:`isa.packs.write_profile`), written before training in this process.
     report
         Called with a line on each run that is recorded.
     """
