@@ -2,7 +2,8 @@
 
 The table is ``runs/speed.csv``, a figure a row, from which the page *Speed and precision* is made. Benchmarks that only
 print are run first (those of the book where it is built) and leave no rows. pythae (``pip install pythae``) is
-timed where it is installed. Rows of other devices are kept.
+timed where it is installed. Steps are timed on a GPU if there is one, and everything else on the CPU. Rows of other
+devices are kept.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=FOLDER.parent / "runs" / "speed.csv", metavar="FILE")
     table = parser.parse_args().table
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cpu, gpu = (device_name(torch.device(name)) for name in ("cpu", "cuda" if torch.cuda.is_available() else "cpu"))
     taken: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
@@ -65,10 +66,11 @@ def main() -> None:
             if subprocess.run([sys.executable, FOLDER / command[0], *command[1:], *written]).returncode:
                 raise SystemExit(f"benchmarks/{command[0]} failed; {table} is as it was")
             if written:
+                device = gpu if command[0] == "training.py" else cpu
                 taken += rows(name, json.loads(figures.read_text(encoding="utf-8")), device)
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as file:
-            taken = [row for row in csv.DictReader(file) if row["device"] != device] + taken
+            taken = [row for row in csv.DictReader(file) if row["device"] not in (cpu, gpu)] + taken
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -40,9 +40,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     write_atomically(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, text))
 
 
-def read_tensors(path: Path, like: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors with the names, shapes and types of ``like``, and the metadata."""
-    like = like or {}
     try:
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in like}

@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,10 @@ import numpy as np
 import yaml
 
 from isa._files import write_atomically
+from isa.data.base import StrPath
 from isa.run import Run
 
 __all__ = ["RECORD", "Records", "Spec", "merge_records", "read_records", "read_rows"]
-
-StrPath = str | os.PathLike[str]
 
 _MOST_RUNS = 10_000
 
@@ -226,8 +224,8 @@ def merge_records(path: StrPath, added: Iterable[Mapping[str, Any]]) -> None:
         for record in added:
             values = {**record, "gaps": [record.get(f"mig_{name}") for name in record.get("factors") or ()] or None}
             rows.setdefault(record["hash"], {column: _cell(column, values.get(column)) for column in RECORD})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, RECORD, lineterminator="\n")
+        text, columns = io.StringIO(), dict.fromkeys([*RECORD, *itertools.chain(*rows.values())])  # also unknown ones
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.values())
         write_atomically(path, text.getvalue().encode())

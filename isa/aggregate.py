@@ -143,7 +143,7 @@ _compiled_block = Compiled(_block, "the total correlation", options=_options)
 def _of_one_model(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the batch means of log q(z) and log q(z_j), and the gradient (3, B, D), for inputs of shape (B, D)."""
     b, d = z.shape
-    compiles = b * b * d >= _COMPILE_FROM and _compiled_block.works
+    compiles = z.is_cpu and b * b * d >= _COMPILE_FROM and _compiled_block.works  # a GPU has kernels
     most = (_CUDA_BLOCK if z.is_cuda else _COMPILED_BLOCK if compiles else _BLOCK) // (b * d)
     size = max(r for r in range(1, b + 1) if b % r == 0 and r <= max(1, most))  # compiled for one size
     centre, half_log_var = (values.mT.unsqueeze(1).contiguous() for values in (mean, 0.5 * log_var))  # (D, 1, B)

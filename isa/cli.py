@@ -47,7 +47,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "scheduler": {"metavar": "ADDRESS", "help": "train on a Dask cluster, as in tcp://head:8786"},
     "pack": {"metavar": "N", "type": int, "help": "runs that train at once; by default 18 on a GPU, 1 on a CPU"},
     "out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
-    "profile": {"metavar": "FILE", "help": "first report on 30 steps of each kind of missing run, kernel by kernel"},
+    "profile": {"metavar": "FILE", "help": "first write the times of 30 steps of each kind of missing run, by kernel"},
     "keep_models": {"help": "keep trained models, below work/ next to the specification"},
     "device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
     "file": {"metavar": "FILE", "type": Path, "help": ".npz or .csv, of posteriors and factor values by image"},
@@ -57,7 +57,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "samples": {"metavar": "N", "type": int, "help": "add the MIG from N draws a mixture (Chen et al.: 10000)"},
     "subspaces": {"metavar": "SIZES", "type": _value, "help": "add the MIG of subspaces, as in 4,4,4,4,4"},
     "json": {"help": "print all numbers as JSON"},
-    "cache_dir": {"metavar": "DIR", "help": "where drawn and reduced images are kept; by default $ISA_CACHE_DIR"},
+    "cache_dir": {"metavar": "DIR", "help": "of drawn images; by default $ISA_CACHE_DIR, else the user's cache"},
 }
 
 
@@ -197,7 +197,7 @@ def _sweep(**options: Any) -> int:
 
 
 def _status(specs: list[str], device: str | None = None) -> int:
-    """Show what of specifications is done, what remains, and how long it will take here.
+    """Show which runs are recorded, which remain, and how long these will take here.
 
     Print, tier by tier, how many runs are named, recorded, diverged, and in training, and how long the rest will take
     on this machine, by the runs of the same kinds that it has recorded.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -44,11 +45,10 @@ def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models
             raise RuntimeError("the task is cancelled")
 
     saved = folder / "checkpoints" if folder.parent.exists() else None  # which has the claims
-    options: dict[str, Any] = {"checkpoints": saved, "checkpoint_seconds": packs.CHECKPOINT_SECONDS}
     with _training:
         torch.set_num_threads(worker.state.nthreads)  # Dask starts workers with one
         dataset = packs.images(runs[0].dataset, runs[0].source, cache_dir, engine.default_device(device))
-        parts = engine.fit(runs, dataset, callback=stop_if_cancelled, progress=False, **options)
+        parts = engine.fit(runs, dataset, checkpoints=saved, progress=False, callback=stop_if_cancelled)
         return [row for part in parts for row in packs.measure(part, dataset, folder / "models" if models else None)]
 
 
@@ -98,11 +98,16 @@ def connect(
     try:
         from distributed import Client
     except ImportError:
-        raise ClusterError("scheduler requires the package distributed: pip install 'isa-vae[cluster]'") from None
-    with Client(scheduler, set_as_default=False) as client, client.as_current():
-        client.wait_for_workers(1, None if deadline == inf else max(deadline - time.monotonic(), 0.0))
-        there = client.submit(engine.default_device, options[0], pure=False).result()  # on a worker
-        size = size or packs.PACK_SIZES.get(there.type, 1)
-        yield (workers := _Workers(client, record, size, options))
+        raise ClusterError("scheduler requires distributed (isa-vae[cluster]): pip install distributed") from None
+    try:
+        with Client(scheduler, set_as_default=False) as client, client.as_current():
+            left = None if deadline == inf else max(deadline - time.monotonic(), 0.0)
+            client.wait_for_workers(1, left)
+            if size is None:
+                there = client.submit(engine.default_device, options[0], pure=False).result(left)  # on a worker
+                size = packs.PACK_SIZES.get(there.type, 1)
+            yield (workers := _Workers(client, record, size, options))
+    except CancelledError:
+        raise ClusterError(f"the connection to {scheduler} was lost; the same command continues") from None
     if workers.passed:
         raise ClusterError(f"{len(workers.passed)} of {len(record.jobs)} runs failed: the lines above say why")

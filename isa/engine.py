@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,7 @@ def default_device(device: torch.device | str | None) -> torch.device:
 
 
 _compiled = cache(lambda function: Compiled(function, "the step"))
+_stream = cache(torch.cuda.Stream)  # by device; one, since PyTorch has few, and capture must not share with measuring
 
 
 class Pack:
@@ -185,6 +187,9 @@ class Pack:
         for name in self.parameters:
             self.groups.setdefault(rates[name.partition(".")[0]], []).append(name)
         self.graph, self.warm = None, 0
+        if self.device.type == "cuda":  # sums in one order, in no less than the precision of the run
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
         self.load(runs)
 
     @torch.no_grad()
@@ -239,17 +244,19 @@ class Pack:
         inputs = self.feed(self.step)
         if self.device.type == "cpu":
             terms = self.update(*inputs)
-        elif self.graph is None and self.warm < _WARM_STEPS:  # on a stream of its own, as capture requires
-            self.warm, stream = self.warm + 1, torch.cuda.Stream(self.device)
-            stream.wait_stream(torch.cuda.current_stream(self.device))
+        elif self.graph is None and self.warm < _WARM_STEPS:  # on the stream of the capture
+            self.warm, stream, current = self.warm + 1, _stream(self.device), torch.cuda.current_stream(self.device)
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 terms = self.update(*inputs)
-            torch.cuda.current_stream(self.device).wait_stream(stream)
+            current.wait_stream(stream)
         else:
             if self.graph is None:
-                self.graph, self.inputs = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
-                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # another thread may evaluate
+                graph, self.inputs = torch.cuda.CUDAGraph(), [x.clone() for x in inputs]
+                # another thread may evaluate; the default stream would be one of the current device
+                with torch.cuda.graph(graph, stream=_stream(self.device), capture_error_mode="thread_local"):
                     self.outputs = self.update(*self.inputs)
+                self.graph = graph
             for static, value in zip(self.inputs, inputs, strict=True):
                 static.copy_(value)
             self.graph.replay()
@@ -260,11 +267,10 @@ class Pack:
     def advance_to(self, step: int) -> float:
         """Take steps until this number of them has been taken; return the seconds."""
         began = time.perf_counter()
-        with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
-            while self.step < step:
-                self.advance()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        while self.step < step:
+            self.advance()
+        if self.device.type == "cuda":  # not the whole device, on which another thread may evaluate
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter() - began
 
     @torch.no_grad()
@@ -293,23 +299,24 @@ class Pack:
         return [None if step < 0 else step for step in steps]
 
     def disagreement(self) -> float:
-        """Return the relative error of the next step, compared with float64: the largest of loss and gradients.
+        """Return the relative error of the first step, compared with float64: the maximum over loss and gradients.
 
-        Gradients are compared network by network. Those of single parameters may be of the size of rounding errors.
+        Gradients are compared network by network, since those of single parameters may be as small as rounding errors,
+        for the first and the last run, since those of all in float64 may exceed the memory.
         """
-        index, noise, order = self.feed(self.step)
-        inputs, both = [self.beta, self.images(index), noise, order], []
-        for dtype, function in ((self.networks.dtype, self.losses), (torch.float64, losses)):
-            networks = copy.deepcopy(self.networks)  # a copy, for the statistics of a normalisation
-            if dtype == torch.float64:
-                networks, networks.dtype = networks.double(), dtype
-                inputs = [x.double() if x.is_floating_point() else x for x in inputs]
-            total, terms = function(networks, self.run, len(self.dataset), *inputs)
-            groups = {"loss": [terms[:, 0].double()]}
+        (index, noise, order), rows, both = self.feed(0), [0, -1], []
+        inputs = [self.beta, self.images(index), noise, order]
+        plain = build_networks([self.runs[row] for row in rows], self.dataset.image_shape[0]).to(self.device).double()
+        plain.dtype, few = torch.float64, [self.beta[rows], inputs[1][:, rows], noise[:, rows], order[rows]]
+        few = [x.double() if x.is_floating_point() else x for x in few]
+        copied = copy.deepcopy(self.networks)  # for the statistics of a normalisation
+        for networks, function, given in ((copied, self.losses, inputs), (plain, losses, few)):
+            total, terms = function(networks, self.run, len(self.dataset), *given)
+            groups = {"loss": [terms[rows, 0].double()]}
             for name, x in zip(self.parameters, torch.autograd.grad(total, list(networks.parameters())), strict=True):
-                groups.setdefault(name.partition(".")[0], []).append(x.double().flatten())
+                groups.setdefault(name.partition(".")[0], []).append(x[rows].double().flatten())
             both.append([torch.cat(values) for values in groups.values()])
-        errors = [(x - exact).norm() / exact.norm() for x, exact in zip(*both, strict=True)]
+        errors = [(x - exact).norm() / exact.norm().clamp(min=1e-30) for x, exact in zip(*both, strict=True)]
         return torch.stack(errors).nan_to_num(nan=math.inf).max().item()
 
     @torch.no_grad()
@@ -365,7 +372,7 @@ def checkpoint_step(folder: str | os.PathLike[str] | None, run: Run) -> int:
     """Return the step of a run's checkpoint, 0 if there is none. Raise a CheckpointError if it is not the run's."""
     if folder is None or not (path := checkpoint_path(folder, run)).exists():
         return 0
-    _, metadata = read_tensors(path)
+    _, metadata = read_tensors(path, {})
     if metadata.get("course") != run.course:
         raise CheckpointError(f"{path} is not a checkpoint of {run.key}: move it away to start again")
     return metadata["step"]
@@ -383,10 +390,13 @@ def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
     _reusable.clear()
     pack = Pack(runs, dataset, compile)
     if dataset.device.type == "cuda":
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         limit = _AGREEMENT[runs[0].precision] * (6 if runs[0].model == "conv" else 1)
-        if (error := pack.disagreement()) > limit:
-            _logger.warning("a step on this device differs from float64 by %.1g: the plain path is used", error)
+        try:
+            fault = f"differs from float64 by {error:.1g}" if (error := pack.disagreement()) > limit else None
+        except (RuntimeError, OSError, SubprocessError) as failure:  # of a compiler
+            fault = "fails: " + str(failure).partition("\n")[0]
+        if fault is not None:
+            _logger.warning("a step on this device %s: using the plain implementation", fault)
             kernels.enabled, pack.losses, pack.adam = False, losses, adam
         _reusable[key] = pack
     return pack
@@ -399,7 +409,7 @@ def fit(
     compile: bool | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
-    checkpoint_seconds: float = 0.0,
+    checkpoint_seconds: float = 120.0,
     progress: bool | None = None,
     callback: Callable[[int, dict[str, np.ndarray]], object] | None = None,
 ) -> Iterator[Trained]:

@@ -50,7 +50,8 @@ def gaussian_log_likelihood(decoded: Tensor, x: Tensor, scale: float = 1.0) -> T
     """
     _check_range(x)
     (decoded,) = full_precision(decoded)
-    return Normal(decoded, scale, validate_args=False).log_prob(x.to(decoded.dtype)).sum((-3, -2, -1))
+    normal = Normal(decoded, decoded.new_full((), scale), validate_args=False)  # a number would be copied to a GPU
+    return normal.log_prob(x.to(decoded.dtype)).sum((-3, -2, -1))
 
 
 #: Log-likelihoods ``(decoded, x) -> (..., B)`` by name.

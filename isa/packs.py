@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,15 @@ from isa._records import Spec, merge_records, read_rows
 from isa.results import Trained
 from isa.run import OBJECTIVES, Run
 
-__all__ = ["CHECKPOINT_SECONDS", "PACK_SIZES", "Job", "Local", "Recorder", "claim", "divide", "duration", "images"]
-__all__ += ["is_claimed", "kind", "longest", "measure", "summary", "train", "write_profile"]
+__all__ = ["PACK_SIZES", "Job", "Local", "Recorder", "claim", "divide", "duration", "images", "is_claimed", "kind"]
+__all__ += ["longest", "measure", "summary", "train", "write_profile"]
 
-CHECKPOINT_SECONDS = 120.0
-"""Time between two checkpoints of a pack."""
 PACK_SIZES = {"cuda": 18, "cpu": 1}
 """Default number of runs that train at once, by the type of the device."""
 _POLL_SECONDS = 2.0
 _MARGIN = 1.1  # of the time that a pack is expected to take, for its measurement
 _CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv"
+_stream = cache(torch.cuda.Stream)  # of measurements, by device
 
 Measured = tuple[dict[str, Any], latents.Portrait | None]
 """The record of a run, and its portrait unless it diverged."""
@@ -44,9 +43,15 @@ class Job:
         self.spec, self.run, self.tier = spec, run, tier
         self.hash, self.course, self.steps = run.hash, run.course, run.total_steps
         self.group = run.pack_key, spec.work  # equal for jobs that can train together
-        self.kind = kind(run.to_dict())
+        self.kind, self.checkpoints = kind(run.to_dict()), spec.work / "checkpoints"
         # locked by the process that trains the course, all of whose runs share a checkpoint
         self.lock = spec.path.parent / "work" / "claims" / f"{self.course}.lock"
+
+    @property
+    def left(self) -> int:
+        """Number of steps that remain after the checkpoint; all if the checkpoint is beyond the run's end."""
+        done = engine.checkpoint_step(self.checkpoints, self.run)
+        return self.steps - done * (done <= self.steps)
 
 
 def kind(run: Mapping[str, Any]) -> tuple:
@@ -79,9 +84,9 @@ def divide(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 
 def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | None:
-    """Return the seconds that jobs take, each course once; None if those of a step are not known for all kinds."""
+    """Return the seconds that jobs take, each course once, from those of a step by kind; None if a kind is unknown."""
     ends = longest(jobs)
-    return sum(seconds[end.kind] * end.steps for end in ends) if all(end.kind in seconds for end in ends) else None
+    return sum(seconds[end.kind] * end.left for end in ends) if all(end.kind in seconds for end in ends) else None
 
 
 def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
@@ -107,10 +112,9 @@ def images(name: str, source: str | None, cache_dir: Path | None, device: torch.
 
 
 def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> list[Measured]:
-    """Measure runs, save their models in a folder if there is one, and return record and portrait of each."""
-    stream = None
-    if dataset.device.type == "cuda":  # concurrently with the training, after what is queued already
-        stream = torch.cuda.Stream(dataset.device)
+    """Measure runs, save their models in a folder (not if it is None), and return record and portrait of each."""
+    stream = _stream(dataset.device) if dataset.device.type == "cuda" else None
+    if stream is not None:  # concurrently with the training, after what is queued already
         stream.wait_stream(torch.cuda.default_stream(dataset.device))
     with torch.cuda.stream(stream):
         measured = results.measure(pack, dataset, progress=False)
@@ -149,10 +153,9 @@ class Recorder:
         for table, records in tables.items():
             merge_records(table, records)
         for job, *_ in done:
-            folder = job.spec.work / "checkpoints"
             longer = any(other.course == job.course and other.steps > job.steps for other in self.jobs)
-            if not longer and engine.checkpoint_step(folder, job.run) <= job.steps:
-                engine.checkpoint_path(folder, job.run).unlink(missing_ok=True)
+            if not longer and engine.checkpoint_step(job.checkpoints, job.run) <= job.steps:
+                engine.checkpoint_path(job.checkpoints, job.run).unlink(missing_ok=True)
         for record, _ in measured:
             self.report(summary(record))
 
@@ -222,7 +225,8 @@ class Local(ThreadPoolExecutor):
 
     def start(self, jobs: list[Job]) -> Future:
         """Train a pack; return the future of its records."""
-        ends, done = longest(jobs), self.submit(lambda: None)
+        ends = left = longest(jobs)
+        done = self.submit(lambda: None)
         looks: list[tuple[float, int]] = []  # time and step; the step is compiled before the first
 
         def watch(step: int, terms: object) -> None:
@@ -240,21 +244,21 @@ class Local(ThreadPoolExecutor):
             before.result()  # which may have failed
             self.record(measure(*some))
 
-        work = ends[0].spec.work
-        models = work / "models" if self.keep_models else None
-        options: dict[str, Any] = {"checkpoints": work / "checkpoints", "checkpoint_seconds": CHECKPOINT_SECONDS}
+        models = ends[0].spec.work / "models" if self.keep_models else None
         try:
             if time.monotonic() + _MARGIN * (duration(jobs, self.speeds) or 0.0) > self.deadline:
                 raise _OutOfTime
             dataset = images(ends[0].run.dataset, ends[0].run.source, self.cache_dir, self.device)
-            for trained in engine.fit([job.run for job in jobs], dataset, callback=watch, **options):
+            runs = [job.run for job in jobs]
+            for trained in engine.fit(runs, dataset, checkpoints=ends[0].checkpoints, callback=watch):
+                left = [end for end in left if end.run not in [result.run for result in trained.results]]
                 done = self.submit(record, done, trained, dataset, models)
                 if self.slots == 1:
                     done.result()
         except _OutOfTime:
-            self.passed.update(ends)
+            self.passed.update(left)
             if looks:
-                self.record.late(ends)
+                self.record.late(left)
         return done
 
     def receive(self, future: Future, pack: list[Job]) -> None:
@@ -279,7 +283,8 @@ def _profile(runs: Sequence[Run], dataset: data.FactorDataset) -> str:
     ms, on, clocks = 1e3 * (looks[2] - looks[1]) / 50, dataset.device.type, ""
     if on == "cuda":
         clocks = f"memory: {torch.cuda.max_memory_allocated(dataset.device) / 2**30:.1f} GiB at most\n"
-        clocks += subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout
+        with suppress(OSError):  # a container may lack this program
+            clocks += subprocess.run(_CLOCKS.split(), capture_output=True, text=True).stdout
     return f"""\
 {run.dataset}, {run.objective}, prior {run.prior}, {run.model}, {run.batch_size:,} images a step
 {len(runs)} runs at once, {"compiled" if pack.compiled else "not compiled"}: {ms:.2f} ms a step, \

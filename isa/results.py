@@ -135,7 +135,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Run, models.VAE, Distribut
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
-    _, metadata = read_tensors(path)
+    _, metadata = read_tensors(path, {})
     try:
         run, exponents = Run(**metadata["run"]), metadata["exponents"]
         prior = trained_prior(run, exponents and exponents[1:])
@@ -152,10 +152,10 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the ``record.json`` that :meth:`Result.save` wrote; a ``ValueError`` says if it is not a record."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or "hash" not in record:
+            raise ValueError("it has no hash")
     except ValueError as error:
         raise ValueError(f"{path} is not a record: {error}") from None
-    if not isinstance(record, dict) or "hash" not in record:
-        raise ValueError(f"{path} is not a record: it has no hash")
     return record
 
 

@@ -38,7 +38,8 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
         raise ValueError(f"{path} has no {' and no '.join(absent)}, only {', '.join(arrays) or 'nothing'}{hint}")
     *codes, factors = (arrays[name] if arrays[name].ndim == 2 else arrays[name][..., None] for name in wanted)
     every = [str(name) for name in arrays.get("names", [f"factor{f}" for f in range(factors.shape[-1])])]
-    if any(x.shape != codes[0].shape for x in codes) or factors.shape != (len(codes[0]), len(every)):
+    unlike = any(x.ndim != 2 or not x.size or x.shape != codes[0].shape for x in codes)
+    if unlike or factors.shape != (len(codes[0]), len(every)):
         shapes = ", ".join(f"{name} {arrays[name].shape}" for name in wanted)
         raise ValueError(f"the arrays of {path} must have one row an image, got {shapes} and {len(every)} names")
     if len(factors) < _FEWEST:

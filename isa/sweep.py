@@ -48,8 +48,8 @@ from typing import NamedTuple
 import torch
 
 from isa import cluster, engine, packs, results
-from isa._records import RECORD, Records, Spec, StrPath, merge_records, read_records
-from isa.data import expand
+from isa._records import RECORD, Records, Spec, merge_records, read_records
+from isa.data.base import StrPath, expand
 
 __all__ = ["RECORD", "Records", "Spec", "Status", "merge_records", "read_records", "status", "sweep"]
 
@@ -117,7 +117,7 @@ def sweep(
         Keep each trained model below ``spec.work``, 57 MB each with the perceptrons of A.4; folder of drawn images.
     out, profile
         Folder that receives copies of new records (``NAME.csv``) and portraits after every pack; file for a report on
-        30 steps of each kind of missing run (:func:`isa.packs.write_profile`), made before training here.
+        30 steps of each kind of missing run (:func:`isa.packs.write_profile`), written before training in this process.
     report
         Called with a line on each run that is recorded.
     """
@@ -130,6 +130,8 @@ def sweep(
         raise ValueError(f"budget must be a number of seconds, at least 0, got {budget}")
     if pack is not None and pack < 1:
         raise ValueError(f"pack must be a number of runs, at least 1, got {pack!r}")
+    if profile is not None and scheduler is not None:
+        raise ValueError("profile excludes scheduler: it is made on this machine")
     deadline = inf if budget is None else time.monotonic() + budget
     records, plan = [_records(spec, tier) for spec in named], dict[tuple[Path, str], packs.Job]()
     for spec, found in zip(named, records, strict=True):

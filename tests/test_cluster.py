@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import dask
+import distributed
 import pytest
 import torch
-from distributed import LocalCluster
 from tiny_sweep import SPEC, without_times, write_spec
 
 from isa import cli, cluster, engine, packs, results, sweep
@@ -26,6 +27,13 @@ from isa.sweep import Spec, read_records
 TESTS = Path(__file__).resolve().parent
 LOCAL = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
 dask.config.set({"distributed.comm.timeouts.connect": "300s"})  # on a busy machine
+SBATCH = """\
+#!{bash}
+cp "$1" "{folder}/$$.sh"
+setsid {bash} "{folder}/$$.sh" > "{folder}/$$.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+SCANCEL = "#!{bash}\necho $1 >> {folder}/cancelled\nkill -- -$1\n"
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +59,7 @@ def _alone(folder: Path, text: str = SPEC, **options) -> dict[str, dict]:
     return _by_hash(sweep.sweep(Spec.read(write_spec(folder, text)), device="cpu", **options))
 
 
-def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
+def test_no_scheduler_or_no_worker_is_one_sentence(spec, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as once:
         closed = f"tcp://127.0.0.1:{once.getsockname()[1]}"
     with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
@@ -59,14 +67,18 @@ def test_no_scheduler_is_one_sentence(spec, monkeypatch, capsys):
             assert cli.main(["sweep", str(spec.path), "--scheduler", address]) in (1, 2)
             printed = capsys.readouterr().err
             assert why in printed and printed.count("\n") == 1 and not spec.work.exists()
+    with distributed.LocalCluster(n_workers=0, **LOCAL) as empty:  # the budget ends the wait
+        assert cli.main(["sweep", str(spec.path), "--scheduler", empty.scheduler_address, "--budget", "0.2"]) == 1
+    assert "0/1 workers" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert cli.main(["sweep", str(spec.path), "--scheduler", closed]) == 1
     assert "isa-vae[cluster]" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def inside() -> Iterator[LocalCluster]:
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", **LOCAL) as started:
+def inside() -> Iterator[distributed.LocalCluster]:
+    options = LOCAL | {"n_workers": 2, "threads_per_worker": 1, "processes": False, "protocol": "tcp"}
+    with distributed.LocalCluster(**options) as started:
         yield started
 
 
@@ -150,13 +162,6 @@ def test_end_of_the_budget_or_an_interrupt_frees_workers_and_claims(interrupted,
     assert [tier.in_progress for tier in sweep.status(endless)] == [0]
 
 
-def test_budget_ends_the_wait_for_workers(spec, capsys):
-    with LocalCluster(n_workers=0, **LOCAL) as empty:
-        address = empty.scheduler_address
-        assert cli.main(["sweep", str(spec.path), "--scheduler", address, "--budget", "0.2"]) == 1
-    assert "0/1 workers" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("here", [True, False])
 def test_claimed_runs_are_left_to_other_sweeps(here, scheduler, spec, monkeypatch):
     taken, claims = spec.runs(1)[1], ExitStack()
@@ -174,13 +179,10 @@ def test_claimed_runs_are_left_to_other_sweeps(here, scheduler, spec, monkeypatc
     assert [row.in_progress for row in sweep.status(spec)] == [0, 0]
 
 
-SBATCH = """\
-#!{bash}
-cp "$1" "{folder}/$$.sh"
-setsid {bash} "{folder}/$$.sh" > "{folder}/$$.log" 2>&1 &
-echo "Submitted batch job $!"
-"""
-SCANCEL = "#!{bash}\necho $1 >> {folder}/cancelled\nkill -- -$1\n"
+def test_lost_scheduler_is_one_sentence(scheduler, spec, monkeypatch, capsys):
+    monkeypatch.setattr(distributed.Client, "wait_for_workers", Mock(side_effect=cluster.CancelledError))
+    assert cli.main(["sweep", str(spec.path), "--scheduler", scheduler]) == 1
+    assert capsys.readouterr().err.startswith(f"isa: error: the connection to {scheduler} was lost; ")
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="a job needs a process group, which setsid gives on Linux")

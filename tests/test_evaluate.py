@@ -20,7 +20,6 @@ from isa.results import Result
 
 pytestmark = pytest.mark.usefixtures("small_discriminator")
 
-
 PRIORS = ("beta-vae", "isa-vae", "learned", "tree", "unit", "gaussian")  # the objective does not matter
 
 

@@ -80,6 +80,8 @@ BAD = [  # file, changes, options, message
     ("npz", {"mean": MEAN[:9]}, (), "must have one row an image"),
     ("npz", {"log_var": np.full((500, 3), 600.0)}, (), "log_var must lie between"),
     ("npz", {"names": np.array(["shape"])}, (), "and 1 names"),
+    ("npz", dict.fromkeys(("mean", "log_var"), MEAN[:, :, None]), (), r"got mean \(500, 3, 1\)"),
+    ("npz", dict.fromkeys(("mean", "log_var"), MEAN[:, :0]), (), r"got mean \(500, 0\)"),
     ("npz", {}, ("--subspaces", "2,2"), "3 latents in all"),
     ("npz", {}, ("--factors", "y"), "has no factor y, only factor0, factor1"),
     ("npz", {}, ("--binned", "-1"), "must be positive"),
