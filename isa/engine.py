@@ -272,8 +272,8 @@ class Pack:
         """Return the step at which each run diverged, None if it has not.
 
         That is the first step with a term that is not finite, or the first of 25 steps whose loss exceeds a hundred
-        times its first value or, if that is larger, log 2 per pixel, the loss of a model without information. After the
-        last step, parameters must be finite, too. ``end`` is the number of steps of shorter runs.
+        times the larger of its first value and log 2 per pixel, the loss of a model without information. After the last
+        step, parameters must be finite, too. ``end`` is the number of steps of shorter runs.
         """
         end = end or self.run.total_steps
         terms = self.curve[:, : min(self.step, end)]

@@ -109,11 +109,11 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
 
 def report(result: dict[str, Any]) -> str:
     """Return the scores of :func:`score` as text."""
-    low, high = result["mig_interval"]
+    low, high, bound = *result["mig_interval"], result["error_bound"]
     lines = [f"{result['rows']:,} rows, {result['latents']} latents\n"]
-    lines += [f"MIG {result['mig']:.4f}, 95 % from {low:.4f} to {high:.4f}; sums exact to {result['error_bound']:.0e}"]
+    lines += [f"MIG {result['mig']:.4f}, 95 % interval {low:.4f} to {high:.4f}; error bound of its sums {bound:.1g}"]
     for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
-        lines.append(f"  gap {name:12} {one:7.4f}, 95 % from {low:.4f} to {high:.4f}")
+        lines.append(f"  gap {name:12} {one:7.4f}, 95 % interval {low:.4f} to {high:.4f}")
     lines += [f"{label:20} {result[name]:7.4f}" for name, label in _LABELS.items() if name in result]
     for title, key in (("latent  ", "mutual_information"), ("subspace", "subspace_mutual_information")):
         if key in result:

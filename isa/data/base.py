@@ -55,7 +55,7 @@ def reading(path: Path, kind: str) -> Iterator[BufferedReader]:
     except MemoryError as error:
         raise SourceError(f"{path} needs more memory than is available") from error
     except Exception as error:  # numpy, scipy and torch raise many kinds
-        raise SourceError(f"{path} is damaged, truncated or not {kind}, in which no objects are unpickled") from error
+        raise SourceError(f"{path} is damaged, truncated or not {kind}; pickled objects are not read") from error
 
 
 @dataclass(frozen=True)
