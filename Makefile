@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# older pip applies the first to build requirements as well, newer pip the second
+# for build requirements, older pip uses the first, newer pip the second
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
-# an environment of its own may well belong to root, as in a container
+# the environment may belong to root, as in a container
 export PIP_ROOT_USER_ACTION := ignore
 
-# LOCKED=1 installs nothing but files whose hashes are in locks/; LOCKED=cpu does, with PyTorch's build for CPUs
+# LOCKED=1 installs only files whose hashes are in locks/; LOCKED=cpu does so with PyTorch's build for CPUs
 LOCKED ?=
 HASHED := --requirement locks/packages.txt --requirement locks/torch$(if $(filter cpu,$(LOCKED)),-cpu).txt
 UNPINNED := env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT
@@ -23,8 +23,8 @@ help:
 	@echo "make test-fast  run the tests that take seconds and need no built book"
 	@echo "make coverage  run all tests, and list the lines of isa that none of them reaches"
 	@echo "make lint   check style, spelling, types, and that notebooks have no outputs"
-	@echo "make bench  measure speed, each as a ratio inside one run, into runs/speed.csv"
-	@echo "make audit  ask for known vulnerabilities of the pinned versions, by pip-audit"
+	@echo "make bench  measure speed, as ratios within one run, into runs/speed.csv"
+	@echo "make audit  query known vulnerabilities of the pinned versions with pip-audit"
 	@echo "make release  run the checks before a release: other machines, reproducibility, licences"
 	@echo "make clean  remove the built book (make clean-all: the environment too)"
 
@@ -39,7 +39,7 @@ endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--no-build-isolation --no-deps) --editable '.[book,test]'
 	@touch $(READY)
 
-# after a warning, all pages are read again, so that it is not missed by the next build
+# after a warning, the next build reads all pages again, so that it repeats the warning
 book: $(READY)
 	@$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --quiet || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The book is built. Open _build/html/index.html in a browser."
@@ -71,7 +71,7 @@ lint: $(READY)
 bench: $(READY)
 	@$(BIN)/python benchmarks/all.py
 
-# in an environment of its own, since what audits is no part of the pinned set
+# in a separate environment, since pip-audit is not in the pinned set
 audit:
 	@$(PYTHON) -m venv _build/audit && $(UNPINNED) _build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	@$(UNPINNED) _build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement locks/packages.txt --requirement locks/torch.txt

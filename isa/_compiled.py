@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Compiled:
-    """A function compiled at its first call. If that fails, it runs uncompiled, from this call on, after a warning."""
+    """A function compiled at its first call. Once the compiler fails, it runs uncompiled, after a warning."""
 
     def __init__(self, function: Callable[..., Any], name: str, **options: Any) -> None:
         self.function, self.name, self.options, self.works = function, name, options, True

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or a model cannot be read, or is not that of the run it is named after."""
+    """A checkpoint or a model cannot be read, or belongs to another run than its name says."""
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

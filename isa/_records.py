@@ -59,7 +59,7 @@ def _choices(name: str, value: Any) -> list:
 
 
 def _grid(every: Mapping[str, Any], grid: object) -> list[Run]:
-    """Return every run of a grid, the last field named varying fastest, and seeds slowest: so comparisons stay even."""
+    """Return every run of a grid, the last field varying fastest and seeds slowest, for even comparisons."""
     if not isinstance(grid, Mapping):
         raise ValueError(f"a grid must be a mapping of fields to values, got {grid!r}")
     named = {**every, **grid}
@@ -78,7 +78,7 @@ def _without_seed(run: Run) -> tuple:
 
 @dataclass(frozen=True)
 class Spec:
-    """Runs that a sweep trains, and the place of their records."""
+    """Runs that a sweep trains, and the path of their records."""
 
     path: Path  #: file that it was read from
     title: str  #: description of the runs
@@ -87,15 +87,15 @@ class Spec:
 
     @classmethod
     def read(cls, path: StrPath) -> Spec:
-        """Read a ``.yaml`` file; a ``ValueError`` names the file, the place in it, the value, and what is allowed."""
+        """Read a ``.yaml`` file. A ``ValueError`` names the file, the grid, the value, and what is allowed."""
         place, runs = f"{path}: ", dict[str, tuple[int, Run]]()
         try:
             document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
             if not isinstance(document, dict) or set(document) | {"every"} != {"title", "every", "tiers"}:
-                raise ValueError(f"it must have title, every and tiers, got {document!r:.60}")
+                raise ValueError(f"it must have title, tiers and optionally every, got {document!r:.60}")
             tiers, every = document["tiers"], document.get("every") or {}
             if not isinstance(tiers, dict) or not tiers or not all(type(tier) is int and tier > 0 for tier in tiers):
-                raise ValueError(f"tiers must have numbers, from 1 on, got {tiers!r:.60}")
+                raise ValueError(f"tiers must have positive numbers, got {tiers!r:.60}")
             for tier, grids in sorted(tiers.items()):
                 if not isinstance(grids, list):
                     raise ValueError(f"tier {tier} must be a list of grids, got {grids!r:.60}")
@@ -120,7 +120,7 @@ class Spec:
 
     @property
     def work(self) -> Path:
-        """Folder of what a sweep in progress keeps: checkpoints and models."""
+        """Folder of checkpoints and models."""
         return self.path.parent / "work" / self.name
 
     def runs(self, tier: int | None = None) -> tuple[Run, ...]:
@@ -128,10 +128,10 @@ class Spec:
         return tuple(run for number, runs in self.tiers.items() if tier is None or number <= tier for run in runs)
 
     def grid(self, *, named: bool = False, **values: Any) -> Spec:
-        """Return the same shared fields and records with the runs of another grid, as its only tier.
+        """Return a specification with these shared fields and records, and the runs of another grid as its only tier.
 
-        ``values`` are as in a grid of the file. With ``named``, the runs of this specification that differ from those
-        of the grid only in the seed are added.
+        ``values`` are as in a grid of the file. With ``named``, add the runs of this specification that differ from
+        those of the grid only in the seed.
         """
         every = {name: value for name, value in self.every.items() if name not in values}
         runs = _grid(every, values)
@@ -157,12 +157,12 @@ _COLUMNS = """
 RECORD: dict[str, str] = dict(column.split(":") for column in _COLUMNS.split())
 """Columns of a table of records, in order, and the types of their cells; an empty cell is None. Append new columns.
 
-Text stands as it is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record, in the order of its factors.
+Text is written as is, everything else as JSON. ``gaps`` are the ``mig_FACTOR`` of a record in the order of its factors.
 """
 
 
 def _cell(column: str, value: Any) -> str:
-    """Return the text of a cell; measured numbers have nine digits, and the run's fields all, as its hash does."""
+    """Return the text of a cell: measured numbers to nine digits, the run's fields exactly, as in its hash."""
     if value is None:
         return ""
     if RECORD[column] == "str":
@@ -180,17 +180,17 @@ def _value(column: str, cell: str) -> Any:
 
 
 def _record(cells: Mapping[str, str]) -> dict[str, Any]:
-    """Return the record in a row, if it is that of the run which its hash names."""
+    """Return the record in a row, if its hash is that of its run."""
     record = {column: _value(column, cell) for column, cell in cells.items() if column in RECORD}
     run = Run(**{name: record[name] for name in Run.model_fields if record.get(name) is not None})
     if run.hash != record["hash"]:
-        raise ValueError(f"its fields are those of the run {run.hash}, and its hash is {record['hash']}")
+        raise ValueError(f"its fields have the hash {run.hash}, but its hash is {record['hash']}")
     gaps = zip(record["factors"] or (), record.pop("gaps") or (), strict=True)
     return record | run.to_dict() | {"key": run.key} | {f"mig_{name}": gap for name, gap in gaps}
 
 
 def read_rows(path: StrPath, convert: Callable[[dict[str, str]], Any] = dict) -> dict[str, Any]:
-    """Return the rows of a table by hash, each converted. A ``ValueError`` names the line that is not a record."""
+    """Return the converted rows of a table by hash. A ``ValueError`` names the line that is not a record."""
     table: dict[str, Any] = {}
     if not Path(path).exists():
         return table
@@ -208,7 +208,7 @@ def read_rows(path: StrPath, convert: Callable[[dict[str, str]], Any] = dict) ->
 
 
 def read_records(path: StrPath) -> list[dict[str, Any]]:
-    """Read a table of records, each once, in the order of the file; without a file, there are no records.
+    """Read a table of records, each once, in the order of the file. Without a file, the list is empty.
 
     A record is as :func:`isa.results.measure` returns it. A ``ValueError`` names the line that is not one, and why.
     """
@@ -216,7 +216,7 @@ def read_records(path: StrPath) -> list[dict[str, Any]]:
 
 
 def merge_records(path: StrPath, added: Iterable[Mapping[str, Any]]) -> None:
-    """Add records to a table under its lock. Runs that are recorded there already keep their records."""
+    """Add records to a table, under its lock. Runs that are recorded already keep their records."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
@@ -236,7 +236,7 @@ def _plain(value: object) -> object:
 
 
 class Records(list):
-    """List of recorded runs of a specification, in its order; ``missing`` runs, which the shell ``command`` trains."""
+    """Records of a specification, in its order; its ``missing`` runs, and the shell ``command`` that trains them."""
 
     def __init__(self, rows: Iterable[dict[str, Any]], missing: Iterable[Run], command: str) -> None:
         super().__init__(rows)
@@ -248,7 +248,7 @@ class Records(list):
         return len(self) + len(self.missing)
 
     def select(self, **values: object) -> Records:
-        """Return those whose fields equal the values, a list of values meaning any of them; also of the missing runs.
+        """Return the records and missing runs whose fields equal the values; a list of values means any of them.
 
         A column that only records have, such as ``status``, selects no missing run.
         """

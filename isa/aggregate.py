@@ -9,11 +9,11 @@ with one of two weight matrices (Chen et al. 2018):
 
 - *weighted*: :math:`W_{im} = 1/(BN)`. Rows sum to 1/N instead of 1, so :math:`\log q(z_i)` is too low, by about
   :math:`\log B` where :math:`q(z_i|x_i)` dominates the sum and by about :math:`\log N` where all posteriors agree. The
-  authors train with it.
+  authors use it.
 - *stratified*: :math:`W_{ii} = 1/N`, and :math:`W_{im} = (N-1)/(N(B-1))` for the other images, a sample without
   replacement of the other N - 1. Rows sum to 1, and the estimate of :math:`q(z_i)` is unbiased. Chen et al. (appendix
-  C.2) give :math:`1/M`, with :math:`M = B - 1`, to all other images but an arbitrary one, and :math:`(N-M)/(NM)` to
-  that one; this matrix is the mean over its choice, which has the same expectation and at most the same variance.
+  C.2) give :math:`1/M`, with :math:`M = B - 1`, to all other images except an arbitrary one, which has
+  :math:`(N-M)/(NM)`; this matrix is the mean over its choice, with the same expectation and no more variance.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _of_one_model(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: f
     return joint.mean() + math.log(other), marginals.mean(1) + math.log(other), gradient
 
 
-# An operator, which a compiled training step takes as one node instead of tracing the loop over blocks.
+# An operator, which a compiled training step takes as one node without tracing the loop over blocks.
 @torch.library.custom_op("isa::total_correlation", mutates_args=())
 def _operator(z: Tensor, mean: Tensor, log_var: Tensor, own: float, other: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the total correlation (...), its gradient (..., 3, B, D) and the batch mean of log q(z) (...)."""

@@ -1,6 +1,6 @@
 """``isa`` on the command line: ``data``, ``train``, ``sweep``, ``status`` and ``mig``, each with ``--help``.
 
-Bad input ends in one line on stderr and status 2; what fails later, or a run that diverges, in status 1.
+Bad input gives one line on stderr and status 2; a later failure or a diverged run, status 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["main"]
 
 
 def _value(text: str) -> Any:
-    """Return a number, a tuple of numbers that commas separate, or text."""
+    """Return a number, a tuple of comma-separated numbers, or text."""
     try:
         values = loads(f"[{text}]")
     except ValueError:
@@ -39,22 +39,22 @@ def _value(text: str) -> Any:
 _OPTIONS: dict[str, dict[str, Any]] = {
     "specs": {"metavar": "SPEC", "nargs": "+", "help": "a specification, such as runs/dsprites.yaml"},
     "name": {"metavar": "NAME", "choices": data.NAMES, "help": f"one of {', '.join(data.NAMES)}"},
-    "source": {"metavar": "PATH", "help": "published data: .npz of dsprites, folder of cars3d, tensor of faces3d"},
-    "verify": {"help": "draw or read again; compare checksums and published numbers"},
-    "output": {"metavar": "DIR", "type": Path, "help": "where results go; by default trained/ and the run's key"},
-    "tier": {"metavar": "N", "type": int, "help": "up to this tier of the specifications; all by default"},
-    "budget": {"metavar": "SECONDS", "type": float, "help": "start only what will be done in time; 0 trains nothing"},
-    "scheduler": {"metavar": "ADDRESS", "help": "train on a Dask cluster, as in tcp://head:8786"},
-    "pack": {"metavar": "N", "type": int, "help": "runs that train at once; by default 18 on a GPU, 1 on a CPU"},
+    "source": {"metavar": "PATH", "help": "published .npz of dsprites, folder of cars3d or tensor of faces3d"},
+    "verify": {"help": "draw or read the images again; compare checksums and published numbers"},
+    "output": {"metavar": "DIR", "type": Path, "help": "folder of the results; by default trained/KEY"},
+    "tier": {"metavar": "N", "type": int, "help": "train the tiers up to this one; by default all"},
+    "budget": {"metavar": "SECONDS", "type": float, "help": "start only runs that finish in time; 0 trains nothing"},
+    "scheduler": {"metavar": "ADDRESS", "help": "Dask scheduler whose workers train, such as tcp://head:8786"},
+    "pack": {"metavar": "N", "type": int, "help": "runs to train at once; by default 18 on a GPU, 1 on a CPU"},
     "out": {"metavar": "FOLDER", "help": "copy new records and portraits there after every pack"},
     "profile": {"metavar": "FILE", "help": "first write the times of 30 steps of each kind of missing run, by kernel"},
     "keep_models": {"help": "keep trained models, below work/ next to the specification"},
     "device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N; by default a GPU if there is one"},
-    "file": {"metavar": "FILE", "type": Path, "help": ".npz or .csv, of posteriors and factor values by image"},
+    "file": {"metavar": "FILE", "type": Path, "help": ".npz or .csv of posteriors and factor values, a row per image"},
     "factors": {"metavar": "NAMES", "type": lambda text: text.split(","), "help": "factors to score, as in scale,x,y"},
-    "deterministic": {"help": "score codes alone, with noise of 1/20 of their deviation"},
-    "binned": {"metavar": "BINS", "type": int, "help": "add the MIG of binned means (Locatello et al.: 20)"},
-    "samples": {"metavar": "N", "type": int, "help": "add the MIG from N draws a mixture (Chen et al.: 10000)"},
+    "deterministic": {"help": "score means alone, with noise of 1/20 of their standard deviation"},
+    "binned": {"metavar": "BINS", "type": int, "help": "add the MIG of means in BINS bins (Locatello et al.: 20)"},
+    "samples": {"metavar": "N", "type": int, "help": "add the MIG from N draws per mixture (Chen et al.: 10000)"},
     "subspaces": {"metavar": "SIZES", "type": _value, "help": "add the MIG of subspaces, as in 4,4,4,4,4"},
     "json": {"help": "print all numbers as JSON"},
     "cache_dir": {"metavar": "DIR", "help": "of drawn images; by default $ISA_CACHE_DIR, else the user's cache"},
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add(commands: Any, run: Callable[..., int]) -> None:
-    """Add a command, whose options are the parameters of its function and of the one that this passes options to."""
+    """Add a command. Its options are the parameters of its function, and of the one to which this passes options."""
     summary, description, examples = str(inspect.getdoc(run)).split("\n\n")
     texts = {"help": summary.lower().rstrip("."), "description": description, "epilog": examples}
     parser = commands.add_parser(run.__name__[1:], **texts, usage="isa train [options]" if run is _train else None)
@@ -116,7 +116,7 @@ def _add(commands: Any, run: Callable[..., int]) -> None:
 
 
 def _add_fields(parser: argparse.ArgumentParser) -> None:
-    """Add the fields of a run as options, with their words in its docstring."""
+    """Add the fields of a run as options, with their descriptions in its docstring."""
     add: dict[str, Callable] = {}
     for names, text in re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n)+)", f"{inspect.getdoc(Run)}\n", re.M):
         group = parser.add_argument_group(description=" ".join(text.replace("`", "").split()))
@@ -132,7 +132,7 @@ def _data(name: str, source: str | None = None, verify: bool = False, cache_dir:
     """Describe and check a data set.
 
     Print factors, source, licence and checksum of a data set. Without --source, dsprites is drawn pixel by pixel, and
-    faces3d is a procedural stand-in, which is drawn once and kept in the cache; cars3d needs its published files.
+    faces3d is a procedural stand-in, drawn once and cached; cars3d needs its published files.
 
     examples: isa data dsprites; isa data cars3d --source cars/ --verify
     """
@@ -159,9 +159,9 @@ def _train(output: Path | None = None, device: str | None = None, cache_dir: str
     """Train one model and measure it.
 
     Train one model, measure it over all images (MIG, log-likelihood, ELBO, active latents), and save model.safetensors,
-    curve.safetensors and record.json. What is left out is taken from the paper's Tables 1 and 2: 7,200 steps of 2,048
-    images on dsprites. The same command continues a training that was interrupted, and prints again one that is done.
-    Numbers of a list have commas between them: --subspaces 4,3,3.
+    curve.safetensors and record.json. Options that are left out take the values of the paper's Tables 1 and 2 (7,200
+    steps of 2,048 images on dsprites). The same command continues an interrupted training, and prints the result of a
+    finished one. Separate the numbers of a list by commas: --subspaces 4,3,3.
 
     examples: isa train --objective isa-vae --beta 1 --seed 0; the same with --steps 200 for a quick look; isa train
     --dataset faces3d --objective isa-vae --learn-exponents; isa train --objective isa-vae --prior '2.1[5*2.2[4]]'
@@ -179,11 +179,11 @@ def _train(output: Path | None = None, device: str | None = None, cache_dir: str
 
 
 def _sweep(**options: Any) -> int:
-    """Train all runs of specifications that are not recorded yet.
+    """Train the runs of specifications that have no record yet.
 
-    Train and measure every run that the specifications name and that their tables of records, the .csv next to each, do
-    not have: tier 1 of each specification in turn, then tier 2. The same command continues an interrupted sweep.
-    Several sweeps over one specification share its runs.
+    Train and measure every run that a specification names and that its table of records, the .csv next to it, lacks:
+    tier 1 of each specification in turn, then tier 2. The same command continues an interrupted sweep. Several sweeps
+    of one specification share its runs.
 
     examples: isa sweep runs/dsprites.yaml --tier 1; isa sweep runs/dsprites*.yaml --budget 3600; isa sweep
     runs/dsprites.yaml --scheduler tcp://head:8786
@@ -199,15 +199,15 @@ def _sweep(**options: Any) -> int:
 def _status(specs: list[str], device: str | None = None) -> int:
     """Show which runs are recorded, which remain, and how long these will take here.
 
-    Print, tier by tier, how many runs are named, recorded, diverged, and in training, and how long the rest will take
-    on this machine, by the runs of the same kinds that it has recorded.
+    Print, tier by tier, how many runs are named, recorded, diverged and in training, and how long the rest will take on
+    this machine, estimated from its own records of runs of the same kinds.
 
     example: isa status runs/dsprites.yaml
     """
     for spec in map(sweep.Spec.read, specs):
         print(f"{spec.title} ({spec.path})\n  tier     runs  recorded  diverged  training   time for the rest, here")
         for tier, runs, recorded, diverged, training, seconds in sweep.status(spec, device):
-            rest = "unknown: it has not recorded this kind of run"
+            rest = "unknown: this machine has not recorded this kind of run"
             if seconds is not None:
                 rest = "done" if recorded == runs else str(timedelta(seconds=round(seconds)))
             print(f"{tier:6} {runs:8,} {recorded:9,} {diverged:9,} {training:9,}   {rest}")
@@ -219,13 +219,13 @@ def _mig(
 ) -> int:
     """Score posteriors of any model: the mutual information gap, factor by factor, and other measures.
 
-    FILE.npz contains the arrays mean and log_var (N, K), the posteriors of N images, and factors (N, F), integers in
-    any order and number; names (F,) is optional. FILE.csv has columns z0, z1, ..., log_var0, log_var1, ..., and the
-    others are factors. The gap of a factor is the difference between the two largest entries of its row of mutual
-    information, divided by its entropy. The information is that of the N rows, exact up to the printed bound, at one
-    draw of each posterior. Intervals of 95 % come from 100 bootstrap resamples, which give the rows new weights: how
-    far the score would move with other rows of the same kind. They mean little if the rows are all there is, as on a
-    full grid, and do not correct for few rows, which raise the information.
+    FILE.npz contains the arrays mean and log_var (N, K), the posteriors of N images in any order, and the integers
+    factors (N, F); names (F,) is optional. FILE.csv has the columns z0, z1, ... and log_var0, log_var1, ...; all others
+    are factors. The gap of a factor is the difference between the two largest entries of its row of mutual information,
+    divided by its entropy. The information is estimated from one draw of each posterior; sums over the N rows are exact
+    up to the printed bound. Intervals of 95 % come from 100 bootstrap resamples of the rows. They show how far the
+    score would move with other rows of the same kind, and mean little if the rows are a full grid. They do not correct
+    the estimate from few rows, which is too high.
 
     examples: isa mig codes.npz; isa mig codes.npz --binned 20 --samples 10000 --json; isa mig codes.csv --factors
     scale,x,y --subspaces 4,4,4,4,4

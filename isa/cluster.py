@@ -1,10 +1,10 @@
 """A sweep on the workers of a Dask cluster: ``isa sweep SPEC --scheduler ADDRESS``.
 
-The sweeping process gives each worker one pack at a time, claims what is in training, and alone writes records and
-portraits. A pack whose worker is lost, or that fails, is tried again, and continues from its last checkpoint if workers
-see the sweep's folder under the same path. The end reports what keeps failing. A spent budget cancels what is training.
+The sweeping process gives each worker one pack at a time, claims its runs, and alone writes records and portraits. A
+pack that fails, or whose worker is lost, is tried again, and continues from its last checkpoint if workers see the
+sweep's folder under the same path. Lasting failures are reported at the end. A spent budget cancels packs in training.
 
-Messages of Dask are pickled: only those who may run code on the workers should be able to reach the scheduler.
+Dask pickles its messages: only those who may run code on the workers should be able to reach the scheduler.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _work(runs: Sequence[Run], folder: Path, device: Any, cache_dir: Any, models
 
 
 class _Workers:
-    """Trains packs on the workers of a cluster, also on those that come later."""
+    """Trains packs on the workers of a cluster, including those that join later."""
 
     def __init__(self, client: Any, record: packs.Recorder, size: int, options: tuple) -> None:
         from distributed import wait
@@ -63,7 +63,7 @@ class _Workers:
 
     @property
     def slots(self) -> int:
-        """Number of packs at once."""
+        """Number of packs in training at once."""
         return len(self.client.nthreads())
 
     def start(self, pack: Sequence[Job]) -> Any:
@@ -72,7 +72,7 @@ class _Workers:
         return self.client.submit(_work, runs, folder, *self.options, retries=2, pure=False)
 
     def receive(self, future: Any, pack: Sequence[Job]) -> None:
-        """Record what a worker has measured, or report that it failed or is not in time."""
+        """Record the measurements of a worker, or report that it failed or is not in time."""
         if not future.done():
             return self.record.late(pack)
         try:
@@ -91,7 +91,7 @@ class _Workers:
 def connect(
     scheduler: str, record: packs.Recorder, size: int | None, deadline: float, *options: Any
 ) -> Iterator[_Workers]:
-    """Connect to a cluster for :func:`isa.packs.train`; the end cancels what is pending and reports what failed.
+    """Connect to a cluster for :func:`isa.packs.train`; on exit, cancel pending packs and report failed ones.
 
     Options are ``device``, ``cache_dir`` and ``keep_models``, as for :func:`isa.sweep.sweep`.
     """

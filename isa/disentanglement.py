@@ -15,7 +15,7 @@ class Disentanglement(NamedTuple):
     r"""Measures of one code, in [0, 1].
 
     They are functions of :math:`I_{fk}`, the mutual information of factor :math:`f` of F and latent :math:`k` of K, or
-    of its share :math:`N_{fk} = I_{fk} / H_f` of the factor's entropy. Zeros score 0; NaN is not defined.
+    of its share :math:`N_{fk} = I_{fk} / H_f` of the factor's entropy. A matrix of zeros scores 0; NaN means undefined.
     """
 
     mig: float
@@ -45,7 +45,7 @@ def informative_latents(information: ArrayLike, entropy: ArrayLike, threshold: f
 
 @np.errstate(divide="ignore", invalid="ignore")
 def disentanglement(information: ArrayLike, entropy: ArrayLike, active: ArrayLike | None = None) -> Disentanglement:
-    """Return all measures of a matrix of mutual information (F, K) and the factors' entropies (F,), in nats.
+    """Return all measures for mutual information (F, K) and the factors' entropies (F,), in nats.
 
     ``active`` is a (K,) mask of the latents that count in InfoM and InfoC, :func:`informative_latents` by default.
 

@@ -63,11 +63,11 @@ class Feed:
         self._chunk = lru_cache(maxsize=2)(self._draw)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return indices (batches, P, B), noise (batches, P, B, D) and permutations (P, B, D), else (P, 0)."""
+        """Return indices (batches, P, B), noise (batches, P, B, D), permutations for FactorVAE (P, B, D) or (P, 0)."""
         epoch, first = divmod(step, self.per_epoch)
         numbers = (first, (first + (self.per_epoch + 1) // 2) % self.per_epoch)[: self.batches]
         batches = [slice(number * self.run.batch_size, (number + 1) * self.run.batch_size) for number in numbers]
-        # another thread draws the order of the next epoch meanwhile
+        # meanwhile another thread draws the order of the next epoch
         now, _ = ([self._order(number, run.seed) for run in self.runs] for number in (epoch, epoch + 1))
         index = torch.stack([torch.stack([order.result()[batch] for order in now]) for batch in batches])
         chunk, offset = divmod(step, _CHUNK)
@@ -130,7 +130,7 @@ def losses(
 
 
 def adam(tensors: list[tuple[Tensor, ...]], rate: Tensor, correction: Tensor, betas: tuple[float, float]) -> None:
-    """Update float32 values as Kingma and Ba (2015), and copy them into parameters of any precision.
+    """Update float32 values by Adam (Kingma and Ba 2015), and copy them into parameters of any precision.
 
     Compiled, this is one pass over memory, three times as fast as PyTorch's fused kernel and its copies.
     """
@@ -152,7 +152,7 @@ def fused_adam(tensors: list[tuple[Tensor, ...]], rate: float, taken: Tensor, be
 
 
 def default_device(device: torch.device | str | None) -> torch.device:
-    """Return a device; if None, a GPU if there is one, otherwise the CPU."""
+    """Return the device; for None, a GPU if there is one, otherwise the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -194,7 +194,7 @@ class Pack:
 
     @torch.no_grad()
     def load(self, runs: Sequence[Run]) -> None:
-        """Start other runs of the same shape, with the compiled code and the graph of the earlier ones."""
+        """Replace the runs by others of the same shape; the compiled code and the graph are used again."""
         self.runs, self.run, self.feed = list(runs), runs[0], Feed(runs, self.dataset)
         self.beta.copy_(torch.tensor([run.beta for run in runs]))
         for value in self.state.values():
@@ -229,14 +229,14 @@ class Pack:
         return terms
 
     def images(self, index: Tensor) -> Tensor:
-        """Return images (..., C, H, W), in bfloat16 only if that is exact: if they are binary."""
+        """Return images (..., C, H, W), in bfloat16 only if they are binary, which bfloat16 represents exactly."""
         dtype = self.networks.dtype if self.dataset.packed else torch.float32
         x = self.dataset.images(index.flatten(), dtype=dtype, check=False)
         return x.view(*index.shape, *self.dataset.image_shape)
 
     @property
     def compiled(self) -> bool:
-        """True while the step runs compiled, which ends if compiling fails."""
+        """True if the step runs compiled; False once compiling has failed."""
         return all(isinstance(function, Compiled) and function.works for function in (self.losses, self.adam))
 
     def advance(self) -> None:
@@ -265,7 +265,7 @@ class Pack:
         self.step += 1
 
     def advance_to(self, step: int) -> float:
-        """Take steps until this number of them has been taken; return the seconds."""
+        """Train up to this step; return the seconds."""
         began = time.perf_counter()
         while self.step < step:
             self.advance()
@@ -278,8 +278,8 @@ class Pack:
         """Return the step at which each run diverged, None if it has not.
 
         That is the first step with a term that is not finite, or the first of 25 steps whose loss exceeds a hundred
-        times its first value or, if that is larger, log 2 per pixel, the loss of a model without information. After the
-        last step, parameters that are not finite count, too. ``end`` is the number of steps of shorter runs.
+        times the larger of its first value and log 2 per pixel, the loss of a model without information. After the last
+        step, parameters must be finite, too. ``end`` is the number of steps of shorter runs.
         """
         end = end or self.run.total_steps
         terms = self.curve[:, : min(self.step, end)]
@@ -330,7 +330,7 @@ class Pack:
 
     @torch.no_grad()
     def restore(self, folder: str | os.PathLike[str], step: int) -> float:
-        """Continue from checkpoints of all runs after the same step; return the seconds of training before it."""
+        """Continue from checkpoints of all runs at one step; return the seconds of training before it."""
         for number, run in enumerate(self.runs):
             path, rows = checkpoint_path(folder, run), {name: value[number] for name, value in self.state.items()}
             rows["curve"] = self.curve[number, :step]
@@ -342,7 +342,7 @@ class Pack:
 
     @torch.no_grad()
     def finish(self, runs: list[Run], seconds: float) -> Trained:
-        """Return the results of runs that end now: copies, which later steps do not change."""
+        """Return the results of runs that end at this step, as copies that later steps do not change."""
         end, courses = runs[0].total_steps, [run.course for run in self.runs]
         curves, diverged = self.curve[:, : min(self.step, end)].cpu().numpy(), self.diverged(end)
         others = ("mean.", "square.", "curve", "value.prior.", "value.discriminator.")
@@ -382,7 +382,7 @@ _reusable: dict[tuple, Pack] = {}  # the previous pack on a GPU, with its graph
 
 
 def _pack(runs: Sequence[Run], dataset: FactorDataset, compile: bool) -> Pack:
-    """Return a pack of the runs, on a GPU the previous one if that has the same shape."""
+    """Return a pack of the runs; on a GPU, reuse the previous pack if it has the same shape."""
     key = (runs[0].pack_key, len(runs), id(dataset), compile)
     if key in _reusable:
         _reusable[key].load(runs)
@@ -413,7 +413,7 @@ def fit(
     progress: bool | None = None,
     callback: Callable[[int, dict[str, np.ndarray]], object] | None = None,
 ) -> Iterator[Trained]:
-    """Train runs of one shape together on the device of the images, and yield them when they end, the shortest first.
+    """Train runs of one shape together on the device of the images, and yield each when it ends, the shortest first.
 
     Parameters are those of :func:`train_pack`.
     """
@@ -460,22 +460,22 @@ def train_pack(
 ) -> list[Result]:
     """Train runs of one shape together, each as if alone up to rounding, and return the measured result of each.
 
-    A run that diverged has the step, the initial exponents, and no evaluation.
+    The result of a run that diverged has ``diverged_at``, the initial exponents, and no evaluation.
 
     Parameters
     ----------
     runs
         Runs of one ``pack_key``, which may differ in seed, beta, and the prior's exponents and scale; and shorter runs
-        of the same courses.
+        with the ``course`` of one of these.
     dataset, device, cache_dir
-        The images, of which a subset is allowed; loaded by default, with this folder of :func:`isa.load`. The device is
-        by default a GPU if there is one, otherwise the CPU.
+        The images or a subset of them, by default loaded with the ``cache_dir`` of :func:`isa.load`; device, by default
+        a GPU if there is one, otherwise the CPU.
     evaluation, progress
         Measure the trained models; show progress bars, by default if stderr is a terminal.
     compile
         Compile the step, if there is a working compiler; by default for at least 300 steps.
     checkpoints, checkpoint_every, checkpoint_seconds
-        Folder of checkpoints, from which runs resume, and the minimum of steps and seconds between two of them.
+        Folder of checkpoints, from which runs resume; minimum of steps and of seconds between two of them.
         Checkpoints beyond the end of a run are neither used nor replaced.
     callback
         Called every 50 steps and after the last one with the number of steps and the latest terms, each (P,). An
@@ -485,7 +485,7 @@ def train_pack(
     longest = [run for run in runs if run.total_steps == total]
     courses = {run.course for run in longest}
     if len({run.pack_key for run in longest}) != 1 or not courses.issuperset(run.course for run in runs):
-        allowed = "runs that share everything except seed, beta, exponents and scale, or shorter parts of these"
+        allowed = "runs that share everything except seed, beta, exponents and scale, or shorter parts of such runs"
         raise ValueError(f"runs must be {allowed}, got {[run.key for run in runs]}")
     if dataset is None:
         shown = sys.stderr.isatty() if progress is None else progress

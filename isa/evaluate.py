@@ -26,9 +26,9 @@ _logger = logging.getLogger(__name__)
 
 _EVALUATION, _MIG, _SUBSPACES = 2, 3, 4  # streams of random numbers; 0 and 1 belong to training
 _BATCH = 2048  # images at once; part of the order in which noise is drawn
-_LOG_VAR_LIMIT = 500.0  # beyond, sigma and 1 / sigma approach the limits of float64
+_LOG_VAR_LIMIT = 500.0  # beyond it, sigma and 1 / sigma approach the limits of float64
 _DRAWS = 100  # of joint densities
-_GROUPINGS = {"cpu": 10, "cuda": 20}  # random ones, with which the subspaces are compared
+_GROUPINGS = {"cpu": 10, "cuda": 20}  # random groupings, with which the subspaces are compared
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evaluation:
 
     @property
     def active(self) -> Tensor:
-        """(D,) True for latents whose posterior mean has a variance over images above 0.01."""
+        """Mask (D,) of latents whose posterior mean has a variance over images above 0.01."""
         return mig.active_units(self.mean)
 
     def cpu(self) -> Evaluation:
@@ -65,9 +65,9 @@ def evaluate(
 ) -> list[Evaluation | None]:
     """Measure P models of one shape in one pass over all images.
 
-    ``trained`` has what :func:`isa.results.load_model` returns of each: the run, whose seed determines the noise, the
-    networks and the prior. The result is None for a model whose posteriors or reconstructions are not finite, or
-    log-variances beyond ±500.
+    ``trained`` contains for each what :func:`isa.results.load_model` returns: the run, whose seed determines the noise,
+    the networks and the prior. The result is None for a model with posteriors or reconstructions that are not finite,
+    or log-variances beyond ±500.
     """
     if not trained:
         return []
@@ -110,7 +110,7 @@ def _gap(run: Run, dataset: FactorDataset, mean: Tensor, log_var: Tensor) -> mig
 def subspaces(run: Run) -> list[list[int]] | None:
     """Return the subspaces of a run's prior as groups of latents.
 
-    A prior without subspaces is compared by the default layout of the data set, if the number of latents agrees.
+    For a prior without subspaces, the default layout of the data set is used, if the number of latents agrees.
     """
     sizes = [] if run.tree is None else run.tree.sizes
     if max(sizes, default=1) == 1:

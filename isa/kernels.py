@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TILES", "available", "enabled", "load", "total_correlation"]
 
 enabled = True
-"""False switches the kernels off."""
+"""Set to False to switch the kernels off."""
 
 TILES = {
     "rows": {"ROWS": 64, "COLUMNS": 32},

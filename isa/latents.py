@@ -1,4 +1,4 @@
-r"""A portrait of a trained model: what its latents encode, small enough to keep without the model (A.5, Fig. 8-16).
+r"""Portraits of trained models: what their latents encode, small enough to keep without the model (A.5, Fig. 8-16).
 
 ::
 
@@ -82,7 +82,7 @@ class Portrait:
 
     @property
     def informative(self) -> dict[int, tuple[str, float]]:
-        """Most informative factor of each active latent, in the order of ``shown``, and the nats."""
+        """Most informative factor of each active latent, in the order of ``shown``, and the information in nats."""
         best = self.mutual_information.argmax(0)
         return {int(k): (self.scored[best[k]], float(self.mutual_information[best[k], k])) for k in self.shown}
 
@@ -91,7 +91,7 @@ class Portrait:
         return next(factor for factor in self.factors if factor.name == name)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the portrait as ``.npz``, atomically, and return the path; equal portraits give equal bytes."""
+        """Write the portrait as ``.npz``, atomically, and return the path. Equal portraits give equal bytes."""
         factors = [{"name": one.name, "values": one.values.tolist(), "unit": one.unit} for one in self.factors]
         header = {"about": self.about, "factors": factors, **vars(self.view), "scored": self.scored}
         text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
@@ -127,7 +127,7 @@ def portrait(result: Any, dataset: FactorDataset, *, view: View | None = None, s
     grid = mean.double().reshape(*sizes, -1)
 
     def average(*kept: str) -> np.ndarray:
-        """Return the mean over all other factors, (K, *sizes of these factors)."""
+        """Return the mean over all other factors, (K, *sizes of the kept factors)."""
         others = [name for name in names if name not in kept]
         return _single(grid.permute(-1, *map(names.index, (*kept, *others))).flatten(1 + len(kept)).mean(-1))
 

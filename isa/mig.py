@@ -113,9 +113,9 @@ def mutual_information_gap(
     Parameters
     ----------
     mean, log_var
-        (N, K) mean and log variance of :math:`q(z \mid x_n)`. Computed in float64, on their device if it has float64.
+        (N, K) mean and log variance of :math:`q(z \mid x_n)`. Computed in float64, on their device if possible.
         ``log_var=None`` stands for a deterministic encoder, whose exact codes would identify every image: they get
-        noise of 1/20 of the latent's standard deviation, the error of uniform codes that are rounded to 20 bins.
+        noise of 1/20 of the latent's standard deviation, the rounding error of uniform codes in 20 bins.
     factor_sizes
         Number of values of each factor, if the images form a full grid in C order (the last factor varies fastest).
     factors
@@ -125,7 +125,7 @@ def mutual_information_gap(
     groups
         Disjoint groups of latents, each scored as one column (the MIG of subspaces), by N Gaussians per draw.
     generator
-        Source of the draws.
+        Source of the random numbers.
     factor_values
         Alternative to ``factor_sizes``: (N, F) integers, the factors' values for images in any order and number. Each
         value counts by its share of the images, and their order does not change the result.
@@ -134,8 +134,8 @@ def mutual_information_gap(
     subsample
         Number of draws per mixture for ``subsampled_score``, chosen at random by the seed of ``generator``.
     resamples
-        Number B of bootstrap resamples for ``resampled_gaps``, if all draws are used. They give new weights to the
-        images, under the densities of all images, whose change is of second order.
+        Number B of bootstrap resamples for ``resampled_gaps``, if all draws are used. They change the weights of the
+        images, and keep the densities of all images, whose change is of second order.
 
     Examples
     --------

@@ -157,7 +157,7 @@ def build(name: str, latent_dim: int, channels: int = 1, seed: int = 0) -> VAE:
 
 
 def build_discriminator(latent_dim: int, seed: int = 0) -> Discriminator:
-    """Build FactorVAE's discriminator like :func:`build`."""
+    """Build FactorVAE's discriminator on the CPU, with initial parameters drawn as in :func:`build`."""
     with _seeded(seed):
         return Discriminator(latent_dim)
 
@@ -227,7 +227,7 @@ def unstack(stacked: Mapping[str, Tensor], number: int, network: nn.Module) -> N
 
 
 class Networks(nn.Module):
-    """Everything that P runs train, each parameter of shape (P, ...).
+    """The networks and prior of P runs, each parameter of shape (P, ...).
 
     ``encoder``, ``decoder`` and, if set, FactorVAE's ``discriminator`` are stacked networks; ``prior()`` returns a
     distribution of batch shape (P, 1) and event shape (D,). Parameters of linear layers and convolutions are converted

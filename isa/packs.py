@@ -1,4 +1,4 @@
-"""Packs of runs: which train together, in which order, which sweep trains them, and their training in this process."""
+"""Packs of runs that train together: their order, the claims of sweeps on them, and training in this process."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _CLOCKS = "nvidia-smi --query-gpu=name,clocks.sm,clocks.max.sm,clocks.mem,power.
 _stream = cache(torch.cuda.Stream)  # of measurements, by device
 
 Measured = tuple[dict[str, Any], latents.Portrait | None]
-"""The record of a run, and its portrait unless it diverged."""
+"""The record of a run, and its portrait, None if it diverged."""
 
 
 class Job:
-    """A run to train, the specification next to which it is recorded, and its tier there."""
+    """A run to train, its specification, and its tier there."""
 
     def __init__(self, spec: Spec, run: Run, tier: int = 1) -> None:
         self.spec, self.run, self.tier = spec, run, tier
@@ -55,7 +55,7 @@ class Job:
 
 
 def kind(run: Mapping[str, Any]) -> tuple:
-    """Return what the time of a step depends on."""
+    """Return the settings on which the time of a step depends."""
     names = ("dataset", "model", "latent_dim", "batch_size", "precision", "learn_exponents")
     return OBJECTIVES[run["objective"]], run["prior"] == "normal", *(run[name] for name in names)
 
@@ -90,7 +90,7 @@ def duration(jobs: Iterable[Job], seconds: Mapping[tuple, float]) -> float | Non
 
 
 def claim(pack: Sequence[Job], claims: ExitStack) -> list[Job]:
-    """Claim the courses of a pack that no sweep trains, until ``claims`` is closed; return their jobs."""
+    """Claim the courses of a pack that no other sweep trains, until ``claims`` is closed; return their jobs."""
     mine = set()
     for job in longest(pack):
         with suppress(filelock.Timeout):
@@ -107,7 +107,7 @@ def is_claimed(job: Job) -> bool:
 
 @lru_cache(maxsize=1)
 def images(name: str, source: str | None, cache_dir: Path | None, device: torch.device) -> data.FactorDataset:
-    """Return a data set with its images on a device, where the latest one stays."""
+    """Return a data set with its images on a device; the latest one stays in memory."""
     return data.load(name, source, cache_dir=cache_dir, device=device)
 
 
@@ -125,7 +125,7 @@ def measure(pack: Trained, dataset: data.FactorDataset, models: Path | None) -> 
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """Return a line on a recorded run."""
+    """Return a line of text for a recorded run."""
     if record["status"] == "trained":
         result = f"MIG {record['mig']:.3f}  log-likelihood {record['log_likelihood']:.2f}"
     else:
@@ -135,14 +135,14 @@ def summary(record: Mapping[str, Any]) -> str:
 
 @dataclass
 class Recorder:
-    """Saves portraits and records of jobs, and copies them to the folder ``out`` if there is one."""
+    """Saves portraits and records of jobs, and copies them to the folder ``out`` if it is not None."""
 
     jobs: Sequence[Job]
     out: Path | None
     report: Callable[[str], object]
 
     def __call__(self, measured: Sequence[Measured]) -> None:
-        """Record what is measured, and remove checkpoints that no longer run continues from."""
+        """Record measured runs, and remove checkpoints from which no longer run continues."""
         done = [(job, *pair) for pair in measured for job in self.jobs if job.hash == pair[0]["hash"]]
         tables: dict[Path, list[dict[str, Any]]] = {}
         for job, record, portrait in done:
@@ -161,7 +161,7 @@ class Recorder:
 
     def late(self, pack: Sequence[Job]) -> None:
         """Report that a pack is not trained within the budget."""
-        self.report(f"not in time, to continue another time: {', '.join(job.run.key for job in pack)}")
+        self.report(f"not in time, to be continued by another sweep: {', '.join(job.run.key for job in pack)}")
 
 
 def _missing(jobs: Sequence[Job], passed: Container[Job] = ()) -> list[Job]:
@@ -171,7 +171,7 @@ def _missing(jobs: Sequence[Job], passed: Container[Job] = ()) -> list[Job]:
 
 
 def train(jobs: Sequence[Job], deadline: float, trainer: Any) -> None:
-    """Have jobs trained and recorded pack by pack, in the order of their plan, until they are done or time is up.
+    """Train and record jobs pack by pack, in the given order, until they are done or time is up.
 
     Packs that other sweeps have claimed are trained only if these end without a record. The trainer is a
     :class:`Local`, or the workers of :mod:`isa.cluster`.
@@ -206,8 +206,8 @@ class _OutOfTime(Exception):
 class Local(ThreadPoolExecutor):
     """Trains packs in this process, and measures them in a second thread: on a GPU, while the next pack trains.
 
-    A pack is passed over if it would not be done by the deadline at the speed of its kind so far, and stopped once its
-    own speed shows that; shorter runs of its courses may be in time.
+    A pack is passed over if it would miss the deadline at the speed of its kind so far, and stopped once its own speed
+    shows that it will; shorter runs of its courses may be in time.
     """
 
     record: Recorder
@@ -294,7 +294,7 @@ def _profile(runs: Sequence[Run], dataset: data.FactorDataset) -> str:
 
 
 def write_profile(path: Path, jobs: Iterable[Job], size: int, device: torch.device, cache_dir: Path | None) -> None:
-    """Write a report on 30 steps of each kind of run, in packs as they would be trained; nothing is recorded."""
+    """Write a report on 30 steps of each kind of run, in the packs in which a sweep would train; record nothing."""
     sections: dict[tuple, str] = {}
     for pack in divide(jobs, size):
         if pack[0].kind not in sections:

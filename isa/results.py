@@ -38,7 +38,7 @@ class Result:
     #: Step, counted from 0, at which a term was not finite, or from which the loss stayed out of bounds; the number of
     #: steps if only the parameters after the last one, or their measurement, showed it. The curve ends there.
     diverged_at: int | None
-    #: Everything that is reported of the run, as JSON represents it.
+    #: Settings and measurements of the run, as JSON represents them.
     record: dict[str, Any] = field(repr=False, default_factory=dict)
     evaluation: Evaluation | None = field(repr=False, default=None)  #: None if it diverged or was not measured.
 
@@ -77,7 +77,7 @@ class Trained(NamedTuple):
 def measure(
     trained: Trained, dataset: FactorDataset, *, evaluation: bool = True, progress: bool | None = None
 ) -> list[Result]:
-    """Measure runs that :func:`isa.engine.fit` has yielded, and make their records. Results stay on the device."""
+    """Measure runs that :func:`isa.engine.fit` yielded, and make their records. Results stay on the device."""
     began = time.perf_counter()
     healthy = [result for result in trained.results if evaluation and result.diverged_at is None]
     trios = [(result.run, result.model, result.prior) for result in healthy]
@@ -120,7 +120,7 @@ def measure(
 
 
 def trained_prior(run: Run, learned: Sequence[float] | None) -> Distribution:
-    """Return the prior of a run with its learned exponents, all except the root's; None for the initial ones."""
+    """Return the prior of a run with learned exponents, all except the root's; None stands for the initial ones."""
     if run.tree is None:
         return objectives.standard_normal(run.latent_dim)
     exponents = run.tree.exponents if learned is None else [run.tree.exponents[0], *learned]
@@ -160,7 +160,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of this package, marked if its code (not its records) was changed; None outside a checkout."""
+    """Return this package's commit, with "-dirty" if files other than records have changed; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     command = "git status --porcelain=v2 --branch --untracked-files=no -- :/ :(exclude,top)runs/*.csv"
     try:
@@ -173,7 +173,7 @@ def commit() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device as records have it."""
+    """Return the name of a device, as in records."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"

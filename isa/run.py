@@ -1,4 +1,4 @@
-"""Definition of one training: every choice that changes its result, and a hash of these choices."""
+"""Definition of a run: every choice that changes the result of a training, and a hash of these choices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OBJECTIVES: dict[str, str] = {name: name.replace("isa-", "beta-") for name in ge
 """Key in ``isa.objectives.OBJECTIVES`` of each objective. The prefix isa- stands for an ISA prior."""
 
 _SHAPE = {"dataset", "model", "latent_dim", "batch_size", "learning_rate", "likelihood", "precision"}
-_FORMAT = 1  # part of every hash, to be raised if a change of this package changes the result of a run
+_FORMAT = 1  # part of every hash; raise it when a change of this package changes the result of a run
 
 Text = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, Path) else path)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -79,13 +79,13 @@ def _tree(
 class Run(BaseModel):
     """Everything that determines the result of one training.
 
-    Fields left out take the data set's defaults (:data:`DEFAULTS`). Bad ones raise a ``ValueError`` of one sentence.
+    Fields left out take the data set's defaults (:data:`DEFAULTS`). A bad one raises a ``ValueError`` of one sentence.
 
     Parameters
     ----------
     dataset, source
-        Data set, and the path of its published files; None for the images that this package draws. The hash contains
-        only whether there is a source.
+        Data set, and the path of its published files; None for the images that this package draws. The hash depends on
+        whether there is a source, not on its path.
     objective, beta
         ``"beta-vae"`` (Eq. 2), ``"isa-vae"`` (Eq. 12), ``"beta-tcvae"`` (Eq. 3), ``"isa-tcvae"`` or ``"factor-vae"``,
         and the weight of its divergence (beta-vae, isa-vae) or total correlation (the others).
@@ -95,17 +95,17 @@ class Run(BaseModel):
         ``"normal"``, N(0, I); ``"isa"``; or the text of any tree, such as ``"2.1[5*2.2[4]]"``. The default follows from
         the objective.
     subspaces, p0, p1, scale, learn_exponents
-        Layout and exponents of the ISA prior, ``p1`` one number or one for each subspace; s of Eq. 11, or ``"unit"`` if
-        every latent has variance 1; learn all exponents except the root's, starting from these.
+        Sizes of the ISA prior's subspaces, and its exponents, ``p1`` one number or one for each subspace; s of Eq. 11,
+        or ``"unit"`` for latents of variance 1; learn all exponents except the root's, starting from these.
     model, latent_dim
         ``"mlp"`` or ``"conv"``; the number of latents follows from the prior if it has a tree.
     epochs, steps, batch_size, learning_rate, exponent_learning_rate
         Passes over the data, or number of steps instead; images per step (an incomplete last batch of an epoch is left
         out); Adam's learning rates.
     likelihood, kl, sampling, precision
-        ``"bernoulli"`` or ``"gaussian"`` pixels; the divergence by one sample (Eq. 12) or in closed form (normal prior,
-        no TCVAE objective); estimator of the aggregate posterior in TCVAE objectives; ``"bf16"`` or ``"fp32"`` matrix
-        multiplications and convolutions.
+        ``"bernoulli"`` or ``"gaussian"`` pixels; ``"monte_carlo"`` divergence by one sample (Eq. 12), or
+        ``"closed_form"`` (normal prior, no TCVAE objective); ``"weighted"`` or ``"stratified"`` aggregate posterior in
+        TCVAE objectives; ``"bf16"`` or ``"fp32"`` matrix multiplications and convolutions.
 
     Examples
     --------
@@ -147,7 +147,7 @@ class Run(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Run:
-        """Fill in the defaults of the data set, and check what concerns several fields."""
+        """Fill in the defaults of the data set, and check fields against one another."""
         defaults, isa = DEFAULTS[self.dataset], self.objective.startswith("isa-")
         self._fill(model=defaults.model, epochs=float(defaults.epochs), prior="isa" if isa else "normal")
         normal, size = self.prior == "normal", self.batch_size
@@ -238,12 +238,12 @@ class Run(BaseModel):
 
     @property
     def key(self) -> str:
-        """Name for files and lists, made of data set, objective, beta, seed and hash."""
+        """Name for files and lists: data set, objective, beta, seed and hash."""
         return f"{self.dataset}-{self.objective}-{self.beta:g}-seed{self.seed}-{self.hash}"
 
     @property
     def pack_key(self) -> tuple:
-        """Equal for runs that can be trained together, which share all but seed, beta, exponents and scale."""
+        """Key of runs that can be trained together: they share all but seed, beta, exponents and scale."""
         prior = self.tree and (self.tree.structure, self.learn_exponents, self.exponent_learning_rate)
         fields = self.model_dump(include=_SHAPE | {"source", "kl", "sampling"})
         return (*fields.values(), self.base, self.total_steps, prior)

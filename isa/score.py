@@ -1,4 +1,4 @@
-"""Scores of a file of posteriors, or codes, and factor values: reading, scoring, and the report of ``isa mig``."""
+"""Scores of a file of posteriors (or codes) and factor values: reading, scoring, and the report of ``isa mig``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from isa.subspaces import subspace_information
 __all__ = ["read", "report", "score"]
 
 _FEWEST, _RESAMPLES = 10, 100  # rows, bootstrap resamples of them
-_DRAWS, _PAIRS = 100, 2 * 10**7  # draws of joint densities at least, times rows at most
+_DRAWS, _PAIRS = 100, 2 * 10**7  # minimum of draws of joint densities, maximum of draws times rows above it
 _LABELS = {"mig_binned": "binned MIG", "mig_sampled": "sampled MIG", "mig_of_subspaces": "MIG of subspaces"}
 _LABELS |= {"info_modularity": "InfoM", "info_compactness": "InfoC"} | {x: x for x in ("modularity", "completeness")}
 
@@ -41,7 +41,7 @@ def read(path: Path, names: list[str] | None = None, deterministic: bool = False
     unlike = any(x.ndim != 2 or not x.size or x.shape != codes[0].shape for x in codes)
     if unlike or factors.shape != (len(codes[0]), len(every)):
         shapes = ", ".join(f"{name} {arrays[name].shape}" for name in wanted)
-        raise ValueError(f"the arrays of {path} must have one row an image, got {shapes} and {len(every)} names")
+        raise ValueError(f"the arrays of {path} must have one row per image, got {shapes} and {len(every)} names")
     if len(factors) < _FEWEST:
         raise ValueError(f"{path} has too few rows to score: {len(factors)}, but at least {_FEWEST} are needed")
     for name, x in zip(wanted, codes, strict=False):
@@ -78,11 +78,11 @@ def _read_csv(file: BinaryIO) -> dict[str, Any]:
 
 
 def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence[int] = ()) -> dict[str, Any]:
-    """Return the scores of what :func:`read` returns, for JSON, in nats, with intervals of 95 % over resampled rows."""
+    """Return the scores of arrays from :func:`read`, ready for JSON, in nats, with 95 % intervals by resampled rows."""
     mean, log_var, table, names = arrays
     generator, k = torch.Generator().manual_seed(0), mean.shape[1]
     if min(binned, samples) < 0:
-        raise ValueError(f"bins and samples must be positive, got {binned} and {samples}")
+        raise ValueError(f"binned and samples must be positive, got {binned} and {samples}")
     if subspaces and not (all(type(size) is int and size > 0 for size in subspaces) and sum(subspaces) == k):
         raise ValueError(f"subspaces must have {k} latents in all, as in 1,{k - 1}, got {subspaces}")
     options: dict[str, Any] = {"subsample": samples or None, "resamples": _RESAMPLES, "generator": generator}
@@ -109,12 +109,12 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
 
 
 def report(result: dict[str, Any]) -> str:
-    """Return the scores as text."""
-    low, high = result["mig_interval"]
+    """Return the scores of :func:`score` as text."""
+    low, high, bound = *result["mig_interval"], result["error_bound"]
     lines = [f"{result['rows']:,} rows, {result['latents']} latents\n"]
-    lines += [f"MIG {result['mig']:.4f}, 95 % from {low:.4f} to {high:.4f}; sums exact to {result['error_bound']:.0e}"]
+    lines += [f"MIG {result['mig']:.4f}, 95 % interval {low:.4f} to {high:.4f}; error bound of its sums {bound:.1g}"]
     for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
-        lines.append(f"  gap {name:12} {one:7.4f}, 95 % from {low:.4f} to {high:.4f}")
+        lines.append(f"  gap {name:12} {one:7.4f}, 95 % interval {low:.4f} to {high:.4f}")
     lines += [f"{label:20} {result[name]:7.4f}" for name, label in _LABELS.items() if name in result]
     for title, key in (("latent  ", "mutual_information"), ("subspace", "subspace_mutual_information")):
         if key in result:

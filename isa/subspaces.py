@@ -17,14 +17,14 @@ __all__ = ["SubspaceInformation", "random_groupings", "subspace_information"]
 __all__ += ["as_posteriors", "as_tensor", "factor_labels", "log_sums", "map_in_threads"]
 
 Groups: TypeAlias = Sequence[Sequence[int]]
-_TILE, _GPU_TILE = 2**19, 2**28  # numbers that one block of posteriors takes
+_TILE, _GPU_TILE = 2**19, 2**28  # numbers in memory for one block of posteriors
 
 
 @dataclass(frozen=True)
 class SubspaceInformation:
     """Result of :func:`subspace_information`; tensors are float64 on the CPU."""
 
-    mutual_information: Tensor  #: (G, F, S) of groups and factors in nats, unbiased and hence not clamped at 0.
+    mutual_information: Tensor  #: (G, F, S) in nats, by grouping, factor and group; unbiased, hence not clamped at 0.
     standard_error: Tensor  #: (G, F, S); smaller for differences of groups, which share their draws.
     factors: tuple[int, ...]  #: Index of each factor: those of more than one value.
     n_draws: int  #: Number of draws.
@@ -63,7 +63,7 @@ def subspace_information(
     factor_sizes, factor_values
         The images' factors, as in :func:`isa.mig.mutual_information_gap`: a full grid in C order, or a table (N, F).
     n_draws, generator
-        Number of images, drawn without replacement, with one draw of each posterior, and its source.
+        Number of images, drawn without replacement, with one draw from each posterior; source of the draws.
     """
     mean, log_var = as_posteriors(mean, log_var)
     device, (n, k) = mean.device, mean.shape
@@ -133,7 +133,7 @@ def log_sums(
 
 
 def as_tensor(x: Tensor) -> Tensor:
-    """Return a tensor where it is; on the CPU for an array, and for a device without float64."""
+    """Return a tensor on its own device, or on the CPU for an array or a device without float64."""
     x = torch.as_tensor(x, device=getattr(x, "device", "cpu"))
     return x.cpu() if x.device.type == "mps" else x
 
@@ -168,7 +168,7 @@ def factor_labels(
 
 
 def map_in_threads(function: Callable, items: Iterable, like: Tensor) -> list:
-    """Map in threads of one core each, if ``like`` is on the CPU."""
+    """Return the mapped items, computed in threads of one core each if ``like`` is on the CPU."""
     threads = torch.get_num_threads()
     if threads == 1 or not like.is_cpu:
         return [function(item) for item in items]

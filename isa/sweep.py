@@ -23,16 +23,16 @@ of ``p1`` is several values, each for all subspaces, and a list in it is one val
 a list of lists several. ``seeds: 10`` stands for the seeds 0 to 9, ``seeds: 15-19`` for a range, and a list for several
 seeds and ranges. Fields that are left out take the data set's defaults (Tables 1 and 2).
 
-**Records** are one table a specification, the ``.csv`` next to it: a row a run, identified by its hash. A recorded
-run is not trained again, so a sweep that was interrupted at any moment continues where it stopped. The table is
-replaced as a whole by one that has the new row, under a lock; two sweeps over one specification share its runs.
+**Records** are one table per specification, the ``.csv`` next to it, with a row for each run, identified by its hash.
+A recorded run is not trained again, so a sweep that was interrupted continues where it stopped. The table is replaced
+as a whole by one with the new row, under a lock; two sweeps of one specification share its runs.
 
 **Order.** Several specifications are trained tier by tier: tier 1 of each in turn, then tier 2. A run that is a part of
-a longer one (the same but for the number of steps) is recorded on the way if the longer run is missing too and belongs
-to the same tier or an earlier one: one training, two records.
+a longer one (which differs only in the number of steps) is recorded on the way if the longer run is missing too and
+belongs to the same tier or an earlier one: one training, two records.
 
 **Devices.** Runs train in packs in this process (:mod:`isa.packs`), or on the workers of a Dask cluster
-(:mod:`isa.cluster`). With its record, each run leaves its portrait (:mod:`isa.latents`) in ``portraits/``.
+(:mod:`isa.cluster`). Each run also leaves its portrait (:mod:`isa.latents`) in ``portraits/``.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class Status(NamedTuple):
     recorded: int
     diverged: int
     in_progress: int  #: runs that a sweep on this file system is training; those of one course count once
-    seconds: float | None  #: for the rest on this device, by its records; None if a kind of run is not recorded on it
+    seconds: float | None  #: for the rest on this device, by its records; None if it has not recorded a kind of run
 
 
 def status(spec: Spec, device: str | torch.device | None = None) -> list[Status]:
-    """Return what is done, what remains, and how long that will take on a device, tier by tier."""
+    """Return, tier by tier, what is recorded, what remains, and how long that will take on a device."""
     here, known, seconds, progress = results.device_name(engine.default_device(device)), {}, {}, []
     for row in read_records(spec.record):
         known[row["hash"]] = row["status"]
@@ -103,11 +103,11 @@ def sweep(
     Parameters
     ----------
     specs, tier
-        A specification or its path, or several, for which a list of records is returned; the last tier, by default all.
+        A specification or its path, or a sequence of these, which returns a list; the last tier to train, or all.
     budget
-        Seconds. A pack is started only if it would be done by then at the speed measured so far. Runs of a kind of
-        unknown speed are started, and stopped once their speed shows that they would not be done. A cluster trains
-        until then. 0 trains nothing.
+        Seconds. A pack is started only if it would finish in time at the speed measured so far. Runs of a kind of
+        unknown speed are started, and stopped once their speed shows that they would not. A cluster trains until the
+        time is over. 0 trains nothing.
     device, pack
         ``"cpu"``, ``"cuda"`` or ``"cuda:1"``, by default a GPU if there is one, on each worker of a cluster; maximum
         number of runs that train at once, by default 18 on a GPU, 1 on a CPU.
@@ -119,7 +119,7 @@ def sweep(
         Folder that receives copies of new records (``NAME.csv``) and portraits after every pack; file for a report on
         30 steps of each kind of missing run (:func:`isa.packs.write_profile`), written before training in this process.
     report
-        Called with a line on each run that is recorded.
+        Called with a line of text for each recorded run.
     """
     listed = [specs] if isinstance(specs, Spec | str | os.PathLike) else specs
     named = [spec if isinstance(spec, Spec) else Spec.read(spec) for spec in listed]

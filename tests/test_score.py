@@ -77,7 +77,7 @@ BAD = [  # file, changes, options, message
     ("npz", {"factors": FACTORS + 0.5}, (), "factor factor0 must be integers"),
     ("npz", {"factors": FACTORS * [1, 0]}, (), "factor factor1 has one value, 0"),
     ("npz", {name: x[:5] for name, x in CODES.items()}, (), "too few rows to score: 5"),
-    ("npz", {"mean": MEAN[:9]}, (), "must have one row an image"),
+    ("npz", {"mean": MEAN[:9]}, (), "must have one row per image"),
     ("npz", {"log_var": np.full((500, 3), 600.0)}, (), "log_var must lie between"),
     ("npz", {"names": np.array(["shape"])}, (), "and 1 names"),
     ("npz", dict.fromkeys(("mean", "log_var"), MEAN[:, :, None]), (), r"got mean \(500, 3, 1\)"),

@@ -108,11 +108,11 @@ BAD_SPECS = [
     ("beta: [1, 4], seeds: 2", f"beta: [{'1, ' * 999}2], seeds: 999", "at most 10,000 runs"),
     ("seeds: 2", "seeds: 2, seed: 1", "seed and seeds exclude each other"),
     ("seeds: 2", "seeds: 2, seeds: 3", "'seeds' is given twice"),
-    ("  1:", "  one:", "tiers must have numbers, from 1 on, got {'one'"),
+    ("  1:", "  one:", "tiers must have positive numbers, got {'one'"),
     ("  1:\n    - {objective: beta-vae, beta: [1, 4], seeds: 2}", "  1: 3", "tier 1 must be a list of grids, got 3"),
     ("{objective: beta-vae, beta: [1, 4], seeds: 2}", "3", "a grid must be a mapping of fields to values, got 3"),
     ("seeds: 2", "seeds: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-    (SPEC, "3", "must have title, every and tiers, got 3"),
+    (SPEC, "3", "must have title, tiers and optionally every, got 3"),
 ]
 
 
@@ -494,7 +494,7 @@ def test_published_data_must_exist(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TINY_CARS", raising=False)
     assert _sweep(spec, budget=0).wanted == 9  # reading records asks for no data
     assert cli.main(["sweep", str(spec.path)]) == 2
-    assert "$TINY_CARS does not exist; set this variable to where the published data lie" in capsys.readouterr().err
+    assert "$TINY_CARS does not exist; set this variable to the path of the published data" in capsys.readouterr().err
     monkeypatch.setenv("TINY_CARS", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="nowhere does not exist"):
         _sweep(spec)
@@ -519,7 +519,7 @@ def test_bad_option_is_one_line(option, spec, capsys):
 
 def test_commands_print_progress(spec, tmp_path, capsys):
     assert cli.main(["status", str(spec.path), "--device", "cpu"]) == 0
-    assert "unknown: it has not recorded this kind of run" in capsys.readouterr().out
+    assert "unknown: this machine has not recorded this kind of run" in capsys.readouterr().out
     paths = [str(spec.path), str(write_spec(tmp_path / "other", SPEC.replace("seeds: 2", "seeds: 7-8")))]
     assert cli.main(["sweep", *paths, "--tier", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr()

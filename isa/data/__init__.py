@@ -1,4 +1,4 @@
-"""The data sets, each as a :class:`FactorDataset`: a grid of factors with one image for every combination.
+"""The data sets, each a :class:`FactorDataset`: a grid of factors with one image for every combination.
 
 ======== =========================================== ==========================================================
 name     factors                                     without a source
@@ -38,14 +38,14 @@ def load(
     Parameters
     ----------
     name, source
-        ``"dsprites"``, ``"faces3d"`` or ``"cars3d"``, and the published data: the ``.npz`` file of dSprites, the tensor
-        of 3D faces, the folder of 183 ``.mat`` files of cars3d. They are checked, and nothing in them is unpickled or
-        executed. Without a source dSprites is re-rendered, and the faces are a procedural stand-in (``procedural`` is
-        true, and the title says so).
+        ``"dsprites"``, ``"faces3d"`` or ``"cars3d"``, and the path of the published data: the ``.npz`` of dSprites,
+        the tensor of 3D faces, the folder of 183 ``.mat`` files of cars3d. They are checked, and nothing in them is
+        unpickled or executed. Without a source, dSprites is re-rendered, and the faces are a procedural stand-in
+        (``procedural`` is true, and the title says so).
     device, progress
-        Device of the images, on which batches are made; show a progress bar while images are drawn or read.
+        Device of the images and of batches; show a progress bar while images are drawn or read.
     cache_dir
-        Where images that take long to make are kept; by default ``$ISA_CACHE_DIR``, or else the platform's directory.
+        Folder of images that take long to make; by default ``$ISA_CACHE_DIR``, or else the platform's cache directory.
 
     Raises
     ------

@@ -34,17 +34,17 @@ class SourceMissingError(SourceError, FileNotFoundError):
 
 
 def expand(path: StrPath) -> Path:
-    """Return the path of published data, with ``~`` and environment variables expanded, if there is something."""
+    """Return the path of published data, which must exist, with ``~`` and environment variables expanded."""
     expanded = Path(os.path.expanduser(os.path.expandvars(path)))
     if not expanded.exists():
-        unset = "; set this variable to where the published data lie" if "$" in str(expanded) else ""
+        unset = "; set this variable to the path of the published data" if "$" in str(expanded) else ""
         raise SourceMissingError(f"{expanded} does not exist{unset}")
     return expanded
 
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[BufferedReader]:
-    """Open a file, and turn every failure to read it into one :class:`SourceError` with its name and ``kind``."""
+    """Open a file, and turn every failure to read it into a :class:`SourceError` with its name and ``kind``."""
     try:
         with path.open("rb") as file:
             yield file
@@ -53,9 +53,9 @@ def reading(path: Path, kind: str) -> Iterator[BufferedReader]:
     except (SourceError, PermissionError):
         raise
     except MemoryError as error:
-        raise SourceError(f"{path} needs more memory than there is") from error
+        raise SourceError(f"{path} needs more memory than is available") from error
     except Exception as error:  # numpy, scipy and torch raise many kinds
-        raise SourceError(f"{path} is damaged, truncated or not {kind}, in which no objects are unpickled") from error
+        raise SourceError(f"{path} is damaged, truncated or not {kind}; pickled objects are not read") from error
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Provenance:
     source: str  #: path that was read, or module that drew the images
     licence: str
     citation: str
-    rendering: str  #: how the images were made and how they agree with the published ones, in one sentence
-    procedural: bool  #: stand-in drawn by this package, to be labelled wherever its images are shown
+    rendering: str  #: how the images were made, and how well they agree with the published ones
+    procedural: bool  #: True for a stand-in drawn by this package, to be labelled wherever its images are shown
     source_checksum: str = ""  #: ``algorithm:hex`` of what was read
 
 
@@ -121,7 +121,7 @@ class FactorDataset:
     Parameters
     ----------
     name, title
-        Name, as in :func:`isa.load`, and name for readers, which says if the set is a stand-in.
+        Name, as in :func:`isa.load`, and title for readers, which says if the set is a stand-in.
     factors, provenance
         The factors, slowest first; source, licence and citation.
     storage, image_shape, packed
@@ -201,7 +201,7 @@ class FactorDataset:
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 of the images as they lie in memory, in hexadecimal."""
+        """SHA-256 of the images as stored in memory, in hexadecimal."""
         return hashlib.sha256(self.storage.cpu().numpy().data).hexdigest()
 
     def to(self, device: torch.device | str) -> FactorDataset:
@@ -229,7 +229,7 @@ class FactorDataset:
     def traversal(self, name: str, steps: int | None = None, **fixed: int) -> Tensor:
         """Return the flat indices along the factor ``name``, the others fixed, by default in the middle.
 
-        There are ``steps`` of them, evenly spaced from the first to the last, by default or if there are fewer all.
+        There are ``steps`` of them, evenly spaced from the first to the last; all by default, or if there are fewer.
         """
         middle: dict[str, Any] = {factor.name: factor.size // 2 for factor in self.factors_info}
         size = len(self.values[name])
@@ -243,8 +243,8 @@ class FactorDataset:
     def images(self, index: Indices, *, dtype: torch.dtype = torch.float32, check: bool = True) -> Tensor:
         """Return images by flat indices (B,), as ``(B, C, H, W)`` in [0, 1] on :attr:`device`.
 
-        An integer gives a batch of one. With ``check=False`` wrong indices are not noticed, and the host does not wait
-        for an accelerator.
+        An integer gives a batch of one. With ``check=False``, indices are not checked, and the host does not wait for
+        an accelerator.
         """
         rows = self.storage.index_select(0, self._flat(index, check).to(self.device, non_blocking=True))
         if rows.device.type == "cpu":  # numpy's new arrays are in huge pages, which saves half of the time

@@ -17,7 +17,7 @@ __all__ = ["CacheWarning", "cached_array", "directory"]
 
 
 class CacheWarning(UserWarning):
-    """The cache cannot be written, and the next process makes the array again."""
+    """The cache cannot be written; the next process will make the array again."""
 
 
 def directory(cache_dir: StrPath | None = None) -> Path:
@@ -34,7 +34,7 @@ def cached_array(
 ) -> np.ndarray:
     """Return the ``uint8`` array of the file ``{name}-{key}.npy`` in :func:`directory`, or build and store it.
 
-    The key must change with whatever the array depends on. A damaged file is replaced.
+    The key must change with everything on which the array depends. A damaged file is replaced.
     """
     path = directory(cache_dir) / f"{name}-{key}.npy"
     try:
@@ -48,6 +48,6 @@ def cached_array(
         np.save(content, array)
         write_atomically(path, content.getbuffer())
     except OSError as error:
-        message = f"cannot write the cache {path} ({error}); continuing without. ISA_CACHE_DIR names another directory"
+        message = f"cannot write the cache {path} ({error}); continuing without it. ISA_CACHE_DIR sets another folder"
         warnings.warn(message, CacheWarning, stacklevel=2)
     return array

@@ -1,9 +1,9 @@
 """cars3d: the published renderings, reduced from 128 x 128 to 64 x 64.
 
 The published data are 183 MATLAB files of 96 renderings each. They are reduced with Pillow's bilinear filter, which
-averages over all pixels that a new one covers. It gives exactly the channel means that are published for the reduced
-set, 0.89767, 0.88917 and 0.88515. The Lanczos filter, which part of the literature uses, overshoots at the cars'
-outlines, is clipped at white, and gives 0.89647, 0.88799 and 0.88397.
+averages over all pixels that a new one covers. It gives exactly the channel means published for the reduced set,
+0.89767, 0.88917 and 0.88515. The Lanczos filter, which part of the literature uses, overshoots at the cars' outlines,
+where it is clipped at white, and gives 0.89647, 0.88799 and 0.88397.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AZIMUTHS = tuple(range(0, 360, 15))
 PUBLISHED_MEANS = (0.89767, 0.88917, 0.88515)
 #: :func:`source_checksum` of the files that this reader was checked against.
 SOURCE_CHECKSUM = "7d7863f2a0b9b7d88c08cfda7ad55fe4fe74b1f4046392987cff0e2639693be4"
-#: SHA-256 of the images of those files as they lie in memory.
+#: SHA-256 of the reduced images of those files, as stored in memory.
 CHECKSUM = "da09f5f3504bcb49e03be07a64207785e9df7cb9a0934ead01279b4fceee0009"
 
 _RAW_SHAPE = (128, 128, 3, len(AZIMUTHS), len(ELEVATIONS))
@@ -51,7 +51,7 @@ _CITATION = (
 def load(source: StrPath | None = None, *, cache_dir: StrPath | None = None, progress: bool = False) -> FactorDataset:
     """Read cars3d from the folder of its published files; see :func:`isa.load`."""
     if source is None:
-        raise SourceMissingError(f"cars3d needs the folder of its {len(CARS)} published files, data/cars in {_PLACE}")
+        raise SourceMissingError(f"cars3d needs the folder of its {len(CARS)} published files: data/cars in {_PLACE}")
     folder = expand(source)
     paths = [folder / f"car_{number:03d}_mesh.mat" for number in CARS]
     if missing := [path.name for path in paths if not path.exists()]:

@@ -175,7 +175,7 @@ def compare(path: StrPath, packed: np.ndarray) -> np.ndarray:
     """Return the pixels in which a file in the published format differs from the images of :func:`draw_packed`.
 
     The ``.npz`` file has ``imgs`` ``(N, 64, 64)``, 0 or 1, any number in any order, and ``latents_classes`` ``(N, 6)``,
-    their factor indices behind *color*. The result is ``(D, 7)``: five factor indices, row and column.
+    the index of *color* and their factor indices. The result is ``(D, 7)``: five factor indices, row and column.
     """
     path = expand(path)
     with reading(path, "an .npz file with the arrays imgs and latents_classes of dSprites") as file:

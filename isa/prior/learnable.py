@@ -32,7 +32,7 @@ def isa_prior(
     p1 : float, Tensor or sequence
         Exponent within the subspaces: one for all, or one for each (a sequence, or a tensor of one dimension).
     scale : float, Tensor or "unit"
-        s of Eq. 11. The authors' code uses 1, which gives a coordinate half the variance of N(0, 1).
+        s of Eq. 11. The authors' code uses 1, which gives a coordinate about half the variance of N(0, 1).
 
     Examples
     --------
@@ -44,9 +44,9 @@ def isa_prior(
 
 
 class StackedPrior(nn.Module):
-    """Priors of P models as one module: Lp-nested distributions on trees of one structure, or N(0, I) for trees None.
+    """Priors of P models in one module: Lp-nested distributions on trees of one structure; N(0, I) if trees are None.
 
-    ``learned`` exponents, all but the roots', are the softplus of the parameter ``raw``, which keeps them positive.
+    ``learned`` exponents, all but the roots', are the softplus of the parameter ``raw``, so that they are positive.
     """
 
     raw: nn.Parameter
@@ -89,7 +89,7 @@ class StackedPrior(nn.Module):
 class LearnableISAPrior(StackedPrior):
     """An ISA prior whose exponents p1 are learned with the networks; p0 and the scale are fixed.
 
-    The parameters are those of :func:`isa_prior`. Calling the module returns the prior at the current exponents.
+    The parameters are those of :func:`isa_prior`, but p1 starts at 2. Calling the module returns the current prior.
 
     Examples
     --------

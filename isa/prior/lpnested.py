@@ -36,16 +36,16 @@ class LpNested(Distribution):
     tree : Node
         The Lp-nested function f. Its exponents may be tensors, with gradients and a batch shape.
     scale : float, Tensor or "unit"
-        s of Eq. 11. ``"unit"`` is the s for which every coordinate has variance 1, where there is one.
+        s of Eq. 11. ``"unit"`` is the s for which every coordinate has variance 1, if it exists.
     radial : Distribution, optional
         Density on the positive reals in place of Eq. 11.
 
     Notes
     -----
-    Methods use the current values of tensors, as in ``Normal(0.0, parameter)``. Numbers take the dtype and the device
-    of z; samples of a distribution of numbers have the default ones. Half precision is evaluated in float32,
-    normalisers in float64. First and second derivatives with respect to ``z_j`` are 0 at ``z_j = 0``; derivatives are
-    undefined where f(z)^p0 overflows.
+    Methods use the current values of tensors, as in ``Normal(0.0, parameter)``. Parameters that are numbers take the
+    dtype and the device of z; if all are numbers, samples have the default ones. Half precision is evaluated in
+    float32, normalisers in float64. First and second derivatives with respect to ``z_j`` are 0 at ``z_j = 0``;
+    derivatives are undefined where f(z)^p0 overflows.
 
     References
     ----------
@@ -113,7 +113,7 @@ class LpNested(Distribution):
 
     @property
     def scale(self) -> Tensor:
-        """s of Eq. 11, ``batch_shape``; 1 and without effect where there is another radial density."""
+        """s of Eq. 11, ``batch_shape``; 1 and without effect with another radial density."""
         return self._narrow(self._parameters(torch.float64, self._device)[1].exp())
 
     @property
@@ -239,14 +239,14 @@ class LpNested(Distribution):
     def entropy(self) -> Tensor:
         """Return the differential entropy in nats, ``n / p0 + log Z``, for Eq. 11."""
         if self.radial is not None:
-            raise NotImplementedError("the entropy is closed for Eq. 11 only; estimate it as -log_prob(sample).mean()")
+            raise NotImplementedError("the entropy has a closed form for Eq. 11 only; use -log_prob(sample).mean()")
         p, _, log_z = self._parameters(torch.float64, self._device)
         return self._narrow(self.tree.n_leaves / p[0] + log_z)
 
     def marginal(self, subspace: int) -> LpNested:
         """Return the distribution of one subspace: the root's exponent above its tree, and the same scale."""
         if self.radial is not None:
-            raise NotImplementedError("the marginal of a subspace is closed for Eq. 11 only")
+            raise NotImplementedError("the marginal of a subspace has a closed form for Eq. 11 only")
         tree = Node(self.tree.p, [self.tree.branches[subspace]])
         return LpNested(tree, self._scale, validate_args=self._validate_args).expand(self.batch_shape)
 
@@ -254,13 +254,13 @@ class LpNested(Distribution):
     def fit(tree: Node, z: Tensor | np.ndarray) -> Fit:
         """Return the maximum-likelihood fit to samples z ``(N, n)``.
 
-        The tree's exponents, which are numbers, are the start. L-BFGS finds their logarithms in float64, for exponents
+        The search starts from the tree's exponents, which must be numbers. L-BFGS finds their logarithms in float64,
         from 0.05 to 500; the scale has a closed form given them. The unit of z affects the scale only. Below the root,
         a node with one child has no influence and keeps its exponent.
         """
         z = (z.detach() if isinstance(z, Tensor) else torch.tensor(z)).double().cpu()
         count, n = z.shape
-        log_unit = z.abs().max().log()  # exponents are fitted to coordinates of at most 1, whose powers do not overflow
+        log_unit = z.abs().max().log()  # the unit of the fit is the largest coordinate, so that powers do not overflow
         log_z = log_magnitude(z / log_unit.exp())
         start = torch.tensor([*tree.exponents, 1.0], dtype=torch.float64)  # exponents and scale
 
@@ -341,7 +341,7 @@ def kl_monte_carlo(p: Distribution, q: Distribution) -> Tensor:
 
 @register_kl(LpNested, Independent)
 def _kl_from_lpnested(p: LpNested, q: Independent) -> Tensor:
-    """Closed for a diagonal normal q, since coordinates of p are centred and uncorrelated."""
+    """Return the closed form for a diagonal normal q: coordinates of p are centred and uncorrelated."""
     base = q.base_dist
     if not isinstance(base, Normal) or p.radial is not None:
         return kl_monte_carlo(p, q)

@@ -43,7 +43,7 @@ class Node:
     children: tuple[Node | int, ...]
     n_leaves: int = field(repr=False, compare=False)  #: Number of leaves, n.
     height: int = field(repr=False, compare=False)  #: Largest number of inner nodes above a leaf.
-    exponents: tuple[Any, ...] = field(repr=False, compare=False)  #: Numbers or tensors, of all :meth:`nodes`.
+    exponents: tuple[Any, ...] = field(repr=False, compare=False)  #: Of all :meth:`nodes`, as numbers or tensors.
     structure: tuple[Any, ...] = field(repr=False, compare=False)  #: Children as nested tuples of numbers of leaves.
     _groups: list[list[Any]] = field(repr=False, compare=False)  # neighbours of one structure are evaluated together
     _leaves: list[int] = field(repr=False, compare=False)  # number in each group
@@ -195,10 +195,10 @@ def _parse(syntax: ast.expr) -> list[Node | int]:
 def log_magnitude(z: Tensor) -> Tensor:
     """Return ``log |z|``, leaves first: ``(n, ...)`` for z ``(..., n)``.
 
-    Up to the smallest normal float it is -1e4 with a gradient of 0, whose powers vanish in a sum.
+    Up to the smallest normal float the result is -1e4, whose powers vanish in a sum, with a gradient of 0.
     """
     tiny = torch.finfo(z.dtype).tiny
     log_z = threshold(z.abs().clamp(min=tiny).log(), (1 - 1e-6) * math.log(tiny), -1e4)
-    if torch.compiler.is_compiling():  # half the time of a transposed copy, whose loops the compiler leaves scalar
+    if torch.compiler.is_compiling():  # half the time of a transposed copy, whose loops the compiler does not vectorise
         return torch.stack(log_z.unbind(-1))
     return log_z.movedim(-1, 0).contiguous()

@@ -1,4 +1,4 @@
-"""Toy models of Appendix B, in numpy: what variational inference does to factor analysis and to ICA."""
+"""Toy models of appendix B, in numpy: variational inference in factor analysis and in ICA."""
 
 from isa.toys import factor_analysis, ica
 

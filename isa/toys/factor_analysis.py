@@ -69,7 +69,7 @@ class FreeEnergy(NamedTuple):
 
 
 class LatentUse(NamedTuple):
-    """Use of each latent, averaged over the data; arrays of shape (..., K)."""
+    """Use of each latent, averaged over the data; arrays (..., K)."""
 
     exact_var: Array  # marginal variance under the exact posterior
     var: Array  # variance under q, at most exact_var
@@ -130,7 +130,7 @@ def overcomplete_weights(alpha: ArrayLike, rho: float = 1.0) -> Array:
                                               \alpha & \sqrt{1 - \alpha^2} & -\rho \end{pmatrix}
 
     The first two latents share one direction, and the likelihood is the same for every ``alpha`` (...) from -1 to 1. At
-    ``alpha = 0`` the first latent is pruned. (The second amplitude is called :math:`\beta` in the paper; it is not the
+    ``alpha = 0`` the first latent is pruned. (The paper calls the second amplitude :math:`\beta`; it is not the
     weight of the KL term.) The result has the shape (..., 2, 3).
     """
     alpha = np.asarray(alpha, dtype=float)
@@ -297,7 +297,7 @@ def mean_field_gap(W: ArrayLike, noise_var: ArrayLike, n: int, beta: ArrayLike =
     .. math:: \frac N2 \Bigl( \sum_k \log \tilde\Lambda_{kk} - \log\det \tilde\Lambda \Bigr),
               \qquad \tilde\Lambda = I + W^\top D^{-1} W / \beta
 
-    It is the difference of :func:`replicated_log_likelihood` and :func:`replicated_free_energy` (Eq. 16); in the
+    It is :func:`replicated_log_likelihood` minus :func:`replicated_free_energy` (Eq. 16); in the
     convention of Eq. 13 the gap is ``beta`` times this. By Hadamard's inequality it is zero exactly when the columns of
     :math:`D^{-1/2} W` are orthogonal, for every :math:`\beta`.
     """
@@ -338,7 +338,7 @@ def optimal_weights(cov: Array, noise_var: ArrayLike, n_latents: int, beta: floa
 
     The replicated log-likelihood is that of data with noise :math:`\beta D`: maximal at the principal directions, in
     any rotation; the mean-field gap vanishes in this one. So ``beta`` does not change the directions, but it shortens
-    the weights and prunes every direction with :math:`\lambda_k \le \beta`, and all of the ``n_latents`` beyond L.
+    the weights and prunes every direction with :math:`\lambda_k \le \beta`, and all latents beyond L.
     The largest entry of each column is positive.
     """
     sd = np.sqrt(np.broadcast_to(noise_var, len(cov)))
@@ -356,8 +356,8 @@ def optimal_noise(cov: Array, n_latents: int, beta: float = 1.0) -> float:
     .. math:: \sum_{i \le K} \min(1, \lambda_i / u) + \sum_{i > K} \lambda_i / u = L / \beta ,
 
     with :math:`\lambda_i` the eigenvalues of ``cov`` in descending order. At ``beta = 1`` this is the mean of the
-    remaining eigenvalues, as in probabilistic principal component analysis. All latents are pruned from
-    :math:`\beta = \lambda_1 / \bar\lambda` on. No optimum exists for K at least L with ``beta`` at most 1, or without
+    remaining eigenvalues, as in probabilistic principal component analysis. All latents are pruned if
+    :math:`\beta \ge \lambda_1 / \bar\lambda`. No optimum exists for K at least L with ``beta`` at most 1, or without
     variance outside the first K directions.
     """
     size = len(cov)
@@ -385,8 +385,8 @@ def misalignment(W: ArrayLike, noise_var: ArrayLike, cov: Array) -> Array:
     r"""Return the angle between each column of ``W`` and its image under ``cov``, in degrees, (..., K).
 
     In units of the noise, :math:`v = D^{-1/2} w_k` is a principal direction when :math:`D^{-1/2} S D^{-1/2}` does not
-    turn it; the angle is that of the turn. It is defined also where principal directions are tied, and 0 for a zero
-    column.
+    turn it; the angle is that of the turn. It is also defined where principal directions are tied, and is 0 for a
+    zero column.
     """
     W, noise, _ = _arrays(W, noise_var)
     sd = np.sqrt(noise)
