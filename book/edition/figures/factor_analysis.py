@@ -105,19 +105,19 @@ def against_angle(
 def against_alpha(
     alpha: np.ndarray, log_likelihood: np.ndarray, free_energy: np.ndarray, reconstruction: np.ndarray, kl: np.ndarray
 ) -> Figure:
-    """Draw the pruning experiment: likelihood and free energy, and the change of its two terms since alpha = 0.
+    """Draw the pruning experiment: likelihood and free energy, and the change of its two terms from alpha = 0.
 
     ``alpha`` ``(A,)``: amplitude of the first latent; the others ``(A,)``: nats.
     """
     figure, (left, right) = style.subplots(1, 2, height=3.4)
     bound = _gap(left, alpha, log_likelihood, free_energy)
     figure.record({"alpha": alpha, "reconstruction [nats]": reconstruction, "KL [nats]": kl} | bound)
-    left.set(ylabel="nats", title="bound")
+    left.set(ylabel="nats", title="free energy")
     left.legend(loc="best")
     right.plot(alpha, reconstruction - reconstruction[0], color=RECONSTRUCTION, label="reconstruction")
     right.plot(alpha, kl[0] - kl, color=KL, label=r"$-\mathrm{KL}(q\,\Vert\,p)$")
     right.plot(alpha, free_energy - free_energy[0], color=APPROXIMATE, linestyle="--", label="their sum, $F$")
-    right.set(ylabel=r"change since $\alpha = 0$ (nats)", title="its two terms")
+    right.set(ylabel=r"change from $\alpha = 0$ (nats)", title="its two terms")
     right.legend(loc="best")
     for axes in (left, right):
         axes.set(xlabel=AMPLITUDE, xlim=(alpha[0], alpha[-1]))
@@ -126,7 +126,7 @@ def against_alpha(
 
 @style.styled
 def posterior_panels(titles: Sequence[str], exact: np.ndarray, approximate: np.ndarray) -> Figure:
-    """Draw one standard deviation of the exact and the mean-field posterior and of the prior, one panel a setting.
+    """Draw one standard deviation of the exact and the mean-field posterior and of the prior, one panel per setting.
 
     ``titles`` ``(P,)``; ``exact`` ``(P, 2, 2)``: covariance of the exact posterior; ``approximate`` ``(P, 2)``:
     variances of the mean-field posterior.
@@ -161,22 +161,22 @@ def pruned_latent(
     """
     figure, (left, right) = style.subplots(1, 2, height=3.2)
     left.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
-    variances = {"exact variance": exact_var, "mean-field variance": var, "power of the mean": mean_power}
+    variances = {"exact variance": exact_var, "mean-field variance": var, "variance of the mean": mean_power}
     for (label, values), colour in zip(variances.items(), (EXACT, APPROXIMATE, style.GREEN), strict=True):
         left.plot(alpha, values, color=colour, label=label)
     left.set(title="variance of $z_1$", ylim=(-0.03, 1.08))
     right.plot(alpha, kl, color=KL)
-    right.set(title="KL of $z_1$ from its prior", ylabel="nats a data point", ylim=(0, None))
+    right.set(title="KL of $z_1$ from its prior", ylabel="nats per data point", ylim=(0, None))
     for axes in (left, right):
         axes.set(xlabel=AMPLITUDE, xlim=(alpha[0], alpha[-1]))
     figure.key(loc="outside upper left")
-    figure.record({"alpha": alpha} | variances | {"KL [nats a data point]": kl})
+    figure.record({"alpha": alpha} | variances | {"KL [nats per data point]": kl})
     return figure
 
 
 @style.styled
 def climbs(before: np.ndarray, after: np.ndarray, target: np.ndarray) -> Figure:
-    """Draw lengths of the columns of W before and after climbing the free energy, from many random starts.
+    """Draw lengths of the columns of W before and after maximising the free energy, from many random starts.
 
     ``before``, ``after`` ``(S, K)``: column lengths, sorted within each start, the longest first; ``target`` ``(K,)``:
     lengths at the global optimum.
@@ -186,14 +186,14 @@ def climbs(before: np.ndarray, after: np.ndarray, target: np.ndarray) -> Figure:
     for k, colour in zip(range(columns), style.CYCLE, strict=False):
         pair = np.stack([before[:, k], after[:, k]])
         lines = axes.plot([0, 1], pair, color=colour, alpha=0.35, linewidth=0.8, marker="o", markersize=3)
-        lines[0].set_label(f"number {k + 1}" if k else "longest column")
+        lines[0].set_label(f"rank {k + 1}" if k else "longest column")
         axes.plot([1.0, 1.06], [target[k]] * 2, color=style.BLACK, linewidth=1.2)
     for line in axes.legend(loc="upper right").legend_handles:
         line.set(alpha=1, linewidth=1.8, marker="")
     axes.text(1.075, target.max(), "optimum", va="center")
     axes.set(ylabel="length of a column of $W$", xlim=(-0.08, 1.3), ylim=(-0.05 * before.max(), None))
-    axes.set_xticks([0, 1], ["random start", "after the climb"])
-    lengths = {"length at the start": before, "length after the climb": after, "length at the optimum": target}
+    axes.set_xticks([0, 1], ["random start", "after optimisation"])
+    lengths = {"length at the start": before, "length after optimisation": after, "length at the optimum": target}
     figure.record({"start": np.arange(starts)[:, None], "column": np.arange(1, columns + 1)} | lengths)
     return figure
 
@@ -202,7 +202,7 @@ def climbs(before: np.ndarray, after: np.ndarray, target: np.ndarray) -> Figure:
 def against_beta(
     angles: np.ndarray, rotation: np.ndarray, alpha: np.ndarray, pruning: np.ndarray, betas: Sequence[float]
 ) -> Figure:
-    """Draw the free energy below its maximum for several beta: over the rotation, and over the amplitude.
+    """Draw the free energy minus its maximum for several beta: over the rotation, and over the amplitude.
 
     ``angles`` ``(A,)``: radians; ``rotation`` ``(B, A)``: free energy minus its maximum over the curve, nats; ``alpha``
     ``(C,)``: amplitudes of the pruned latent; ``pruning`` ``(B, C)``: as ``rotation``, against ``alpha``; ``betas``
@@ -213,9 +213,9 @@ def against_beta(
     for axes, name, x, curves in ((left, "rotation [rad]", angles, rotation), (right, "alpha", alpha, pruning)):
         for curve, beta, shade in zip(curves, betas, shades, strict=True):
             axes.plot(x, curve, color=shade, label=rf"$\beta = {beta:g}$")
-            figure.record({"beta": beta, name: x, "free energy below its maximum [nats]": curve})
+            figure.record({"beta": beta, name: x, "free energy minus its maximum [nats]": curve})
         axes.set(xlim=(x[0], x[-1]))
-    left.set(xlabel=r"rotation $\theta$ (rad)", ylabel="$F_{16}$ below its maximum (nats)", title="rotation")
+    left.set(xlabel=r"rotation $\theta$ (rad)", ylabel="$F_{16}$ minus its maximum (nats)", title="rotation")
     _angle_axis(left, angles[-1])
     right.set(xlabel=AMPLITUDE, title="pruning")
     figure.key()
@@ -224,7 +224,7 @@ def against_beta(
 
 @style.styled
 def amplitude(betas: np.ndarray, rotation: np.ndarray, pruning: np.ndarray) -> Figure:
-    """Draw the depth of the free energy's valley against beta, in both conventions.
+    """Draw the depth of the free energy below its maximum against beta, in both conventions.
 
     ``betas`` ``(B,)``: weights of the KL term; ``rotation``, ``pruning`` ``(B,)``: depth in the convention of Eq. 16,
     nats.
@@ -237,7 +237,7 @@ def amplitude(betas: np.ndarray, rotation: np.ndarray, pruning: np.ndarray) -> F
         axes.set(xlabel=r"$\beta$", title=title, xlim=(betas[0], betas[-1]))
         depths = {"depth of F16 [nats]": depth, "depth of F13 [nats]": betas * depth}
         figure.record({"panel": title, "beta": betas} | depths)
-    panels[0].set_ylabel("depth of the valley (nats)")
+    panels[0].set_ylabel("depth (nats)")
     figure.key()
     return figure
 

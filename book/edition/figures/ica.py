@@ -121,7 +121,7 @@ def against_beta(
 
 @style.styled
 def steps_to_pruning(beta: np.ndarray, steps: np.ndarray) -> Figure:
-    """Draw the step at which the first column is pruned against beta, one line a data set, both logarithmic.
+    """Draw the step at which the first column is pruned against beta, one line per data set, on logarithmic axes.
 
     ``beta`` ``(B,)``: weights of the KL divergence; ``steps`` ``(B, S)``: steps of coordinate ascent; NaN where no
     column was pruned in time.
@@ -164,7 +164,7 @@ def survival_maps(dof: np.ndarray, noise: np.ndarray, panels: Mapping[str, np.nd
 
 @style.styled
 def column_lengths(rows: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Draw lengths of the columns relative to the truth, for several priors and settings: one panel a setting.
+    """Draw lengths of the columns relative to the truth, for several priors and settings: one panel per setting.
 
     ``rows`` ``(S, K)``: for each panel, for each prior: relative lengths for each data set.
     """

@@ -38,7 +38,7 @@ def _square(axes: Axes, half: float, turns: float, colour: str, filled: bool) ->
 def priors(
     image: np.ndarray, positions: np.ndarray, panels: Mapping[float, tuple[Sequence[np.ndarray], float, float]]
 ) -> Figure:
-    """Draw the square of positions, and the contours of priors with the square laid upon them in two ways.
+    """Draw the square of positions, and the contours of priors with the square on top in two orientations.
 
     ``image`` ``(H, W)``: one image of the sprite, in [0, 1]; ``positions`` ``(N, 2)``: all positions of the sprite's
     centre, in pixels, y downwards; ``panels``: for each exponent: closed contours ``(M, 2)`` of the prior, and half the
@@ -83,8 +83,8 @@ def costs(angles: np.ndarray, straight: Mapping[float, np.ndarray], bent: np.nda
     looks["bent, any $p$"] = bent, style.BLACK, "--"
     for label, (cost, colour, line) in looks.items():
         axes.plot(degrees, cost, color=colour, linestyle=line, label=label)
-        figure.record({"code": label, "angle [degrees]": degrees, "divergence [nats an image]": cost})
-    axes.set(xlabel="angle of the square (degrees)", ylabel="divergence from the prior\n[nats an image]")
+        figure.record({"code": label, "angle [degrees]": degrees, "divergence [nats per image]": cost})
+    axes.set(xlabel="angle of the square (degrees)", ylabel="divergence from the prior\n(nats per image)")
     axes.set(xticks=np.arange(0, 91, 15), ylim=(0, None), xlim=(0, 90))
     figure.key(ncols=min(4, 1 + len(straight)), handlelength=1.6)
     return figure
@@ -100,7 +100,7 @@ def _colour(p: float, exponents: Mapping[float, np.ndarray]) -> str:
 
 @style.styled
 def codes(means: Mapping[str, np.ndarray], tilts: Mapping[str, Sequence[str]]) -> Figure:
-    """Draw each latent's mean over position, a row a latent and a column a model.
+    """Draw each latent's mean over position, one row per latent and one column per model.
 
     ``means`` ``(X, Y, D)``: posterior means on the grid of positions, by the column's title; ``tilts``: what is written
     over each panel.
@@ -134,15 +134,15 @@ def seeds(
     means: Mapping[str, Mapping[float, Interval]],
     live: Mapping[str, Mapping[float, float]],
 ) -> Figure:
-    """Draw the alignment of each run against the prior's exponent: one panel a setting.
+    """Draw the alignment of each run against the prior's exponent: one panel per setting.
 
     ``panels``: alignment of every recorded run, by the panel's title and the exponent; ``means``, ``live``: in the same
-    way, means with intervals, and alignment of the runs trained on the page, drawn as diamonds.
+    way, means with intervals, and the alignment of the models that the page shows, drawn as diamonds.
     """
     looks = {
         "recorded run": {"color": style.SKY, "marker": "o", "markersize": 5, "linestyle": "none"},
         "mean, 95 % interval": {"color": style.BLUE, "marker": "s", "markersize": 5, "linestyle": "none"},
-        "this page's run": {"color": style.VERMILION, "marker": "D", "linestyle": "none"},
+        "model shown above": {"color": style.VERMILION, "marker": "D", "linestyle": "none"},
     }
     run, mean, diamond = looks
     places = {title: sorted({*runs, *live.get(title, {})}) for title, runs in panels.items()}

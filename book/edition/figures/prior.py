@@ -66,7 +66,7 @@ def iso_surfaces(meshes: Mapping[tuple[float, float], tuple[np.ndarray, np.ndarr
 
 @style.styled
 def sections(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Draw plane sections of iso-surfaces: one panel a plane, one closed curve ``(points, 2)`` a setting.
+    """Draw plane sections of iso-surfaces: one panel per plane, one closed curve ``(points, 2)`` per setting.
 
     ``curves``: panel title ("horizontal axis | vertical axis" after a newline) to label to curve.
     """
@@ -134,11 +134,11 @@ def _depth(node: Node) -> int:
 
 @style.styled
 def rank_histograms(histograms: Mapping[str, np.ndarray], limit: float) -> Figure:
-    """Draw joint histograms of two coordinates' ranks, as ratios to independence (which is 1 everywhere), two a row.
+    """Draw joint histograms of two coordinates' ranks, relative to independence (1 everywhere), two in a row.
 
     ``histograms``: panel title to a square array of ratios; ``limit``: the colours span 1 - limit to 1 + limit.
     """
-    labels = ("rank of the one $|z|$", "rank of the other $|z|$")
+    labels = ("rank of one $|z|$", "rank of the other $|z|$")
     figure, panels = style.panels(len(histograms), 2, 2.65, labels=labels)
     options = {"origin": "lower", "extent": (0, 1, 0, 1), "interpolation": "nearest"}
     options |= {"cmap": style.DIVERGING, "vmin": 1 - limit, "vmax": 1 + limit}
@@ -170,7 +170,7 @@ def rotation_loss(angles: np.ndarray, losses: Mapping[str, np.ndarray]) -> Figur
 
 @style.styled
 def marginals(x: np.ndarray, densities: Mapping[str, np.ndarray], normal: np.ndarray) -> Figure:
-    """Draw a coordinate's marginal density at unit variance, and its ratio to the normal one, one line a setting."""
+    """Draw a coordinate's marginal density at unit variance, and its ratio to the normal one, one line per setting."""
     figure, (left, right) = style.subplots(1, 2, height=3.3)
     left.plot(x, normal, color=BLACK, linestyle="--", label="normal")
     figure.record({"setting": "normal", "z_j / standard deviation": x, "density": normal})
@@ -205,7 +205,7 @@ def sampling_steps(
     """
     figure, (left, middle, right) = style.subplots(1, 3, height=2.8)
     left.plot(*sphere.T, ".", color=BLUE, markersize=1.5, alpha=0.35, rasterized=True)
-    left.set(title="steps 1-4", xlabel=names[0], ylabel=names[1], aspect="equal", xlim=(0, 1.05), ylim=(0, 1.05))
+    left.set(title="steps 1–4", xlabel=names[0], ylabel=names[1], aspect="equal", xlim=(0, 1.05), ylim=(0, 1.05))
     middle.hist(radii, bins=60, density=True, color=SKY)
     middle.plot(grid, radial_density, color=VERMILION, label="Eq. 11")
     middle.set(title="step 5", xlabel="radius $v_0$", ylabel="density", box_aspect=1)
@@ -226,17 +226,17 @@ def sampling_steps(
 
 @style.styled
 def quantiles(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Draw quantiles of samples against those of their laws, two panels a row.
+    """Draw quantiles of samples against those of their exact distributions, two panels in a row.
 
-    ``panels``: title to (quantiles of the law, quantiles of the samples).
+    ``panels``: title to (exact quantiles, quantiles of the samples).
     """
     figure, grid = style.panels(len(panels), 2, 2.65)
     for axes, (title, (law, sample)) in zip(grid, panels.items(), strict=True):
         ends = [min(0, law.min(), sample.min()), max(law.max(), sample.max())]
         axes.plot(ends, ends, color=GREY, linewidth=1)
         axes.plot(law, sample, ".", color=BLUE, markersize=4)
-        axes.set(title=title, xlabel="law", ylabel="samples")
-        figure.record({"panel": title, "quantile of the law": law, "quantile of the samples": sample})
+        axes.set(title=title, xlabel="exact quantile", ylabel="sample quantile")
+        figure.record({"panel": title, "exact quantile": law, "sample quantile": sample})
     return figure
 
 
@@ -247,7 +247,7 @@ def prior_stills(
     """Draw two plane sections of a density, and its samples in the second plane: one row for each setting.
 
     ``stills``: title of each row to the closed curves f = 1 in the two planes, each ``(M, 2)``, the factors ``(D,)``
-    that make the density's contours out of them, and samples ``(N, 2)``; ``names``: of the two coordinates of each
+    that scale them to contours of the density, and samples ``(N, 2)``; ``names``: of the two coordinates of each
     plane.
     """
     figure, grid = style.subplots(len(stills), 3, height=2.3 * len(stills), squeeze=False)
