@@ -126,7 +126,7 @@ def printed_value(
     reach, single = (float(stats.t.isf((1 - LEVEL) / 2 / k, freedom)) * error for k in (parts, 1))
     met = holds(abs(printed - mean) <= reach)
     wide = met is Outcome.YES and 2 * single > widest
-    text = f" expected {mean - reach:.2f} to {mean + reach:.2f}" + ", too wide to fail" * wide
+    text = f" expected {mean - reach:.2f} to {mean + reach:.2f}" + ", too wide to decide" * wide
     return Outcome.OPEN if wide else met, text
 
 
