@@ -457,7 +457,7 @@ def test_scorecard(folder):
     shown = text.cards(card.rows, "here/score")
     assert shown.count("::::{dropdown}") == 3 == shown.count("\n::::\n\n") + 1
     assert "? **Open (provisional)** · MIG 1.0.\n\n*Paper:* Sec. 1\n" in shown and "? **Open** · MIG" in shown
-    assert "(cannot be told; 1 declared run missing)" in shown
+    assert "(undecided; 1 declared run missing)" in shown
     assert "\n*Page:* [](../there/b.ipynb)\n" in shown and "*Interpretation:* In two models." in shown
     (of_page,) = scorecard(folder / "claims.yaml", folder, "there/b").rows
     (of_key,) = scorecard(folder / "claims.yaml", folder, of_page.claim.key).rows
