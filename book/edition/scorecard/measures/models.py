@@ -106,13 +106,16 @@ def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple
 def exponents_differ(evidence: Evidence, dataset: str, method: Method, root: float, start: float) -> Iterator[Finding]:
     """Test if learned exponents stay off the root's, and if the middle one of three ends below it.
 
-    They count as equal to it if their mean distance is less than half of that from which training starts.
+    They count as equal to it if their mean distance is less than half of that from which training starts. Runs of one
+    seed, at several betas, count as one.
     """
     for sides, exponents in _learned(evidence, dataset, method):
-        middle = evidence.interval(exponents[:, 1] - root)
-        distance = evidence.interval(np.abs(exponents - root).mean(1))
+        seeds = column(sides.groups[0], "seed")
+        by_seed = [exponents[seeds == seed] - root for seed in np.unique(seeds)]
+        middle = evidence.interval([off[:, 1].mean() for off in by_seed])
+        distance = evidence.interval([np.abs(off).mean() for off in by_seed])
         half = abs(start - root) / 2
-        off = Interval(*(value - half for value in distance[:3]), len(exponents))
+        off = Interval(*(value - half for value in distance[:3]), len(by_seed))
         text = f"mean distance from p0 {distance:.3f}, equal below {half:g}; p2 − p0: {middle:+.3f}"
         yield sides.finding(together([direction(off), direction(middle, -1)]), text)
 
