@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced", "✓", "The claim holds, with all of its parts."
     PARTLY = "partly", "½", "A part of it holds and a part does not, or the effect is smaller than the printed one."
     NOT = "not reproduced", "✗", "A part of it does not hold, and no part was shown to hold."
-    OPEN = "open", "?", "The measurements do not decide, there are fewer than declared, or there are none."
+    OPEN = "open", "?", "The measurements do not decide, are fewer than declared, or are missing."
 
 
 class Finding(NamedTuple):
