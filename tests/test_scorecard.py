@@ -466,7 +466,7 @@ def test_scorecard(folder):
     box, folded = text.answer([of_page, card.rows[0]]).split("{dropdown}")
     assert "**Verdict.** ✓ reproduced." in box and "**Verdict.** ? open (provisional); 7 of 8 declared" in folded
     assert "*Recorded:* 7 of 8 declared runs at the paper's settings; the others are trained by `isa sweep" in shown
-    assert [one[1:3] for one in text.counts(card)] == [(1, 0), (0, 0), (0, 0), (2, 0)]
+    assert [one[1:4] for one in text.counts(card)] == [(1, 0, 0), (0, 0, 0), (0, 0, 0), (1, 0, 1)]
     assert list(card.sections) == ["One"]
 
 
@@ -481,7 +481,7 @@ def test_summary_by_part():
     assert card.sentences() == {"Trained models": sentence}
     verdicts = [one.verdict_text for one in card.rows[3:]]
     assert verdicts == ["reproduced (small scale)", "open (provisional: not reproduced)"]
-    assert [one[1:3] for one in text.counts(card)] == [(1, 1), (0, 0), (1, 0), (2, 0)]
+    assert [one[1:4] for one in text.counts(card)] == [(1, 1, 0), (0, 0, 0), (1, 0, 0), (1, 0, 1)]
 
 
 def test_verdicts_on_inference_are_those_of_the_pages():

@@ -79,7 +79,7 @@ def answer(rows: Sequence[Row]) -> str:
     return "\n\n".join(lines)
 
 
-def counts(card: Scorecard) -> list[tuple[str, int, int, str]]:
-    """Return rows of a table: verdicts, counts on the paper's own terms and short of them, and meanings."""
-    seen = Counter((row.verdict, bool(row.tags)) for row in card.rows)
-    return [(f"{one.mark} {one}", seen[one, False], seen[one, True], one.meaning) for one in Verdict]
+def counts(card: Scorecard) -> list[tuple[str, int, int, int, str]]:
+    """Return rows of a table: verdict, counts by evidence (on the paper's own terms, short of them, none), meaning."""
+    seen = Counter((row.verdict, bool(row.findings) + bool(row.tags)) for row in card.rows)
+    return [(f"{one.mark} {one}", *(seen[one, level] for level in (1, 2, 0)), one.meaning) for one in Verdict]
