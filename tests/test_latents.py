@@ -194,8 +194,9 @@ def test_interpretation_follows_from_the_information(result, dataset):
     assert list(encoded(made)) == [0, 4, 2, 3] and carriers(made, "side") == pytest.approx({4: 1.0})
     words = ("mixed: height 0.30, side 0.08 nats", "inactive", "turn (0.80 of 1.39 nats)")
     assert tuple(interpretation(made, k) for k in (0, 1, 2)) == words
-    single = "side position (latent 5, 1.00 of 1.61 nats) and turn (latent 3, 0.80 of 1.39 nats) have one latent each"
-    assert summary(made) == f"{single}; height position shares latent 1 with other factors"
+    single = "side position (latent 5, 1.00 of 1.61 nats) and turn (latent 3, 0.80 of 1.39 nats)"
+    both = f"{single} are encoded by one latent each"
+    assert summary(made) == f"{both}; height position shares latent 1 with other factors"
     text = summary(informed(made, turn=[0.5, 0.4, 0.0, 0.2]))
     assert "turn is spread over latents 1, 3 and 5" in text and "side position is not encoded" in text
 

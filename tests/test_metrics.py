@@ -76,17 +76,17 @@ def test_deviation_by_joint_densities_is_at_least_that_of_sums():
 
 
 @pytest.mark.parametrize("estimate", [metrics.joint, metrics.summed])
-def test_answers_are_seldom_yes_by_chance(estimate):
+def test_answers_seldom_differ_from_chance_by_chance(estimate):
     def answers(together: bool, studies: int) -> list[str]:
         every = [study(together, seed) for seed in range(studies)]
         rows = [[record(shares, 3 * i + k) for k, shares in enumerate(codes)] for i, codes in enumerate(every)]
         return [metrics.answer(metrics.beyond_chance([estimate(row) for row in some])[-1]) for some in rows]
 
     assert metrics.answer(Interval(0.2, 0.1, 0.3, 2)) == "Too few runs to say"
-    assert metrics.answer(Interval(-0.2, -0.3, -0.1, 3)) == "No, less than by chance"
-    assert answers(True, 10).count("Yes") >= 9
+    assert metrics.answer(Interval(-0.2, -0.3, -0.1, 3)) == "Less than by chance"
+    assert answers(True, 10).count("More than by chance") >= 9
     by_chance = answers(False, 40)
-    assert len(by_chance) - by_chance.count("Not significantly") <= 5  # 5 % of 40, and 2.5 standard errors
+    assert len(by_chance) - by_chance.count("No significant difference") <= 5  # 5 % of 40, and 2.5 standard errors
 
 
 def test_runs_of_a_seed_are_averaged():

@@ -60,7 +60,7 @@ def test_printed_value():
     ours = [1.0, 1.1, 1.2, 1.1, 1.0]
     assert printed_value(ours[:4], 1.0, 1, 9, 3) == (OPEN, "")
     assert printed_value(ours, 9.0, 1, 9, 4) == (NO, " expected 0.83 to 1.33")
-    assert printed_value(ours, 1.1, 1, 0.4, 4) == (OPEN, " expected 0.83 to 1.33, too wide to fail")
+    assert printed_value(ours, 1.1, 1, 0.4, 4) == (OPEN, " expected 0.83 to 1.33, too wide to decide")
     assert printed_value(ours, 9.0, 1, 0.4, 4)[0] is NO  # outside even a wide range
 
 

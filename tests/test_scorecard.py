@@ -194,7 +194,8 @@ def test_findings_of_two_lengths_of_training():
     findings = MEASURES["differs"](evidence(sides(LOW, HIGH) + sides(HIGH, LOW, epochs=50.0)), **MIG)
     assert [(one.reading, one.outcome) for one in findings] == [("7,200 steps", YES), ("18,000 steps", NO)]
     mig = [one["mig"] for one in sides(LOW, HIGH)]
-    assert findings[0].text == f"MIG {compare(mig[:10], mig[10:]):+.3f}" and findings[0].falls_short == ""
+    difference = compare(mig[:10], mig[10:])
+    assert findings[0].text == f"ISA-VAE minus β-VAE: MIG {difference:+.3f}" and findings[0].falls_short == ""
 
 
 def test_runs_of_a_method():
@@ -237,7 +238,7 @@ def test_shared_runs_count_once():
     (unused,) = MEASURES["unused_latents"](made_up, **NEEDED | {"methods": ["beta-vae", "beta-tcvae"]})
     assert unused.text.startswith("10 of 10 runs")
     (best,) = MEASURES["best_of_all"](made_up, **OVER_GRID)
-    assert best.text.startswith("MIG over β-VAE -0.1")  # and not 0, as the shared runs would give
+    assert best.text.startswith("best mean MIG, β-TCVAE minus β-VAE: -0.1")  # and not 0, as the shared runs would give
 
 
 def study(folder: Path, stopped: dict, converged: dict, lost: float) -> Evidence:
@@ -456,16 +457,16 @@ def test_scorecard(folder):
     shown = text.cards(card.rows, "here/score")
     assert shown.count("::::{dropdown}") == 3 == shown.count("\n::::\n\n") + 1
     assert "? **Open (provisional)** · MIG 1.0.\n\n*Paper:* Sec. 1\n" in shown and "? **Open** · MIG" in shown
-    assert "(cannot be told; 1 declared runs missing)" in shown
+    assert "(undecided; 1 declared run missing)" in shown
     assert "\n*Page:* [](../there/b.ipynb)\n" in shown and "*Interpretation:* In two models." in shown
     (of_page,) = scorecard(folder / "claims.yaml", folder, "there/b").rows
     (of_key,) = scorecard(folder / "claims.yaml", folder, of_page.claim.key).rows
     assert of_key == of_page
     assert of_page == card.rows[1] and "{dropdown}" not in text.answer([of_page])
     box, folded = text.answer([of_page, card.rows[0]]).split("{dropdown}")
-    assert "**Therefore.** ✓ reproduced." in box and "**Therefore.** ? open (provisional); 7 of 8 declared" in folded
-    assert "7 of 8 declared runs at the paper's settings are recorded; the others are made by `isa sweep" in shown
-    assert [one[1:3] for one in text.counts(card)] == [(1, 0), (0, 0), (0, 0), (2, 0)]
+    assert "**Verdict.** ✓ reproduced." in box and "**Verdict.** ? open (provisional); 7 of 8 declared" in folded
+    assert "*Recorded:* 7 of 8 declared runs at the paper's settings; the others are trained by `isa sweep" in shown
+    assert [one[1:4] for one in text.counts(card)] == [(1, 0, 0), (0, 0, 0), (0, 0, 0), (1, 0, 1)]
     assert list(card.sections) == ["One"]
 
 
@@ -480,7 +481,7 @@ def test_summary_by_part():
     assert card.sentences() == {"Trained models": sentence}
     verdicts = [one.verdict_text for one in card.rows[3:]]
     assert verdicts == ["reproduced (small scale)", "open (provisional: not reproduced)"]
-    assert [one[1:3] for one in text.counts(card)] == [(1, 1), (0, 0), (1, 0), (2, 0)]
+    assert [one[1:4] for one in text.counts(card)] == [(1, 1, 0), (0, 0, 0), (1, 0, 0), (1, 0, 1)]
 
 
 def test_verdicts_on_inference_are_those_of_the_pages():

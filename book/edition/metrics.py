@@ -61,7 +61,7 @@ def gap_of_unscored(row: Mapping[str, Any]) -> float | None:
 
 
 def agreement(found: Mapping[str, Comparison]) -> str:
-    """Return a sentence that states if measures, by name, agree."""
+    """Return a sentence that states whether measures, by name, agree."""
     signs = {"higher": 1, "lower": -1}
     names = {word: [name for name, one in found.items() if one.direction == sign] for word, sign in signs.items()}
     significant = "; ".join(f"{', '.join(some)} {word}" for word, some in names.items() if some)
@@ -130,8 +130,8 @@ def beyond_chance(found: Sequence[Concentration]) -> list[Interval]:
     If the grouping by the prior has no effect, it is one random grouping among others, since all latents start from
     independent weights of one distribution. The mean over runs then has the distribution that it has under random
     groupings, and the interval is the central part of that around the difference; if single groupings are not recorded,
-    a normal one with the deviations. Student's interval does not fit: groupings seldom join two active latents, so that
-    few runs are often alike and below the mean.
+    a normal one with the deviations. Student's interval does not fit: groupings seldom join two active latents, so few
+    runs are often alike and below the mean.
     """
     n, difference = len(found), np.mean([one.own - one.chance for one in found], 0)
     if found[0].random is not None:
@@ -144,6 +144,6 @@ def beyond_chance(found: Sequence[Concentration]) -> list[Interval]:
 
 
 def answer(excess: Interval) -> str:
-    """Return if a factor is more concentrated in one subspace than by chance."""
-    words = "Yes", "No, less than by chance", "Not significantly"
+    """Return how the concentration of a factor in one subspace compares with chance."""
+    words = "More than by chance", "Less than by chance", "No significant difference"
     return "Too few runs to say" if excess.n < 3 else outcome(excess, *words)

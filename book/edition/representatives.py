@@ -113,5 +113,6 @@ def summary(model: Portrait) -> str:
         else:
             others.append(f"{title} shares {names[0]} with other factors" if names else f"{title} is not encoded")
     if single:
-        single = [f"{_list(single)} {'have one latent each' if len(single) > 1 else 'has one latent'}"]
+        verb = "are encoded by one latent each" if len(single) > 1 else "is encoded by one latent"
+        single = [f"{_list(single)} {verb}"]
     return "; ".join([*single, *others])

@@ -14,7 +14,7 @@ from edition.explorers.exhibits import PLAIN
 from edition.figures.results import METHODS
 from edition.page import ROOT, table
 from edition.scorecard import read_claims
-from edition.stats import LEVEL, Comparison, Curve, Interval, compare, holm, p_text
+from edition.stats import LEVEL, Comparison, Curve, Interval, compare, contrast, holm, p_text
 
 __all__ = ["PRINTED", "at_equal_beta", "cells", "effect_of_beta", "effects_of_beta"]
 __all__ += ["further_run", "outcome", "reached"]
@@ -74,16 +74,17 @@ def further_run(values: ArrayLike) -> tuple[float, float]:
 def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return cells of a table of the changes from the smallest to the largest beta that has three records.
 
-    A row has the two values of beta, a measure, the word for its change, and :func:`cells` of the change. There is none
-    if only one beta has three records.
+    A row has the two values of beta, a measure, the word for its change, and :func:`cells` of the change, in which the
+    records of one seed count as one. There is none if only one beta has three records.
     """
     betas, n = np.unique([row["beta"] for row in rows], return_counts=True)
     if (n >= 3).sum() < 2:
         return []
     ends, found = betas[n >= 3][[0, -1]], []
     for name, column, digits in _EFFECTS:
-        change = compare(*([row[column] for row in rows if row["beta"] == beta] for beta in ends))
-        word = outcome(change, "rises", "falls", "may rise or fall")
+        values, seeds = ([[row[of] for row in rows if row["beta"] == beta] for beta in ends] for of in (column, "seed"))
+        change = contrast(values, (-1, 1), seeds)
+        word = outcome(change, "rises", "falls", "no significant change")
         found.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))
     return found
 
@@ -93,7 +94,7 @@ def effects_of_beta(records: Mapping[tuple[str, str], Sequence[Mapping[str, Any]
 
     ``records``: rows by title and method. Those of a plain objective at beta = 1 count for its total correlation, too.
     """
-    columns, text = ("method", "β", "mean of", "", "change", "95 % interval", "p", "n"), []
+    columns, text = ("method", "β", "mean of", "result", "change", "95 % interval", "p", "n"), []
     for title in dict.fromkeys(title for title, _ in records):
         rows = []
         for name in methods:

@@ -62,7 +62,7 @@ PROVENANCE = Provenance(
     "drawn by isa.data.faces3d",
     "MIT, as this package",
     _CITATION,
-    "Procedural heads of this project's own on the published grid of 50 identities, 21 azimuths, 11 elevations and 11 "
+    "Procedural heads drawn for this project on the published grid of 50 identities, 21 azimuths, 11 elevations and 11 "
     "lightings; no image is a published one.",
     procedural=True,
 )

@@ -26,7 +26,7 @@ __all__ = ["latents", "title"]
 # inches: a line of text, a map or a curve, the labels of the curves' axis, an image at most, the gap between models
 _TEXT, _PANEL, _LABELS, _TILE, _GAP = 0.21, 0.74, 0.4, 0.4, 0.2
 _LINE = 38  # characters of a line of text
-_IDLE = "No latent of this model is active: it draws one image, whatever it is shown."
+_IDLE = "No latent of this model is active: it draws the same image for every input."
 
 
 def title(objective: str, beta: float, portrait: Portrait | None = None) -> str:

@@ -22,7 +22,7 @@ class Outcome(Enum):
     YES = "holds"
     PART = "holds in part"
     NO = "does not hold"
-    OPEN = "cannot be told"
+    OPEN = "undecided"
 
 
 class Verdict(StrEnum):
@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced", "✓", "The claim holds, with all of its parts."
     PARTLY = "partly", "½", "A part of it holds and a part does not, or the effect is smaller than the printed one."
     NOT = "not reproduced", "✗", "A part of it does not hold, and no part was shown to hold."
-    OPEN = "open", "?", "The measurements do not decide, there are fewer than declared, or there are none."
+    OPEN = "open", "?", "The measurements do not decide, are fewer than declared, or are missing."
 
 
 class Finding(NamedTuple):
@@ -126,7 +126,7 @@ def printed_value(
     reach, single = (float(stats.t.isf((1 - LEVEL) / 2 / k, freedom)) * error for k in (parts, 1))
     met = holds(abs(printed - mean) <= reach)
     wide = met is Outcome.YES and 2 * single > widest
-    text = f" expected {mean - reach:.2f} to {mean + reach:.2f}" + ", too wide to fail" * wide
+    text = f" expected {mean - reach:z.2f} to {mean + reach:z.2f}" + ", too wide to decide" * wide
     return Outcome.OPEN if wide else met, text
 
 
@@ -146,7 +146,7 @@ def together(outcomes: Iterable[Outcome]) -> Outcome:
 
 def checks(parts: Mapping[str, Outcome | bool]) -> Judged:
     """Return the outcome of several parts, and a text that says which hold."""
-    marks = {Outcome.YES: "yes", Outcome.NO: "no", Outcome.PART: "in part", Outcome.OPEN: "cannot be told"}
+    marks = {Outcome.YES: "yes", Outcome.NO: "no", Outcome.PART: "in part", Outcome.OPEN: "undecided"}
     outcomes = {name: part if isinstance(part, Outcome) else holds(part) for name, part in parts.items()}
     return together(outcomes.values()), "; ".join(f"{name}: {marks[outcome]}" for name, outcome in outcomes.items())
 
@@ -160,7 +160,7 @@ def deciding(findings: Iterable[Finding]) -> list[Finding]:
 def judge(findings: Sequence[Finding]) -> tuple[Verdict, Verdict | None]:
     """Return the verdict on a claim by all that was measured of it, and the provisional one if runs are missing.
 
-    Of several findings of equal rank, those by which it cannot be told do not count if others decide.
+    Of several findings of equal rank, undecided ones do not count if others decide.
     """
     first = deciding(findings)
     outcomes = {finding.outcome for finding in first}

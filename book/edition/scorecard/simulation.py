@@ -1,4 +1,4 @@
-"""How often the rules are right: verdicts on made-up records of the declared runs, with and without an effect.
+"""How often the rules are right: verdicts on simulated records of the declared runs, with and without an effect.
 
 ``python -m edition.scorecard.simulation`` writes ``runs/rules.csv``, in a few minutes on one core.
 
@@ -28,7 +28,7 @@ WORLDS = ("no effect", "effect")
 
 
 class _Made(Evidence):
-    """Evidence with made-up measurements of declared runs, judged by Student's t."""
+    """Evidence with simulated measurements of declared runs, judged by Student's t."""
 
     compare = staticmethod(lambda *sides: contrast(sides, (-1, 1), [np.full(len(side), math.nan) for side in sides]))
     interval = staticmethod(lambda values: contrast([values], [1], [np.full(len(values), math.nan)]))

@@ -17,7 +17,8 @@ __all__ = ["answer", "cards", "counts", "said"]
 
 def _finding(finding: Finding) -> str:
     reading = ", ".join(filter(None, (finding.reading, finding.falls_short)))
-    missing = f"; {finding.missing} declared runs missing" if finding.missing else ""
+    runs = f"declared run{'s' * (finding.missing != 1)}"
+    missing = f"; {finding.missing} {runs} missing" if finding.missing else ""
     return f"{reading}: {finding.text} ({finding.outcome.value}{missing})" if reading else finding.text
 
 
@@ -27,7 +28,7 @@ def said(findings: Iterable[Finding]) -> str:
 
 
 def cards(rows: Iterable[Row], here: str) -> str:
-    """Return a folded card for each row: verdict and claim, below them place, findings, and a link to its page.
+    """Return a folded card for each row: verdict and claim, then place, findings, and a link to its page.
 
     ``here`` is the page that the text is for, relative to ``book/``.
     """
@@ -46,8 +47,8 @@ def cards(rows: Iterable[Row], here: str) -> str:
             lines += ["", "*Measured:*", "", *(f"- {remark}{_finding(finding)}" for finding, remark in shown)]
         if missing and missing.recorded < missing.wanted:
             commands = ", ".join(f"`{command}`" for command in missing.commands)
-            text = f"{missing.recorded:,} of {missing.wanted:,} declared runs at the paper's settings are recorded"
-            lines += ["", f"*Missing:* {text}; the others are made by {commands}."]
+            text = f"{missing.recorded:,} of {missing.wanted:,} declared runs at the paper's settings"
+            lines += ["", f"*Recorded:* {text}; the others are trained by {commands}."]
         if claim.page:
             link = os.path.relpath(claim.page, Path(here).parent).replace(os.sep, "/") + ".ipynb"
             lines += ["", f"*Page:* []({link})"]
@@ -62,23 +63,23 @@ def _answer(row: Row) -> list[str]:
     return [
         f"**Paper** ({row.claim.where}). {row.claim.says}",
         f"**Here.** {re.sub('^[a-z]', lambda first: first[0].upper(), '; '.join(found))}.",
-        f"**Therefore.** {'; '.join(filter(None, (verdict, runs)))}.",
+        f"**Verdict.** {'; '.join(filter(None, (verdict, runs)))}.",
     ]
 
 
 def answer(rows: Sequence[Row]) -> str:
     """Return the box at the top of a page: what the paper says, what is found here, and the verdict.
 
-    The first claim about a figure stands in the box, the others are folded below it.
+    The box has the first claim about a figure; the others are folded below it.
     """
     first, *others = sorted(rows, key=lambda row: "Fig." not in row.claim.where)
     lines = ["::::{admonition} Paper and findings\n:class: short-answer", *_answer(first), "::::"]
     if others:
-        lines += ["::::{dropdown} Other claims that this page treats", *chain(*map(_answer, others)), "::::"]
+        lines += ["::::{dropdown} Other claims on this page", *chain(*map(_answer, others)), "::::"]
     return "\n\n".join(lines)
 
 
-def counts(card: Scorecard) -> list[tuple[str, int, int, str]]:
-    """Return rows of a table: verdicts, counts on the paper's own terms and short of them, and meanings."""
-    seen = Counter((row.verdict, bool(row.tags)) for row in card.rows)
-    return [(f"{one.mark} {one}", seen[one, False], seen[one, True], one.meaning) for one in Verdict]
+def counts(card: Scorecard) -> list[tuple[str, int, int, int, str]]:
+    """Return rows of a table: verdict, counts by evidence (on the paper's own terms, short of them, none), meaning."""
+    seen = Counter((row.verdict, bool(row.findings) + bool(row.tags)) for row in card.rows)
+    return [(f"{one.mark} {one}", *(seen[one, level] for level in (1, 2, 0)), one.meaning) for one in Verdict]

@@ -33,7 +33,7 @@ def printed_model(
         (rows,) = sides.groups
         ours, fit = column(rows, "mig"), column(rows, "log_likelihood")
         chosen = stats.representative(ours, fit)
-        text = f"our representative of {len(rows)}: MIG {ours[chosen]:.2f}, log-likelihood {fit[chosen]:.2f}"
+        text = f"representative of n = {len(rows)}: MIG {ours[chosen]:.2f}, log-likelihood {fit[chosen]:.2f}"
         parts = [(ours, mig, 0.1, "MIG"), (fit, log_likelihood, 5, "log-likelihood")]
         outcomes = []
         for values, printed, widest, name in parts:
@@ -68,8 +68,8 @@ def _pooled(evidence: Evidence, dataset: str, methods: Sequence[Method]) -> list
 def several_modes(evidence: Evidence, dataset: str, methods: Sequence[Method], apart: float) -> Iterator[Finding]:
     """Test if the MIG has two modes, this number of their standard deviations apart, for most methods and betas.
 
-    It has where the dip test refutes one mode for most of them, by Holm's correction. It has not where the test refutes
-    it for fewer than it would, by its power, if most had two. For fewer than 20 runs it has too little.
+    The claim holds if the dip test rejects one mode for most of them, after Holm's correction. It does not hold if the
+    test rejects it for fewer than its power implies if most had two. Fewer than 20 runs give it too little power.
     """
     for sides in _pooled(evidence, dataset, methods):
         samples = [mig for rows in sides.groups if len(mig := column(rows, "mig")) >= 20]
@@ -81,7 +81,7 @@ def several_modes(evidence: Evidence, dataset: str, methods: Sequence[Method], a
             fewest = reduce(np.convolve, ([1 - one, one] for one in power))  # probabilities of 0, 1, ... refutations
             if fewest[: int((p_values < tail).sum()) + 1].sum() <= tail / 2:
                 outcome = Outcome.NO
-        text = f"one mode refuted for {refuted} of {len(samples)} combinations of method and β with 20 runs or more"
+        text = f"one mode rejected in {refuted} of {len(samples)} combinations of method and β with at least 20 runs"
         yield sides.finding(outcome, text)
 
 
@@ -106,13 +106,16 @@ def _learned(evidence: Evidence, dataset: str, method: Method) -> Iterator[tuple
 def exponents_differ(evidence: Evidence, dataset: str, method: Method, root: float, start: float) -> Iterator[Finding]:
     """Test if learned exponents stay off the root's, and if the middle one of three ends below it.
 
-    They count as equal to it if their mean distance is less than half of that from which training starts.
+    They count as equal to it if their mean distance is less than half of that from which training starts. Runs of one
+    seed, at several betas, count as one.
     """
     for sides, exponents in _learned(evidence, dataset, method):
-        middle = evidence.interval(exponents[:, 1] - root)
-        distance = evidence.interval(np.abs(exponents - root).mean(1))
+        seeds = column(sides.groups[0], "seed")
+        by_seed = [exponents[seeds == seed] - root for seed in np.unique(seeds)]
+        middle = evidence.interval([off[:, 1].mean() for off in by_seed])
+        distance = evidence.interval([np.abs(off).mean() for off in by_seed])
         half = abs(start - root) / 2
-        off = Interval(*(value - half for value in distance[:3]), len(exponents))
+        off = Interval(*(value - half for value in distance[:3]), len(by_seed))
         text = f"mean distance from p0 {distance:.3f}, equal below {half:g}; p2 − p0: {middle:+.3f}"
         yield sides.finding(together([direction(off), direction(middle, -1)]), text)
 

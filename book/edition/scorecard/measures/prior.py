@@ -166,7 +166,7 @@ def same_objective_at_one(latents: int, batch: int, tolerance: float) -> Judged:
             differences.append(abs(float(plain.loss - split.loss)))
         return max(differences)
 
-    return checks({"one at β = 1": apart(1.0) <= tolerance, "two at β = 2": apart(2.0) > tolerance})
+    return checks({"equal at β = 1": apart(1.0) <= tolerance, "different at β = 2": apart(2.0) > tolerance})
 
 
 @measure
@@ -180,5 +180,5 @@ def sampled_divergence_varies_less(weight: float, noise_var: float, points: int)
     z = mean + deviation * np.random.default_rng(0).standard_normal(points)
     fit = norm.logpdf(1.0, weight * z, math.sqrt(noise_var))
     sampled = fit + norm.logpdf(z) - norm.logpdf(z, mean, deviation)
-    text = f"standard deviation {sampled.std():.0e} nats in place of {fit.std():.2f}, where q is the posterior"
+    text = f"standard deviation {sampled.std():.0e} nats instead of {fit.std():.2f}, where q is the posterior"
     return holds(sampled.std() < fit.std()), text

@@ -66,7 +66,8 @@ def higher_distribution(
         mean, median, maximum = evidence.compare(*mig), stats.compare_medians(*mig), stats.compare_maxima(*mig)
         parts = [direction(mean, 1, None if sides.setting.falls_short else printed, 3), direction(median, parts=3)]
         parts.append(_unless(maximum.p_value >= 1 - stats.LEVEL, holds(maximum.difference > 0)))
-        text = f"mean MIG {mean:+.3f}; median {median:+.3f}; maximum {maximum:+.3f}"
+        text = f"{method_text(second)} minus {method_text(first)}: "
+        text += f"mean MIG {mean:+.3f}; median {median:+.3f}; maximum {maximum:+.3f}"
         yield sides.finding(together(parts), text)
 
 
@@ -93,7 +94,7 @@ def differs(
         for (one, name), rows in zip(pairs, sides.groups[len(betas) :], strict=True):
             if (runs := frozenset(row["hash"] for row in rows)) in texts:
                 continue
-            texts[runs] = f"at β = {one:g} over {method_text(name)} " * (len(pairs) > 1)
+            texts[runs] = f"{method_text(second)} minus {method_text(name)}{f' at β = {one:g}' * (len(betas) > 1)}: "
             for column_name, sign in signs.items():
                 pair = rows, sides.groups[betas.index(one)]
                 values = [column(side, column_name) for side in pair]
@@ -104,7 +105,7 @@ def differs(
                 outcome = direction(difference, sign, size, len(pairs) * len(signs))
                 parts.append(equivalent(difference, margin) if margin else outcome)
                 texts[runs] += _SHOWN[column_name].format(difference) + "; "
-        text = "upper halves by MIG: " * bool(printed) + "".join(texts.values())
+        text = "upper halves by MIG, " * bool(printed) + "".join(texts.values())
         yield sides.finding(together(parts), text.removesuffix("; "))
 
 
@@ -121,7 +122,7 @@ def changes_with_beta(
                 values, seeds = ([column(side, of) for side in pair] for of in (name, "seed"))
                 change = stats.contrast(values, (-1, 1), seeds)
                 parts.append(direction(change, sign, parts=len(methods) * len(signs)))
-                texts.append(f"{method_text(method)} {_SHOWN[name].format(change)}")
+                texts.append(f"{method_text(method)}: change in {_SHOWN[name].format(change)}")
         if parts:
             yield sides.finding(together(parts), "; ".join(texts))
 
@@ -138,10 +139,11 @@ def better_trade_off(
             difference = stats.compare_curves(other, own)
             enough = stats.enough_betas((own, other), (sides.declared[0], declared))
             parts.append(_unless(not enough, direction(difference, parts=len(others))))
-            texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
+            texts.append(f"minus {method_text(name)}: {difference:+.3f}" + ", too few values of β" * (not enough))
             complete, any_overlap = complete and enough, any_overlap or not math.isnan(difference.difference)
         if any_overlap:
-            yield sides.finding(together(parts), "MIG at equal fit " + "; ".join(texts), complete)
+            text = f"MIG at equal log-likelihood, {method_text(method)} {'; '.join(texts)}"
+            yield sides.finding(together(parts), text, complete)
 
 
 @measure
@@ -177,9 +179,10 @@ def best_of_all(
                 margin = 0.8 * math.sqrt(np.mean(variances)) if len(variances) == 2 else math.nan  # Cohen's convention
                 lead = stats.Comparison(*(value - margin for value in difference[:3]))
                 parts.append(_unless(not enough, direction(lead)))
-            texts.append(f"over {method_text(name)} {difference:+.3f}" + ", too few β" * (not enough))
+            texts.append(f"minus {method_text(name)}: {difference:+.3f}" + ", too few values of β" * (not enough))
         if parts:
-            yield sides.finding(together(parts), "MIG " + "; ".join(texts), complete)
+            text = f"best mean MIG, {method_text(method)} {'; '.join(texts)}"
+            yield sides.finding(together(parts), text, complete)
 
 
 @measure
@@ -195,13 +198,13 @@ def unmatched_at_better_fit(
             undecided = not stats.enough_betas((own, rival), (sides.declared[0], declared))
             anywhere = stats.compare_best(_mig(own), _mig(rival))
             parts.append(_unless(undecided, direction(anywhere, parts=2 * len(baselines))))
-            texts.append(f"MIG of {method_text(name)} at any fit {anywhere:+.3f}")
+            texts.append(f"best {method_text(name)} minus it: MIG {anywhere:+.3f}")
             fits = rival.log_likelihood >= own.log_likelihood[best]
             if fits.any():
                 there = stats.compare_best(_mig(rival, fits), _mig(own))
                 parts.append(_unless(undecided, direction(there, parts=2 * len(baselines))))
-                texts.append(f"lead over it at a fit as good {there:+.3f}")
-        where = f"best {method_text(method)} at β = {own.beta[best]:g}, log-likelihood {own.log_likelihood[best]:.1f}; "
+                texts.append(f"it minus the best {method_text(name)} that fits at least as well: MIG {there:+.3f}")
+        where = f"best {method_text(method)}: β = {own.beta[best]:g}, log-likelihood {own.log_likelihood[best]:.1f}; "
         yield sides.finding(together(parts), where + "; ".join(texts))
 
 
@@ -215,4 +218,4 @@ def shrinking_advantage(
         mig, seeds = ([column(rows, name) for rows in sides.groups] for name in ("mig", "seed"))
         change = stats.contrast(mig, (1, -1, -1, 1), seeds)
         at = [f"{evidence.compare(*mig[i::2]):+.3f} at β = {beta:g}" for i, beta in enumerate((low, high))]
-        yield sides.finding(direction(change, -1), f"advantage {', '.join(at)}; change {change:+.3f}")
+        yield sides.finding(direction(change, -1), f"advantage in MIG {', '.join(at)}; change {change:+.3f}")

@@ -151,8 +151,8 @@ def amplitude_falls(betas: Sequence[float], n: int, noise_var: float, **printed:
     eq16 = factor_analysis.mean_field_gap(factor_analysis.rotate(weights, math.pi / 4), noise_var, n, beta)
     eq13 = beta * eq16
     spans = [f"{depth[0]:.1f} at β = {beta[0]:g}, {depth[-1]:.1f} at {beta[-1]:g}" for depth in (eq16, eq13)]
-    other = "falls as well" if _falls(eq13) else f"does not fall throughout, with {eq13.max():.1f} at most"
-    return holds(_falls(eq16)), f"depth in nats by Eq. 16 {spans[0]}; by Eq. 13 it {other} ({spans[1]})"
+    other = "falls as well" if _falls(eq13) else f"does not fall throughout, with a maximum of {eq13.max():.1f}"
+    return holds(_falls(eq16)), f"depth in nats by Eq. 16: {spans[0]}; by Eq. 13 it {other} ({spans[1]})"
 
 
 def _falls(values: np.ndarray) -> bool:
@@ -160,7 +160,7 @@ def _falls(values: np.ndarray) -> bool:
 
 
 def _ends(cov: np.ndarray, latents: int, noise_var: float, n: int, beta: float, starts: int) -> list[np.ndarray]:
-    """Return weights where climbs of the free energy from random starts end."""
+    """Return the weights that maximise the free energy, from random starts."""
     rng = np.random.default_rng(0)
     starting = [rng.standard_normal((len(cov), latents)) for _ in range(starts)]
     return [factor_analysis.fit(weights, noise_var, cov, n, beta).W for weights in starting]
@@ -169,7 +169,7 @@ def _ends(cov: np.ndarray, latents: int, noise_var: float, n: int, beta: float, 
 def _misalignment(
     spectrum: Sequence[float], noise_var: float, latents: int, n: int, betas: Sequence[float], starts: int
 ) -> float:
-    """Return how far columns miss principal directions, in degrees, where climbs from random starts end."""
+    """Return how far columns miss principal directions, in degrees, after fits from random starts."""
     cov, missed = np.diag(spectrum), [0.0]
     for beta in betas:
         for weights in _ends(cov, latents, noise_var, n, beta, starts):
@@ -180,10 +180,10 @@ def _misalignment(
 
 @measure
 def principal_directions(betas: Sequence[float], starts: int, tolerance: float, **model: Any) -> Judged:
-    """Test if climbs of the free energy end at principal directions, for every beta."""
+    """Test if fits by the free energy end at principal directions, for every beta."""
     missed = _misalignment(betas=betas, starts=starts, **model)
-    climbs = f"{starts * len(betas)} climbs from random starts"
-    return within(missed, tolerance, f"{climbs} end within {missed:.1g} degrees of principal directions")
+    fits = f"{starts * len(betas)} fits from random starts"
+    return within(missed, tolerance, f"{fits} end within {missed:.1g} degrees of principal directions")
 
 
 @measure
@@ -219,7 +219,7 @@ def extra_latent_is_pruned(
         "likelihood the same for every α": np.ptp(likelihood) <= tolerance,
         "free energy falls from α = 0": _falls(energy),
         "equal to the likelihood there": abs(energy[0] - likelihood[0]) <= tolerance,
-        f"a column pruned in {pruned} of {starts} climbs from random starts": pruned == starts,
+        f"a column pruned in {pruned} of {starts} fits from random starts": pruned == starts,
     }
     return checks(parts)
 
@@ -261,7 +261,7 @@ def weights_ignore_beta(betas: Sequence[float], tolerance: float) -> Judged:
     q = mean, rng.uniform(0.1, 1.0, mean.shape)
     energy = np.array([[ica.free_energy(W, *q, x, 0.05, beta=beta) for W in weights] for beta in betas])
     error = np.ptp(energy - energy[:, :1], axis=0).max()
-    return within(error, tolerance, f"differences between weights change by at most {error:.0e} nats with β")
+    return within(error, tolerance, f"free energies' differences change by at most {error:.0e} nats with β")
 
 
 @measure
