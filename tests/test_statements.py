@@ -35,10 +35,13 @@ def test_range_of_a_further_run_covers():
 
 def test_effect_of_beta_compares_the_ends_that_have_three_runs():
     runs = [(beta, seed) for beta, n in ((0.5, 2), (1, 3), (2, 3), (4, 3)) for seed in range(n)]
-    rows = [{"beta": b, "divergence": 20 - 2 * b + 0.1 * s, "log_likelihood": -s, "mig": b + 0.1 * s} for b, s in runs]
+    slopes = {"divergence": -2.0, "log_likelihood": 0.0, "mig": 0.1}  # far below the scatter of seeds
+    rows = [{"beta": b, "seed": s} | {name: 9 * s + size * b for name, size in slopes.items()} for b, s in runs]
     change = {name: cells_of for ends, name, *cells_of in effect_of_beta(rows) if ends == "1 to 4"}
-    assert change["KL divergence"][:2] == ["falls", "-6.00"] and change["MIG"][:2] == ["rises", "+3.000"]
+    assert change["KL divergence"][:2] == ["falls", "-6.00"] and change["MIG"][:2] == ["rises", "+0.300"]
     assert change["log-likelihood"][:2] == ["may rise or fall", "+0.00"] and change["MIG"][-1] == "3 and 3"
+    unrelated = effect_of_beta([row | {"seed": i} for i, row in enumerate(rows)])
+    assert [row[2] for row in unrelated] == ["may rise or fall"] * 3
     assert effect_of_beta(rows[:5]) == []
 
 

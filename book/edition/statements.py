@@ -14,7 +14,7 @@ from edition.explorers.exhibits import PLAIN
 from edition.figures.results import METHODS
 from edition.page import ROOT, table
 from edition.scorecard import read_claims
-from edition.stats import LEVEL, Comparison, Curve, Interval, compare, holm, p_text
+from edition.stats import LEVEL, Comparison, Curve, Interval, compare, contrast, holm, p_text
 
 __all__ = ["PRINTED", "at_equal_beta", "cells", "effect_of_beta", "effects_of_beta"]
 __all__ += ["further_run", "outcome", "reached"]
@@ -74,15 +74,17 @@ def further_run(values: ArrayLike) -> tuple[float, float]:
 def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return cells of a table of the changes from the smallest to the largest beta that has three records.
 
-    A row has the two values of beta, a measure, the word for its change, and :func:`cells` of the change. There is none
-    if only one beta has three records.
+    A row has the two values of beta, a measure, the word for its change, and :func:`cells` of the change, which allows
+    for runs of one seed (:func:`edition.stats.contrast`). There is none if only one beta has three records.
     """
     betas, n = np.unique([row["beta"] for row in rows], return_counts=True)
     if (n >= 3).sum() < 2:
         return []
     ends, found = betas[n >= 3][[0, -1]], []
+    sides = [[row for row in rows if row["beta"] == beta] for beta in ends]
     for name, column, digits in _EFFECTS:
-        change = compare(*([row[column] for row in rows if row["beta"] == beta] for beta in ends))
+        values, seeds = ([[row[of] for row in side] for side in sides] for of in (column, "seed"))
+        change = contrast(values, (-1, 1), seeds)
         word = outcome(change, "rises", "falls", "may rise or fall")
         found.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))
     return found
