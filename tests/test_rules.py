@@ -10,7 +10,7 @@ from scipy import stats
 from edition.scorecard import Verdict, read_claims
 from edition.scorecard.rules import Finding, Outcome, direction, equivalent, judge, majority, printed_value, together
 from edition.scorecard.simulation import read_rates, simulate
-from edition.stats import Interval
+from edition.stats import Interval, contrast, printed_error, representative, upper_half
 
 YES, PART, NO, OPEN = Outcome.YES, Outcome.PART, Outcome.NO, Outcome.OPEN
 
@@ -30,6 +30,20 @@ def test_one_of_many_parts_is_refuted_by_a_wider_interval():
     interval = Interval(-1.0, -1.95, -0.05, 30)
     assert [direction(interval, parts=parts) for parts in (1, 2, 4)] == [NO, NO, OPEN]
     assert direction(interval, -1, parts=4) is YES
+
+
+def test_runs_like_the_papers_seldom_refute_its_printed_difference():
+    """It is that of two models, each of which represents fifty runs. As an exact value, it is refuted too often."""
+    rng, refuted, shift = np.random.default_rng(1), [], np.array([0.0, 2.0])[:, None]
+    for _ in range(800):
+        mig, fit = rng.normal(size=(2, 2, 80)) + shift * [[[1]], [[0]]]
+        chosen = [one[representative(one[:50], other[:50])] for one, other in zip(mig, fit, strict=True)]
+        halves = [upper_half(one[50:], one[50:]) for one in mig]
+        difference = contrast(halves, (-1, 1), [np.full(30, math.nan)] * 2)
+        size = chosen[1] - chosen[0]
+        refuted.append([direction(difference, 1, size, error=one) is not YES for one in (printed_error(*halves), 0.0)])
+    allowing, exact = np.mean(refuted, 0)
+    assert allowing <= 0.025 + 3 * math.sqrt(0.025 / 800) and exact > 0.05
 
 
 def test_equivalent():

@@ -169,6 +169,7 @@ POORER = CURVES | {"betas": [1, 2, 4, 6]}
         ("differs", OWN + rows((0.9, -30.0), **FACES), OUTPERFORMS, NO),
         ("shrinking_advantage", advantages(0.2, 0.05), SHRINK, YES),
         ("shrinking_advantage", advantages(0.05, 0.2), SHRINK, NO),
+        ("shrinking_advantage", advantages(0.0, -0.2), SHRINK, OPEN),  # there is no advantage
         ("several_modes", with_modes(1.0, 2.0, 3.0), MODES, YES),
         ("several_modes", with_modes(1.0), MODES, OPEN),
         ("several_modes", with_modes(), MODES, NO),

@@ -81,8 +81,9 @@ def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     if (n >= 3).sum() < 2:
         return []
     ends, found = betas[n >= 3][[0, -1]], []
+    sides = [[row for row in rows if row["beta"] == beta] for beta in ends]
     for name, column, digits in _EFFECTS:
-        values, seeds = ([[row[of] for row in rows if row["beta"] == beta] for beta in ends] for of in (column, "seed"))
+        values, seeds = ([[row[of] for row in side] for side in sides] for of in (column, "seed"))
         change = contrast(values, (-1, 1), seeds)
         word = outcome(change, "rises", "falls", "no significant change")
         found.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))

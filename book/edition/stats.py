@@ -25,12 +25,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = ["LEVEL", "Comparison", "Curve", "Dip", "Interval", "compare", "compare_best", "compare_curves"]
-__all__ += ["compare_maxima", "compare_medians", "contrast", "curve", "dip", "dip_power", "enough_betas", "holm"]
-__all__ += ["mean_interval", "p_text", "representative", "upper_half"]
+__all__ = ["LEVEL", "OF_A_REPRESENTATIVE", "Comparison", "Curve", "Dip", "Interval", "compare", "compare_best"]
+__all__ += ["compare_curves", "compare_maxima", "compare_medians", "contrast", "curve", "dip", "dip_power"]
+__all__ += ["enough_betas", "holm", "mean_interval", "p_text", "printed_error", "representative", "upper_half"]
 
 LEVEL = 0.95
 """Probability with which an interval covers."""
+
+OF_A_REPRESENTATIVE = 1 / 50 + 0.02  # it is a fifth of the half's standard deviation away from the half's mean
+"""Variance of the model that represents the upper half of 50 runs, in that of :func:`upper_half`."""
 
 _RESAMPLES = 9_999
 _PERMUTATIONS = 19_999  # all of them for up to eight runs a side, of which there are 12,870
@@ -234,6 +237,11 @@ def upper_half(values: ArrayLike, mig: ArrayLike) -> np.ndarray:
     upper = mig >= np.median(mig)
     centre = np.median(mig) if np.array_equal(values, mig) else values.mean()
     return centre + upper * (values - centre) * (len(upper) / upper.sum())
+
+
+def printed_error(*halves: np.ndarray) -> float:
+    """Return the standard error of the difference of two representatives of 50 runs that scatter like these halves."""
+    return math.sqrt(OF_A_REPRESENTATIVE * sum(np.var(half, ddof=min(1, len(half) - 1)) for half in halves))
 
 
 def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:

@@ -68,23 +68,25 @@ def within(error: float, tolerance: float, text: str) -> Judged:
 
 
 def direction(
-    difference: Comparison | Interval, sign: int = 1, printed: float | None = None, parts: int = 1
+    difference: Comparison | Interval, sign: int = 1, printed: float | None = None, parts: int = 1, error: float = 0.0
 ) -> Outcome:
     """Return the outcome of a difference that lies on the side of ``sign``, 1 or -1, as a claim has it.
 
-    With a printed difference, which has that sign, an interval that lies below it says that ours is smaller: the claim
-    then holds in part, or not if the interval includes 0. Bounds are NaN if there are too few values for an interval.
+    With a printed difference, which has that sign and a standard error, ours is smaller if the interval of the
+    difference between the two lies below 0: the claim then holds in part, or not if ours is not above 0 either. Bounds
+    are NaN if there are too few values for an interval.
 
     One of several parts that does not hold decides alone. From three parts on, it is refuted by a wider interval, so
     that all of them together are refuted by chance as seldom as one or two.
     """
     low, high = sorted((sign * difference.low, sign * difference.high))
-    wider = max(1.0, float(stats.norm.isf((1 - LEVEL) / parts) / stats.norm.isf((1 - LEVEL) / 2)))
-    highest = high + (wider - 1) * (high - sign * difference[0])
-    smaller = printed is not None and highest < abs(printed)
+    single, ours = float(stats.norm.isf((1 - LEVEL) / 2)), sign * difference[0]
+    wider = max(1.0, float(stats.norm.isf((1 - LEVEL) / parts)) / single)
+    reach = wider * (high - ours)
+    smaller = printed is not None and ours + math.hypot(reach, wider * single * error) < abs(printed)
     if low > 0:
         return Outcome.PART if smaller else Outcome.YES
-    return Outcome.NO if highest < 0 or low == high == 0 or smaller else Outcome.OPEN
+    return Outcome.NO if ours + reach < 0 or low == high == 0 or smaller else Outcome.OPEN
 
 
 def equivalent(difference: Comparison | Interval, margin: float) -> Outcome:
@@ -164,10 +166,6 @@ def judge(findings: Sequence[Finding]) -> tuple[Verdict, Verdict | None]:
     """
     first = deciding(findings)
     outcomes = {finding.outcome for finding in first}
-    found = {
-        Outcome.YES: Verdict.REPRODUCED,
-        Outcome.PART: Verdict.PARTLY,
-        Outcome.NO: Verdict.NOT,
-        Outcome.OPEN: Verdict.OPEN,
-    }[together(outcomes - {Outcome.OPEN} or outcomes) if first else Outcome.OPEN]
+    outcome = together(outcomes - {Outcome.OPEN} or outcomes) if first else Outcome.OPEN
+    found = dict(zip(Outcome, Verdict, strict=True))[outcome]
     return (Verdict.OPEN, found) if any(finding.missing for finding in first) else (found, None)

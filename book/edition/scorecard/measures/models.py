@@ -14,12 +14,6 @@ from edition.scorecard.rules import Finding, Outcome, direction, holds, majority
 from edition.stats import Interval
 from edition.studies import OrientationStudy, load_record, read_study
 
-_OF_A_REPRESENTATIVE = 1 / 50 + 0.02
-"""Variance of a model that represents the upper half of 50 runs, in that of :func:`edition.stats.upper_half`.
-
-The second part is of its distance from the mean, a fifth of the standard deviation of the upper half.
-"""
-
 _OF_A_MODE = 0.19
 """Variance of the most frequent value of 90, in that of a value: normal ones in histograms of 15 bars."""
 
@@ -38,7 +32,7 @@ def printed_model(
         outcomes = []
         for values, printed, widest, name in parts:
             upper = stats.upper_half(values, ours) if len(rows) >= 10 else ()
-            outcome, span = printed_value(upper, printed, _OF_A_REPRESENTATIVE, widest, len(rows) / 2 - 1, 2)
+            outcome, span = printed_value(upper, printed, stats.OF_A_REPRESENTATIVE, widest, len(rows) / 2 - 1, 2)
             outcomes.append(outcome)
             text += f"; {name}{span}" * bool(span)
         yield sides.finding(Outcome.OPEN if sides.setting.reduced else together(outcomes), text)

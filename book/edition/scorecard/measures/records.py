@@ -64,8 +64,10 @@ def higher_distribution(
     for sides in evidence.compared(dataset, (first, beta), (second, beta)):
         mig = [column(side, "mig") for side in sides.groups]
         mean, median, maximum = evidence.compare(*mig), stats.compare_medians(*mig), stats.compare_maxima(*mig)
-        parts = [direction(mean, 1, None if sides.setting.falls_short else printed, 3), direction(median, parts=3)]
-        parts.append(_unless(maximum.p_value >= 1 - stats.LEVEL, holds(maximum.difference > 0)))
+        error, above = stats.printed_error(*map(stats.upper_half, mig, mig)), maximum.difference > 0
+        parts = [direction(mean, 1, None if sides.setting.falls_short else printed, 3, error)]
+        level = (1 - stats.LEVEL) * (1 if above else 2 / 3)  # one of three parts is refuted at a lower one
+        parts += [direction(median, parts=3), _unless(maximum.p_value >= level, holds(above))]
         text = f"{method_text(second)} minus {method_text(first)}: "
         text += f"mean MIG {mean:+.3f}; median {median:+.3f}; maximum {maximum:+.3f}"
         yield sides.finding(together(parts), text)
@@ -102,7 +104,7 @@ def differs(
                     values = [stats.upper_half(x, column(side, "mig")) for x, side in zip(values, pair, strict=True)]
                 difference = evidence.compare(*values)
                 size = printed[column_name] if printed and not sides.setting.reduced else None
-                outcome = direction(difference, sign, size, len(pairs) * len(signs))
+                outcome = direction(difference, sign, size, len(pairs) * len(signs), stats.printed_error(*values))
                 parts.append(equivalent(difference, margin) if margin else outcome)
                 texts[runs] += _SHOWN[column_name].format(difference) + "; "
         text = "upper halves by MIG, " * bool(printed) + "".join(texts.values())
@@ -212,10 +214,12 @@ def unmatched_at_better_fit(
 def shrinking_advantage(
     evidence: Evidence, dataset: str, first: Method, second: Method, low: float, high: float
 ) -> Iterator[Finding]:
-    """Test if the second method's advantage in MIG is smaller at the larger beta."""
+    """Test if the second method's advantage in MIG, where there is one, is smaller at the larger beta."""
     cells = product((first, second), (low, high))
     for sides in evidence.compared(dataset, *cells):
         mig, seeds = ([column(rows, name) for rows in sides.groups] for name in ("mig", "seed"))
         change = stats.contrast(mig, (1, -1, -1, 1), seeds)
-        at = [f"{evidence.compare(*mig[i::2]):+.3f} at β = {beta:g}" for i, beta in enumerate((low, high))]
-        yield sides.finding(direction(change, -1), f"advantage in MIG {', '.join(at)}; change {change:+.3f}")
+        outcome, at = direction(change, -1), [evidence.compare(*mig[i::2]) for i in (0, 1)]
+        none = outcome is Outcome.YES and direction(at[0]) is not Outcome.YES
+        text = f"advantage in MIG {at[0]:+.3f} at β = {low:g}, {at[1]:+.3f} at β = {high:g}; change {change:+.3f}"
+        yield sides.finding(_unless(none, outcome), text)
