@@ -216,10 +216,10 @@ def test_reused_pack_with_its_graph_equals_plain_updates(fields, device):
     assert (reused.graph is None) == (device == "cpu") and plain.graph is None
 
 
-RUNAWAY = KINDS["learned"] | {"exponent_learning_rate": 1e38}
+LEARNED, RUNAWAY = KINDS["learned"] | {"steps": 13}, KINDS["learned"] | {"steps": 1, "exponent_learning_rate": 1e38}
 
 
-@pytest.mark.parametrize("run", [tiny(**KINDS["learned"], steps=13), tiny(beta=1e30), tiny(**RUNAWAY, steps=1)])
+@pytest.mark.parametrize("run", [tiny(**LEARNED), tiny(latent_dim=1), tiny(beta=1e30), tiny(**RUNAWAY)])
 def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
     found = train_pack([run.replace(steps=30), run])
     assert [result.run.total_steps for result in found] == [30, run.steps]
@@ -227,6 +227,8 @@ def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
         alone = train(result.run)
         assert result.diverged_at == alone.diverged_at and result.exponents == alone.exponents
         np.testing.assert_array_equal(result.curve["loss"], alone.curve["loss"])
+        pairs = zip(result.model.parameters(), alone.model.parameters(), strict=True)
+        assert result.diverged_at is not None or all(torch.equal(*pair) for pair in pairs)
 
 
 def test_global_random_state_is_neither_used_nor_changed():

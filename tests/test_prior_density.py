@@ -60,12 +60,15 @@ def test_expand(lp_nested):
         (lambda: LpNested(Node(torch.tensor([1.0, -2.0]), 2)), "Expected parameter exponents"),
         (lambda: isa_prior((2, 2), 2.0, [1.0, -1.0]), "p must be positive and finite, got -1.0"),
         (lambda: isa_prior((2, 3), scale="unit"), r"scale = 'unit'; coordinates of .* differ in variance"),
+        (lambda: LpNested(Node(2.0, 2), "1.5"), "scale must be a number, .* got '1.5'"),
+        (lambda: LpNested(Node(2.0, 2), "unit", radial=td.HalfNormal(1.0)), "'unit' without a radial density"),
+        (lambda: Node(2.0, 2).norm(torch.zeros(3, 1)), r"to sum exactly to 1 .* got split_sizes=\[2\]"),
         (lambda: LpNested(Node(2.0, 2)).log_prob(torch.zeros(3, 3)), "must match event_shape"),
         (lambda: LpNested(Node(2.0, 2)).log_prob(torch.tensor([0.0, math.nan])), "within the support"),
     ],
 )
 def test_bad_input_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
         make()
 
 

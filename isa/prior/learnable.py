@@ -65,7 +65,7 @@ class StackedPrior(nn.Module):
             return
         exponents = torch.tensor([tree.exponents for tree in trees if tree], dtype=torch.float64)
         priors = [LpNested(tree, s) for tree, s in zip(trees, scales, strict=True) if tree and s]
-        scale = torch.stack([prior.scale.double() for prior in priors])
+        scale = torch.stack([prior.scale for prior in priors])
         if learned:
             inner = exponents[:, 1:]
             self.raw = nn.Parameter((inner + torch.log(-torch.expm1(-inner))).float())  # the inverse of softplus
