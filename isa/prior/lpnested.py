@@ -161,7 +161,8 @@ class LpNested(Distribution):
         log_f = self.tree.log_norm(log_magnitude(z), p).clamp(min=math.log(torch.finfo(z.dtype).tiny))
         f = log_f.exp()
         support: Any = self.radial.support
-        inside = f.clamp(support.lower_bound, getattr(support, "upper_bound", None))
+        bounds = getattr(support, "base_constraint", support)  # that of the components of a mixture
+        inside = f.clamp(bounds.lower_bound, getattr(bounds, "upper_bound", None))
         log_radial = torch.where(support.check(f), self.radial.log_prob(inside).to(z.dtype), -math.inf)
         return log_radial - (self.tree.n_leaves - 1) * log_f - log_z
 
@@ -263,6 +264,8 @@ class LpNested(Distribution):
         z = (z.detach() if isinstance(z, Tensor) else torch.tensor(z)).double().cpu()
         count, n = z.shape
         unit = z.abs().max()  # parameters are fitted to coordinates of at most 1, whose powers do not overflow
+        if not 0 < unit < math.inf:
+            raise ValueError("z must be finite, without NaN, and not zero everywhere")
         log_unit, log_z = unit.log().item(), log_magnitude(z / unit)
         start = torch.tensor([*tree.exponents, 1.0], dtype=torch.float64)  # exponents and scale
 
