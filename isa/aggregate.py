@@ -62,7 +62,7 @@ def total_correlation(
     r"""Estimate the total correlation :math:`\mathrm{KL}(q(z)\,\|\,\prod_j q(z_j))`, second term of Eq. 3.
 
     The estimate, shape ``(...)``, is the batch mean of :math:`\log q(z) - \sum_j \log q(z_j)` over all dimensions,
-    for any prior and its subspaces. Memory grows as B D. It can be differentiated once, and compiled.
+    for any prior and its subspaces. Memory grows as B^2, not as B^2 D. It can be differentiated once, and compiled.
     """
     return estimate(z, mean, log_var, dataset_size, sampling)[0]
 

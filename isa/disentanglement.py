@@ -55,7 +55,7 @@ def disentanglement(information: ArrayLike, entropy: ArrayLike, active: ArrayLik
     >>> {name: round(value, 2) for name, value in code._asdict().items()}
     {'mig': 1.0, 'info_modularity': 1.0, 'info_compactness': 1.0, 'modularity': 0.67, 'completeness': 1.0}
     """
-    active = informative_latents(information, entropy) if active is None else np.asarray(active)
+    active = informative_latents(information, entropy) if active is None else np.asarray(active, bool)
     information = np.asarray(information, float)
     normalised, largest = information / np.asarray(entropy, float)[:, None], information.max(0)
     second, first = np.sort(np.pad(normalised, ((0, 0), (1, 0))), 1)[:, -2:].T

@@ -148,8 +148,8 @@ def measurements(evaluation: Evaluation, run: Run, dataset: FactorDataset) -> di
     if (groups := subspaces(run)) is not None:
         source = run.generator("cpu", _SUBSPACES)
         random = random_groupings([len(group) for group in groups], _GROUPINGS[dataset.device.type], source)
-        codes, draws = (evaluation.mean, evaluation.log_var), min(_DRAWS, len(dataset))
-        joint = subspace_information(*codes, [groups, *random], sizes, draws, source)
+        codes = evaluation.mean, evaluation.log_var
+        joint = subspace_information(*codes, [groups, *random], sizes, _DRAWS, source)
         own, *others = joint.mutual_information
         ranked = torch.stack(others).sort(-1, descending=True).values
         record |= {

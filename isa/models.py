@@ -222,7 +222,8 @@ def stack(networks: Sequence[nn.Module]) -> nn.Module:
 def unstack(stacked: Mapping[str, Tensor], number: int, network: nn.Module) -> None:
     """Load the values of one of P stacked networks into a plain network, which may be on the meta device."""
     rows = ((name, value[number]) for name, value in stacked.items())
-    plain = {name: row.T.contiguous() if row.ndim == 2 else row.clone() for name, row in rows}
+    layout = {"memory_format": torch.contiguous_format}
+    plain = {name: (row.T if row.ndim == 2 else row).clone(**layout) for name, row in rows}
     network.load_state_dict(plain, assign=True)
 
 

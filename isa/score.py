@@ -99,10 +99,10 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
         result["mig_binned"] = mig.mutual_information_gap_binned(mean, factor_values=table, bins=binned)[0]
     if subspaces:
         groups = [group.tolist() for group in torch.arange(k).split(list(subspaces))]
-        count = min(len(mean), max(_DRAWS, _PAIRS // len(mean)))
+        count = max(_DRAWS, _PAIRS // len(mean))
         joint = subspace_information(mean, log_var, [groups], None, count, generator, factor_values=table)
         information = joint.mutual_information[0].clamp(min=0.0)
-        result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": count}
+        result |= {"subspace_mutual_information": information.tolist(), "subspace_draws": joint.n_draws}
         result["subspace_standard_error"] = joint.standard_error[0].tolist()
         result["mig_of_subspaces"] = disentanglement(information, gap.factor_entropy).mig
     return result

@@ -63,10 +63,11 @@ def subspace_information(
     factor_sizes, factor_values
         The images' factors, as in :func:`isa.mig.mutual_information_gap`: a full grid in C order, or a table (N, F).
     n_draws, generator
-        Number of images, drawn without replacement, with one draw from each posterior; source of the draws.
+        Number of images, at most N, drawn without replacement, with one draw from each posterior; source of the draws.
     """
     mean, log_var = as_posteriors(mean, log_var)
     device, (n, k) = mean.device, mean.shape
+    n_draws = min(n_draws, n)
     factors, labels = factor_labels(n, factor_sizes, factor_values, None)
     source = device if generator is None else generator.device
     images = torch.randperm(n, generator=generator, device="cpu" if generator is None else source)[:n_draws].to(device)

@@ -47,7 +47,7 @@ def test_active_latents_are_those_of_the_mask():
     entropy = np.array([1.0, 2.0])
     assert informative_latents(information, entropy).tolist() == [True, True, False]
     assert informative_latents(information, entropy, 0.004).all()
-    everything = disentanglement(information, entropy, np.ones(3, bool))
+    everything = disentanglement(information, entropy, [1, 1, 1])
     assert everything.info_modularity == pytest.approx((1 + 2 / 3 + 0.6) / 3 * 2 - 1)
     assert everything.info_compactness == pytest.approx(((0.3 / 0.402 + 0.4 / 0.406) / 2 - 1 / 3) * 1.5)
     assert disentanglement(information, entropy).info_modularity == pytest.approx((1 + 2 / 3) / 2 * 2 - 1)

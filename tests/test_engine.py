@@ -232,7 +232,10 @@ def test_reused_pack_with_its_graph_equals_plain_updates(fields, device):
     assert (reused.graph is None) == (device == "cpu") and plain.graph is None
 
 
-@pytest.mark.parametrize("run", [tiny(**KINDS["learned"], steps=13), tiny(beta=1e30), tiny(**RUNAWAY, steps=1)])
+LEARNED = tiny(**KINDS["learned"], steps=13)
+
+
+@pytest.mark.parametrize("run", [LEARNED, tiny(latent_dim=1), tiny(beta=1e30), tiny(**RUNAWAY, steps=1)])
 def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
     found = train_pack([run.replace(steps=30), run])
     assert [result.run.total_steps for result in found] == [30, run.steps]
@@ -240,6 +243,8 @@ def test_shorter_run_of_a_course_is_recorded_on_the_way(run):
         alone = train(result.run)
         assert result.diverged_at == alone.diverged_at and result.exponents == alone.exponents
         np.testing.assert_array_equal(result.curve["loss"], alone.curve["loss"])
+        pairs = zip(result.model.parameters(), alone.model.parameters(), strict=True)
+        assert result.diverged_at is not None or all(torch.equal(*pair) for pair in pairs)
 
 
 def test_global_random_state_is_neither_used_nor_changed():

@@ -55,7 +55,7 @@ def test_samples_and_moments(lp_nested):
 
 
 @pytest.mark.parametrize(
-    ("tree", "scale"), [(Node(2.1, [Node(2.2, 4)] * 2), 1.0), (DEEP, 1.2), (Node(0.2, [Node(3.0, 2), 1]), 0.3)], ids=str
+    ("tree", "scale"), [(Node(2.1, [Node(2.2, 4)] * 2), 1e50), (DEEP, 2), (Node(0.2, [Node(3.0, 2), 1]), 0.3)], ids=str
 )
 def test_energies_are_gamma_and_shares_dirichlet_distributed(tree, scale):
     """The root's energy is a Gamma variable; shares of a node's energy are independent of it."""

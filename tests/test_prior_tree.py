@@ -130,7 +130,7 @@ def test_fit_keeps_an_exponent_without_influence():
     assert abs(fit.distribution.tree.exponents[0] - 1.6) < 4.5 * fit.exponent_errors[0]
 
 
-@pytest.mark.parametrize("factor", [1e-9, 1e9])
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
 def test_units_change_the_scale_only(factor):
     z = sample(TRUE, count=500)
     z[0] = 0.0
@@ -142,7 +142,7 @@ def test_units_change_the_scale_only(factor):
 
 def test_an_exponent_on_a_bound_has_no_error():
     torch.manual_seed(0)
-    fit = LpNested.fit(Node(2.0, 4), torch.rand(300, 4) * 2 - 1)  # the likelihood increases with p without end
+    fit = LpNested.fit(Node(2.0, 4), torch.rand(300, 4) * 60 - 30)  # the likelihood increases with p without end
     assert np.isnan(fit.exponent_errors[0]) and fit.scale_error > 0 and fit.converged
 
 

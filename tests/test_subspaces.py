@@ -81,8 +81,8 @@ def test_a_table_of_part_of_a_grid_matches_double_sums():
     mean, log_var = five_latents()
     rows = np.random.default_rng(0).permutation(N)[: N // 3]
     part = mean[rows], log_var[rows]
-    result = information(*part, [[[0, 3], [1, 2, 4]]], None, factor_values=grid(SMALL)[rows], n_draws=20)
-    differences = slow_information(*part, [[0, 3], [1, 2, 4]], grid(SMALL)[rows], 20)
+    result = information(*part, [[[0, 3], [1, 2, 4]]], None, factor_values=grid(SMALL)[rows], n_draws=N)  # the rows
+    differences = slow_information(*part, [[0, 3], [1, 2, 4]], grid(SMALL)[rows], N // 3)
     np.testing.assert_allclose(result.mutual_information[0], differences.mean(0), atol=1e-10)
 
 

@@ -83,6 +83,8 @@ class LpNested(Distribution):
         self._dtype = reduce(torch.promote_types, dtypes, torch.float32)
         self._device = tensors[0].device if tensors else torch.get_default_device()
         if isinstance(scale, str):
+            if scale != "unit" or radial is not None:
+                raise ValueError(f"scale must be a number, or 'unit' without a radial density, got {scale!r}")
             log_variance = self._log_moment(2)
             if not torch.allclose(log_variance, log_variance[..., :1], rtol=0, atol=1e-6):
                 variances = log_variance.exp().tolist()
@@ -138,7 +140,7 @@ class LpNested(Distribution):
         return p, log_scale, log_z
 
     def _narrow(self, x: Tensor, *event: int) -> Tensor:
-        """Return a parameter or a moment in the precision and with the batch shape of the distribution."""
+        """Return a parameter, moment or entropy in the precision and with the batch shape of the distribution."""
         return x.to(self._device, self._dtype).expand((*self.batch_shape, *event))
 
     def norm(self, z: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ class LpNested(Distribution):
         if self._validate_args and value.numel():
             self._validate_sample(value)
         z = value.to(torch.promote_types(value.dtype, torch.float32))
-        z = z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), self.tree.n_leaves)
+        z = z.expand(*torch.broadcast_shapes(z.shape[:-1], self.batch_shape), -1)
         p, log_scale, log_z = (x.to(z) for x in self._parameters(z.dtype, z.device))
         if self.radial is None:
             values = self.tree.log_values(log_magnitude(z), p)
@@ -159,7 +161,8 @@ class LpNested(Distribution):
         log_f = self.tree.log_norm(log_magnitude(z), p).clamp(min=math.log(torch.finfo(z.dtype).tiny))
         f = log_f.exp()
         support: Any = self.radial.support
-        inside = f.clamp(support.lower_bound, getattr(support, "upper_bound", None))
+        bounds = getattr(support, "base_constraint", support)  # that of the components of a mixture
+        inside = f.clamp(bounds.lower_bound, getattr(bounds, "upper_bound", None))
         log_radial = torch.where(support.check(f), self.radial.log_prob(inside).to(z.dtype), -math.inf)
         return log_radial - (self.tree.n_leaves - 1) * log_f - log_z
 
@@ -182,6 +185,7 @@ class LpNested(Distribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         p, nodes = self.exponents, list(self.tree.nodes())
+        log_scale = self._narrow(self._parameters(torch.float64, self._device)[1])
         steps: dict[int, Tensor] = {}  # log(child / parent) of each node, (..., children)
         alike: dict[tuple[int, int], list[int]] = {}  # nodes that are drawn together, from the leaves up
         for i, node in enumerate(nodes):
@@ -196,7 +200,7 @@ class LpNested(Distribution):
                 alpha = alpha.expand(*shape[:-1], len(group), width)
                 uniform = 1 - torch.rand(alpha.shape, dtype=p.dtype, device=p.device)  # in (0, 1]
                 log_gamma = Gamma(alpha + 1, 1.0, validate_args=False).rsample().log() + uniform.log() / alpha
-                total = -self.scale.log()[..., None, None] if independent else log_gamma.logsumexp(-1, keepdim=True)
+                total = -log_scale[..., None, None] if independent else log_gamma.logsumexp(-1, keepdim=True)
                 log_powers = log_gamma - total
             steps |= zip(group, (log_powers / q).unbind(-2), strict=True)
         if self.radial is None:
@@ -255,13 +259,15 @@ class LpNested(Distribution):
         """Return the maximum-likelihood fit to samples z ``(N, n)``.
 
         The search starts from the tree's exponents, which must be numbers. L-BFGS finds their logarithms in float64,
-        from 0.05 to 500; the scale has a closed form given them. The unit of z affects the scale only. Below the root,
-        a node with one child has no influence and keeps its exponent.
+        from 0.05 to 500, or the root's to where the scale is in range; the scale has a closed form given them. The unit
+        of z affects the scale only. Below the root, a node with one child has no influence and keeps its exponent.
         """
         z = (z.detach() if isinstance(z, Tensor) else torch.tensor(z)).double().cpu()
         count, n = z.shape
-        log_unit = z.abs().max().log()  # the unit of the fit is the largest coordinate, so that powers do not overflow
-        log_z = log_magnitude(z / log_unit.exp())
+        unit = z.abs().max()  # of the fit: no coordinate is beyond 1, so that powers do not overflow
+        if not 0 < unit < math.inf:
+            raise ValueError("z must be finite, without NaN, and not zero everywhere")
+        log_unit, log_z = unit.log().item(), log_magnitude(z / unit)
         start = torch.tensor([*tree.exponents, 1.0], dtype=torch.float64)  # exponents and scale
 
         def fitted(x: Tensor) -> LpNested:
@@ -269,10 +275,10 @@ class LpNested(Distribution):
             *p, scale = (start * x.exp()).unbind()
             return LpNested(tree.with_exponents(p), scale, validate_args=False)
 
-        def with_best_scale(x: Tensor, log_unit: Tensor | float = 0.0) -> Tensor:
+        def with_best_scale(x: Tensor) -> Tensor:
             p = start[:-1] * x.exp()
             log_scale = torch.logsumexp(p[0] * tree.log_norm(log_z, p), 0) - (n * count / p[0]).log()
-            return torch.cat([x, (log_scale + p[0] * log_unit)[None]])
+            return torch.cat([x, log_scale[None]])
 
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             """Return the mean of -log p at the best scale, where it is the entropy, and its gradient."""
@@ -282,15 +288,21 @@ class LpNested(Distribution):
 
         free = np.array([i == 0 or len(node.sizes) > 1 for i, node in enumerate(tree.nodes())])
         bounds = free * np.log(np.outer([0.05, 500], 1 / start[:-1]))
+        bounds[1, 0] = np.log(min(500, 600 / max(1.0, abs(log_unit))) / tree.p)  # log s is about p0 log_unit
         options = {"ftol": 1e-15, "gtol": 1e-8, "maxiter": 500}
         search = {"jac": True, "method": "L-BFGS-B", "bounds": bounds.T, "options": options}
         optimum = scipy.optimize.minimize(objective, np.zeros(bounds.shape[1]), **search)
-        x = with_best_scale(torch.tensor(optimum.x), log_unit)
-        *p, scale = (start * x.exp()).tolist()
+        x = with_best_scale(torch.tensor(optimum.x))
         inner = torch.tensor([*(bounds[0] < optimum.x) & (optimum.x < bounds[1]), True])
         errors = torch.tensor([*np.where(free, math.nan, 0.0), math.nan])
-        information = torch.autograd.functional.hessian(lambda x: -fitted(x).log_prob(z).sum(), x)[inner][:, inner]
-        errors[inner] = torch.linalg.pinv(information, hermitian=True).diagonal().clamp(min=0).sqrt()
+        information = torch.autograd.functional.hessian(lambda x: -fitted(x).log_prob(z / unit).sum(), x)
+        slopes = torch.eye(len(x), dtype=x.dtype)  # of the logarithms of the parameters, in the unit of z
+        slopes[-1, 0] = log_unit * start[0] * x[0].exp()
+        x[-1] += slopes[-1, 0]
+        information, slopes = (matrix[inner][:, inner] for matrix in (information, slopes))
+        covariance = slopes @ torch.linalg.pinv(information, hermitian=True) @ slopes.T
+        errors[inner] = covariance.diagonal().clamp(min=0).sqrt()
+        *p, scale = (start * x.exp()).tolist()
         *exponent_errors, scale_error = (errors * start * x.exp()).tolist()
         converged = bool(np.abs(optimum.jac[inner[:-1].numpy()]).max(initial=0) < 1e-5)
         result = LpNested(tree.with_exponents(p), scale)

@@ -153,7 +153,7 @@ class Node:
         """Return f(z) (Eq. 6, 9); z has shape ``(..., n)``, the result ``(...)``."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         p = self.stacked(z.dtype, z.device)
-        z = z.expand(*torch.broadcast_shapes(z.shape[:-1], p.shape[1:]), self.n_leaves)
+        z = z.expand(*torch.broadcast_shapes(z.shape[:-1], p.shape[1:]), -1)
         return self.log_norm(log_magnitude(z), p).exp()
 
     def log_surface(self, p: Tensor | None = None) -> Tensor:
