@@ -213,8 +213,7 @@ def mutual_information_gap(
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
     rest = scored, tuple(unscored), information[f:], score_of_fewer, resampled_gaps, size
-    fields = *values, *spread, *rest
-    return MutualInformationGap(*fields)
+    return MutualInformationGap(*values, *spread, *rest)
 
 
 def mutual_information_gap_binned(
