@@ -2,8 +2,8 @@
 
 The execution cache knows a notebook by its code cells alone. This extension adds a fingerprint of the files behind it:
 the modules of ``isa`` and ``edition`` that it imports (and those that these import), every file under ``book/``,
-``isa/`` or ``runs/`` that one of its string literals names (globs too; ``runs`` alone stands for the files right below
-it), and the pinned versions in ``constraints.txt``.
+``isa/`` or ``runs/`` that a string literal of it or of these modules names (globs too; in a notebook, ``runs`` alone
+stands for the files right below it), and the pinned versions in ``constraints.txt``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ def imported_files(root: Path, source: str) -> frozenset[Path]:
     return frozenset(filter(Path.is_file, files))
 
 
+@cache
+def literals(source: str) -> frozenset[str]:
+    """Return all string literals of code."""
+    nodes = ast.walk(ast.parse(source))
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def named_files(root: Path, text: str) -> Iterable[Path]:
     """Return the files that a string literal names."""
     text = "runs/*" if text == "runs" else text
@@ -56,14 +63,13 @@ def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
     """Return all files on which the outputs of a notebook depend."""
     lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
     source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))  # without magics
-    files, new = {root / "constraints.txt"}, imported_files(root, source)
+    files, new, names = {root / "constraints.txt"}, imported_files(root, source), literals(source)
     while new:
         files |= new
-        new = frozenset().union(*(imported_files(root, file.read_text(encoding="utf-8")) for file in new)) - files
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            files.update(named_files(root, node.value))
-    return files
+        sources = [file.read_text(encoding="utf-8") for file in new]
+        names |= frozenset().union(*map(literals, sources)) - {"runs"}  # a word that modules have in other senses
+        new = frozenset().union(*(imported_files(root, source) for source in sources)) - files
+    return files.union(*(named_files(root, name) for name in names))
 
 
 def content(path: Path) -> bytes:
