@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.optimize import isotonic_regression
 
 __all__ = ["LEVEL", "Comparison", "Curve", "Dip", "Interval", "compare", "compare_best", "compare_curves"]
 __all__ += ["compare_maxima", "compare_medians", "contrast", "curve", "dip", "dip_power", "enough_betas", "holm"]
@@ -201,14 +202,11 @@ def compare_medians(first: ArrayLike, second: ArrayLike) -> Comparison:
     Each median's interval is exact, between two of the values. They are combined as by Zou and Donner, *Construction of
     confidence limits about effect measures* (2008). Bounds need six values on either side.
     """
-    sides = [np.sort(np.asarray(side, dtype=float)) for side in (first, second)]
-    (m1, m2), n = map(np.median, sides), [*map(len, sides)]
-    ranks = [int(stats.binom.ppf((1 - LEVEL) / 2, size, 0.5)) for size in n]
-    if not all(ranks):
-        return Comparison(float(m2 - m1), n_first=n[0], n_second=n[1])
-    (l1, u1), (l2, u2) = ((side[rank - 1], side[-rank]) for side, rank in zip(sides, ranks, strict=True))
+    sides = [np.asarray(side, dtype=float) for side in (first, second)]
+    (l1, u1), (l2, u2) = (stats.quantile_test(side, p=0.5).confidence_interval(LEVEL) for side in sides)
+    m1, m2 = map(np.median, sides)
     low, high = m2 - m1 - math.hypot(m2 - l2, u1 - m1), m2 - m1 + math.hypot(u2 - m2, m1 - l1)
-    return Comparison(float(m2 - m1), float(low), float(high), math.nan, *n)
+    return Comparison(float(m2 - m1), float(low), float(high), math.nan, *map(len, sides))
 
 
 def compare_maxima(first: ArrayLike, second: ArrayLike) -> Comparison:
@@ -220,8 +218,7 @@ def compare_maxima(first: ArrayLike, second: ArrayLike) -> Comparison:
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     sides = sorted([first, second], key=np.max)
     above = int((sides[1] > sides[0].max()).sum())
-    total, winning = len(first) + len(second), np.arange(above)
-    p_value = min(1.0, 2 * float(np.prod((len(sides[1]) - winning) / (total - winning))))
+    p_value = min(1.0, 2 * math.comb(len(sides[1]), above) / math.comb(len(first) + len(second), above))
     return Comparison(float(second.max() - first.max()), p_value=p_value, n_first=len(first), n_second=len(second))
 
 
@@ -387,16 +384,8 @@ def compare_best(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> Com
 
 
 def _hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return indices of the corners of the greatest convex minorant of y at x, which ascends strictly."""
-    corners: list[int] = []
-    for i in range(len(x)):
-        while len(corners) > 1:
-            a, b = corners[-2:]
-            if (y[b] - y[a]) * (x[i] - x[b]) < (y[i] - y[b]) * (x[b] - x[a]):
-                break
-            corners.pop()
-        corners.append(i)
-    return np.array(corners)
+    """Return indices of the corners of the greatest convex minorant of y at x: its slopes are the isotonic ones."""
+    return isotonic_regression(np.diff(y) / np.diff(x), weights=np.diff(x)).blocks
 
 
 def _dip(values: np.ndarray) -> float:

@@ -44,7 +44,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from edition.stats import representative
+from edition.representatives import find_representative
 from isa import data, models, objectives, results
 from isa.data import FactorDataset
 from isa.latents import Portrait
@@ -233,14 +233,12 @@ def representatives(spec: Spec) -> list[str]:
 
     If the runs of a kind were trained in several ways, the first in the specification counts.
     """
-    records, keys = sweep(spec, budget=0), []
-    trained = list(records.select(status="trained"))
-    for objective, beta in dict.fromkeys((row["objective"], row["beta"]) for row in trained):
-        rows = [row for row in trained if (row["objective"], row["beta"]) == (objective, beta)]
-        way = ("total_steps", "batch_size", "prior", "learn_exponents")
-        rows = [row for row in rows if all(row[field] == rows[0][field] for field in way)]
-        keys.append(rows[representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]["key"])
-    return keys
+    records, first = sweep(spec, budget=0), {}
+    for row in records.select(status="trained"):
+        first.setdefault((row["objective"], row["beta"]), row)
+    way = ("objective", "beta", "total_steps", "batch_size", "prior", "learn_exponents")
+    kinds = [records.select(**{field: row[field] for field in way}) for row in first.values()]
+    return [find_representative([kind], ()).record["key"] for kind in kinds]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
