@@ -14,9 +14,10 @@ from edition.explorers.exhibits import PLAIN
 from edition.figures.results import METHODS
 from edition.page import ROOT, table
 from edition.scorecard import read_claims
-from edition.stats import LEVEL, Comparison, Curve, Interval, compare, holm, p_text
+from edition.stats import LEVEL, Comparison, Curve, Interval, compare, compare_curves, enough_betas, holm, p_text
+from isa.sweep import Records
 
-__all__ = ["PRINTED", "at_equal_beta", "cells", "effect_of_beta", "effects_of_beta"]
+__all__ = ["PRINTED", "at_equal_beta", "at_equal_fit", "cells", "effect_of_beta", "effects_of_beta"]
 __all__ += ["further_run", "outcome", "reached"]
 
 _CLAIMS = [claim.given for claim in read_claims(ROOT / "book/claims.yaml") if claim.measure == "printed_model"]
@@ -26,11 +27,8 @@ PRINTED = {(given["method"], float(given["beta"])): (given["mig"], given["log_li
 :meta hide-value:
 """
 
-_EFFECTS = (
-    ("KL divergence", "divergence", "+.2f"),
-    ("log-likelihood", "log_likelihood", "+.2f"),
-    ("MIG", "mig", "+.3f"),
-)
+_EFFECTS = {"KL divergence": ("divergence", "+.2f"), "log-likelihood": ("log_likelihood", "+.2f")}
+_EFFECTS["MIG"] = ("mig", "+.3f")
 
 
 def outcome(difference: Comparison | Interval, *words: str) -> str:
@@ -81,7 +79,7 @@ def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     if (n >= 3).sum() < 2:
         return []
     ends, found = betas[n >= 3][[0, -1]], []
-    for name, column, digits in _EFFECTS:
+    for name, (column, digits) in _EFFECTS.items():
         change = compare(*([row[column] for row in rows if row["beta"] == beta] for beta in ends))
         word = outcome(change, "rises", "falls", "may rise or fall")
         found.append((f"{ends[0]:g} to {ends[1]:g}", name, word, *cells(change, digits)))
@@ -102,6 +100,32 @@ def effects_of_beta(records: Mapping[tuple[str, str], Sequence[Mapping[str, Any]
             rows += [(METHODS[name].label, *change) for change in effect_of_beta(trained)]
         text += [f"{title}:", table(columns, rows).data] if rows else []
     return "\n\n".join(text)
+
+
+def at_equal_fit(
+    records: Mapping[tuple[str, str], Records],
+    panels: Mapping[str, Mapping[str, Curve]],
+    pairs: Sequence[tuple[str, str]],
+) -> str:
+    """Return a table of MIG gained at equal log-likelihood, for each panel and pair: second method minus first.
+
+    There is a verdict if all values of beta are recorded that ``records``, by title and method, name, or five of them
+    with five runs each.
+    """
+    columns = ("trained for", "method", "verdict", "MIG gained", "95 % interval", "p", "log-likelihoods [nats]")
+    words, rows = ("more MIG", "less MIG", "not significantly different"), []
+    for title, panel in panels.items():
+        for pair in (pair for pair in pairs if set(pair) <= set(panel)):
+            curves, found = [panel[name] for name in pair], [records[title, name] for name in pair]
+            gained = compare_curves(*curves)
+            if math.isnan(gained.difference):  # no log-likelihood in common
+                continue
+            named = [{row["beta"] for row in some} | {run.beta for run in some.missing} for some in found]
+            verdict = outcome(gained, *words) if enough_betas(curves, named) else "undecided"
+            label = " over ".join(METHODS[name].label for name in reversed(pair))
+            span = f"{gained.left:.1f} to {gained.right:.1f}"
+            rows.append((title, label, verdict, *cells(gained, "+.3f")[:3], span))
+    return table(columns, rows).data if rows else ""
 
 
 def at_equal_beta(panels: Mapping[str, Mapping[str, Curve]], first: str, second: str) -> str:

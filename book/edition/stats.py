@@ -78,8 +78,8 @@ class Comparison(NamedTuple):
 class Curve(NamedTuple):
     """MIG against reconstruction over beta: a point for each beta, ascending, and its runs.
 
-    All ``(B,)`` except ``runs``, ``(R, 3)``: beta, log-likelihood and MIG of each run, and ``seeds``, ``(R,)``.
-    A standard error of a single run is NaN.
+    All ``(B,)`` except ``runs``, ``(R, 4)``: beta, log-likelihood, MIG and seed of each run. A standard error of a
+    single run is NaN.
     """
 
     beta: np.ndarray
@@ -89,13 +89,11 @@ class Curve(NamedTuple):
     mig_error: np.ndarray
     n: np.ndarray
     runs: np.ndarray
-    seeds: tuple[float, ...]
 
     @property
     def groups(self) -> list[np.ndarray]:
         """Log-likelihood, MIG and seed of the runs at each beta, ``(n, 3)`` each."""
-        runs = np.column_stack([self.runs, self.seeds])
-        return [runs[runs[:, 0] == beta, 1:] for beta in self.beta]
+        return [self.runs[self.runs[:, 0] == beta, 1:] for beta in self.beta]
 
 
 class Dip(NamedTuple):
@@ -272,16 +270,16 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike, seed: ArrayLike | None = None) -> Curve:
     """Return mean and standard error of MIG and log-likelihood at each beta, as Fig. 5b, 5c and 6 show them.
 
-    Each argument is ``(R,)``, one value a run. Without seeds, all runs are taken for independent.
+    Each argument is ``(R,)``, one value a run. Without seeds, all runs are taken for independent, with NaN for a seed.
     """
-    runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig)], 1)
+    seed = np.full(len(beta), math.nan) if seed is None else seed
+    runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig, seed)], 1)
     betas, n = np.unique(runs[:, 0], return_counts=True)
-    groups = [runs[runs[:, 0] == value, 1:] for value in betas]
+    groups = [runs[runs[:, 0] == value, 1:3] for value in betas]
     means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
     spread = [group.std(0, ddof=1) if len(group) > 1 else np.full(2, math.nan) for group in groups]
     errors = np.array(spread).reshape(-1, 2) / np.sqrt(n)[:, None]
-    seeds = (math.nan,) * len(runs) if seed is None else map(float, seed)
-    return Curve(betas, *means.T, *errors.T, n, runs, tuple(seeds))
+    return Curve(betas, *means.T, *errors.T, n, runs)
 
 
 def contrast(

@@ -36,7 +36,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors
@@ -214,10 +214,8 @@ def export(
         rows.append(torch.stack([change, log_likelihood(ours, x), log_likelihood(theirs, x)]))
     names = ("pixel", "log_likelihood", "original_log_likelihood")
     error = dict(zip(names, torch.cat(rows, 1).double().mean(1).tolist(), strict=True))
-    starts = model.encode(torch.from_numpy(portrait.originals) / 255).mean
-    return CompressedDecoder(
-        {**compressed.tensors, "starts": starts}, compressed.image, run.likelihood, {"images": len(samples), **error}
-    )
+    tensors = {**compressed.tensors, "starts": model.encode(torch.from_numpy(portrait.originals) / 255).mean}
+    return replace(compressed, tensors=tensors, error={"images": len(samples), **error})
 
 
 def to_script(path: str | os.PathLike[str]) -> str:
@@ -254,14 +252,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         spec = Spec.read(arguments.spec)
         keys = representatives(spec)
-        kept = [key for key in keys if (spec.work / "models" / key).is_dir()]
+        folder = spec.work / "models"
+        kept = [key for key in keys if (folder / key).is_dir()]
         if not kept:
-            raise ValueError(
-                f"none of {len(keys)} representatives is in {spec.work / 'models'}: train with --keep-models"
-            )
+            raise ValueError(f"none of {len(keys)} representatives is in {folder}: train with --keep-models")
         for key in kept:
             portrait = Portrait.load(spec.path.parent / "portraits" / f"{key}.npz")
-            compressed = export(spec.work / "models" / key, portrait)
+            compressed = export(folder / key, portrait)
             path, error = compressed.save(arguments.output / f"{key}.safetensors"), compressed.error
             print(
                 f"{path}: {path.stat().st_size:,} bytes, ranks {compressed.ranks}; on {error['images']:,} other images "
