@@ -21,7 +21,7 @@ TREE = {
     "isa/part/a.py": "from isa.part import b\n",
     "isa/part/b.py": "",
     "book/edition/__init__.py": "",
-    "book/edition/page.py": "from isa.part import b\n",
+    "book/edition/page.py": "from isa.part import b\nwords, key = 'book/words.json', 'runs'\n",
     "runs/one.yaml": "a: 1\n",
     "runs/one.csv": "1\n",
     "runs/many/x.csv": "1\n",
@@ -31,7 +31,7 @@ TREE = {
 }
 MANY = {"runs/many/x.csv", "runs/many/y.csv"}
 ONE = {"runs/one.csv", "runs/one.yaml"}
-EDITION = {"book/edition/__init__.py", "book/edition/page.py"}
+EDITION = {"book/edition/__init__.py", "book/edition/page.py", "book/words.json"}
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """Statements of results pages: words by intervals, printed heights, ranges of a further run, effects of beta."""
 
 import math
+from itertools import product
 
 import numpy as np
+from conftest import ROOT
 
 from edition import statements
-from edition.explorers.exhibits import curves
+from edition.explorers.exhibits import curves, gather
 from edition.statements import PRINTED, cells, effect_of_beta, further_run, outcome, reached
 from edition.stats import Comparison, Interval
+from isa.run import Run
+from isa.sweep import Records, Spec
 
 
 def test_word_follows_the_whole_interval():
@@ -46,9 +50,8 @@ def test_effect_of_beta_compares_the_ends_that_have_three_runs():
 
 def test_tables_count_plain_runs_at_beta_one_and_compare_at_shared_betas():
     rows = [
-        {"beta": b, "seed": s, "status": "trained", "divergence": -b, "log_likelihood": -s, "mig": b + 0.1 * s}
-        for b in (1, 2, 4)
-        for s in range(3)
+        {"beta": b, "seed": s, "status": "trained", "divergence": -b, "log_likelihood": -9 * b - s, "mig": b + 0.1 * s}
+        for b, s in product((1, 2, 4), range(3))
     ]
     others = [row | {"mig": row["mig"] + 1} for row in rows if row["beta"] > 1]
     text = statements.effects_of_beta({("long", "beta-vae"): rows, ("long", "beta-tcvae"): others}, ["beta-tcvae"])
@@ -56,3 +59,20 @@ def test_tables_count_plain_runs_at_beta_one_and_compare_at_shared_betas():
     panels = {"long": curves({"beta-vae": rows, "isa-vae": others}), "short": {}}
     text = statements.at_equal_beta(panels, "beta-vae", "isa-vae")
     assert text.startswith("long, ISA-VAE minus β-VAE:") and text.count("| +1.000 |") == 2 and "| 1 |" not in text
+    for verdict, missing in (("higher MIG", []), ("undecided", [Run(beta=6.0)])):
+        records = {("long", "beta-vae"): Records(rows, [], ""), ("long", "isa-vae"): Records(others, missing, "")}
+        text = statements.at_equal_fit(records, panels, [("beta-vae", "isa-vae")])
+        assert f"| {verdict} | +1.000 | +" in text and text.endswith("| -37.0 to -19.0 |")
+
+
+def test_runs_are_gathered_at_the_weights_that_a_method_has():
+    spec = Spec.read(ROOT / "runs/dsprites.yaml")
+    for asked, method, objective, betas in (
+        ([1.0, 2.0], "isa-vae", "isa-vae", {1, 2}),
+        ([1.0, 2.0], "isa-tcvae", "isa-tcvae", {2}),
+        ([1.0], "isa-tcvae", "isa-vae", {1}),
+    ):
+        found = gather(spec, method, asked, 999, 0.0, "")  # more seeds than are recorded or named
+        assert {*found.missing} <= {*spec.runs()}
+        runs = [*found.missing, *(Run(objective=row["objective"], beta=row["beta"]) for row in found)]
+        assert {(run.objective, run.beta) for run in runs} == {(objective, beta) for beta in betas}

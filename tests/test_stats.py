@@ -202,7 +202,7 @@ def made_curve(shift: float, seeds: int, seed: int = 0, betas=(1, 2, 3), spread:
 
 def test_curve_by_hand():
     found = stats.curve([2, 1, 2, 1, 1], [-4.0, -1, -6, -2, -3], [0.3, 0.1, 0.5, 0.1, 0.4])
-    assert found.beta.tolist() == [1, 2] and found.n.tolist() == [3, 2] and found.runs.shape == (5, 3)
+    assert found.beta.tolist() == [1, 2] and found.n.tolist() == [3, 2] and found.runs.shape == (5, 4)
     assert found.log_likelihood == pytest.approx([-2, -5]) and found.mig == pytest.approx([0.2, 0.4])
     assert found.log_likelihood_error == pytest.approx([1 / math.sqrt(3), 1])
     assert found.mig_error == pytest.approx([0.1, 0.1])

@@ -2,8 +2,8 @@
 
 The execution cache knows a notebook by its code cells alone. This extension adds a fingerprint of the files behind it:
 the modules of ``isa`` and ``edition`` that it imports (and those that these import), every file under ``book/``,
-``isa/`` or ``runs/`` that one of its string literals names (globs too; ``runs`` alone stands for the files right below
-it), and the pinned versions in ``constraints.txt``.
+``isa/`` or ``runs/`` that a string literal of it or of these modules names (globs too; in a notebook, ``runs`` alone
+stands for the files right below it), and the pinned versions in ``constraints.txt``.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ FOLDERS = ("book/", "isa/", "runs/")
 
 
 @cache
-def imported_files(root: Path, source: str) -> frozenset[Path]:
-    """Return the files of our modules that code imports itself, and of the packages around them."""
-    files = set()
+def mentions(root: Path, source: str) -> tuple[frozenset[Path], frozenset[str]]:
+    """Return the files of our modules that code imports itself, with the packages around them, and its literals."""
+    files, words = set(), set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):  # absolute, as ruff demands
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words.add(node.value)
+        elif isinstance(node, ast.Import | ast.ImportFrom):  # absolute, as ruff demands
             module = getattr(node, "module", "")
             for alias in node.names:
                 package, *parts = f"{module}.{alias.name}".lstrip(".").split(".")
                 stem = root / ("book" if package == "edition" else "") / package
                 paths = accumulate(parts, Path.joinpath, initial=stem)
                 files |= {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
-    return frozenset(filter(Path.is_file, files))
+    return frozenset(filter(Path.is_file, files)), frozenset(words)
 
 
 def named_files(root: Path, text: str) -> Iterable[Path]:
@@ -56,14 +58,13 @@ def dependencies(root: Path, notebook: nbformat.NotebookNode) -> set[Path]:
     """Return all files on which the outputs of a notebook depend."""
     lines = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code").splitlines()
     source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))  # without magics
-    files, new = {root / "constraints.txt"}, imported_files(root, source)
+    files, (new, names) = {root / "constraints.txt"}, mentions(root, source)
     while new:
         files |= new
-        new = frozenset().union(*(imported_files(root, file.read_text(encoding="utf-8")) for file in new)) - files
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            files.update(named_files(root, node.value))
-    return files
+        found = [mentions(root, file.read_text(encoding="utf-8")) for file in new]
+        names = names.union(*(words - {"runs"} for _, words in found))  # a word that modules have in other senses
+        new = frozenset().union(*(more for more, _ in found)) - files
+    return files.union(*(named_files(root, name) for name in names))
 
 
 def content(path: Path) -> bytes:

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
+from edition import stats
 from edition.explorers.exhibits import PLAIN
 from edition.figures.results import METHODS
 from edition.page import ROOT, table
 from edition.scorecard import read_claims
-from edition.stats import LEVEL, Comparison, Curve, Interval, compare, contrast, holm, p_text
+from edition.stats import LEVEL, Comparison, Curve, Interval, compare, contrast, p_text
+from isa.sweep import Records
 
-__all__ = ["PRINTED", "at_equal_beta", "cells", "effect_of_beta", "effects_of_beta"]
+__all__ = ["PRINTED", "at_equal_beta", "at_equal_fit", "cells", "effect_of_beta", "effects_of_beta"]
 __all__ += ["further_run", "outcome", "reached"]
 
 _CLAIMS = [claim.given for claim in read_claims(ROOT / "book/claims.yaml") if claim.measure == "printed_model"]
@@ -26,11 +28,8 @@ PRINTED = {(given["method"], float(given["beta"])): (given["mig"], given["log_li
 :meta hide-value:
 """
 
-_EFFECTS = (
-    ("KL divergence", "divergence", "+.2f"),
-    ("log-likelihood", "log_likelihood", "+.2f"),
-    ("MIG", "mig", "+.3f"),
-)
+_EFFECTS = {"KL divergence": ("divergence", "+.2f"), "log-likelihood": ("log_likelihood", "+.2f")}
+_EFFECTS["MIG"] = ("mig", "+.3f")
 
 
 def outcome(difference: Comparison | Interval, *words: str) -> str:
@@ -82,7 +81,7 @@ def effect_of_beta(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         return []
     ends, found = betas[n >= 3][[0, -1]], []
     sides = [[row for row in rows if row["beta"] == beta] for beta in ends]
-    for name, column, digits in _EFFECTS:
+    for name, (column, digits) in _EFFECTS.items():
         values, seeds = ([[row[of] for row in side] for side in sides] for of in (column, "seed"))
         change = contrast(values, (-1, 1), seeds)
         word = outcome(change, "rises", "falls", "no significant change")
@@ -106,6 +105,40 @@ def effects_of_beta(records: Mapping[tuple[str, str], Sequence[Mapping[str, Any]
     return "\n\n".join(text)
 
 
+def at_equal_fit(
+    records: Mapping[tuple[str, str], Records],
+    panels: Mapping[str, Mapping[str, Curve]],
+    pairs: Sequence[tuple[str, str]],
+) -> str:
+    """Return a table of differences in MIG at equal log-likelihood, for each panel and pair: second method minus first.
+
+    There is a verdict if all values of beta are recorded that ``records``, by title and method, name, or five of them
+    with five runs each.
+    """
+    columns = (
+        "trained for",
+        "comparison",
+        "verdict",
+        "difference in MIG",
+        "95 % interval",
+        "p",
+        "log-likelihoods [nats]",
+    )
+    words, rows = ("higher MIG", "lower MIG", "not significantly different"), []
+    for title, panel in panels.items():
+        for pair in (pair for pair in pairs if set(pair) <= set(panel)):
+            curves, found = [panel[name] for name in pair], [records[title, name] for name in pair]
+            gained = stats.compare_curves(*curves)
+            if math.isnan(gained.difference):  # no log-likelihood in common
+                continue
+            named = [{row["beta"] for row in some} | {run.beta for run in some.missing} for some in found]
+            verdict = outcome(gained, *words) if stats.enough_betas(curves, named) else "undecided"
+            label = " minus ".join(METHODS[name].label for name in reversed(pair))
+            span = f"{gained.left:.1f} to {gained.right:.1f}"
+            rows.append((title, label, verdict, *cells(gained, "+.3f")[:3], span))
+    return table(columns, rows).data if rows else ""
+
+
 def at_equal_beta(panels: Mapping[str, Mapping[str, Curve]], first: str, second: str) -> str:
     """Return a table of the differences at each beta, second method minus first, for each panel that has both."""
     columns, text = ("β", "MIG", "95 % interval", "p", "n", "p (Holm)", "log-likelihood [nats]", "95 % interval"), []
@@ -114,7 +147,7 @@ def at_equal_beta(panels: Mapping[str, Mapping[str, Curve]], first: str, second:
         for beta in np.intersect1d(panel[first].beta, panel[second].beta) if {first, second} <= set(panel) else ():
             sides = [panel[name].runs[panel[name].runs[:, 0] == beta] for name in (first, second)]
             found[beta] = [compare(sides[0][:, column], sides[1][:, column]) for column in (2, 1)]
-        corrected = holm([mig.p_value for mig, _ in found.values()]) if found else []
+        corrected = stats.holm([mig.p_value for mig, _ in found.values()]) if found else []
         rows = [
             (f"{beta:g}", *cells(mig, "+.3f"), f"{p_value:.2f}", *cells(fit, "+.2f")[:2])
             for (beta, (mig, fit)), p_value in zip(found.items(), corrected, strict=True)

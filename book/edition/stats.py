@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.optimize import isotonic_regression
 
 __all__ = ["LEVEL", "OF_A_REPRESENTATIVE", "Comparison", "Curve", "Dip", "Interval", "compare", "compare_best"]
 __all__ += ["compare_curves", "compare_maxima", "compare_medians", "contrast", "curve", "dip", "dip_power"]
@@ -80,8 +81,8 @@ class Comparison(NamedTuple):
 class Curve(NamedTuple):
     """MIG against reconstruction over beta: a point for each beta, ascending, and its runs.
 
-    All ``(B,)`` except ``runs``, ``(R, 3)``: beta, log-likelihood and MIG of each run, and ``seeds``, ``(R,)``.
-    A standard error of a single run is NaN.
+    All ``(B,)`` except ``runs``, ``(R, 4)``: beta, log-likelihood, MIG and seed of each run. A standard error of a
+    single run is NaN.
     """
 
     beta: np.ndarray
@@ -91,13 +92,11 @@ class Curve(NamedTuple):
     mig_error: np.ndarray
     n: np.ndarray
     runs: np.ndarray
-    seeds: tuple[float, ...]
 
     @property
     def groups(self) -> list[np.ndarray]:
         """Log-likelihood, MIG and seed of the runs at each beta, ``(n, 3)`` each."""
-        runs = np.column_stack([self.runs, self.seeds])
-        return [runs[runs[:, 0] == beta, 1:] for beta in self.beta]
+        return [self.runs[self.runs[:, 0] == beta, 1:] for beta in self.beta]
 
 
 class Dip(NamedTuple):
@@ -204,14 +203,11 @@ def compare_medians(first: ArrayLike, second: ArrayLike) -> Comparison:
     Each median's interval is exact, between two of the values. They are combined as by Zou and Donner, *Construction of
     confidence limits about effect measures* (2008). Bounds need six values on either side.
     """
-    sides = [np.sort(np.asarray(side, dtype=float)) for side in (first, second)]
-    (m1, m2), n = map(np.median, sides), [*map(len, sides)]
-    ranks = [int(stats.binom.ppf((1 - LEVEL) / 2, size, 0.5)) for size in n]
-    if not all(ranks):
-        return Comparison(float(m2 - m1), n_first=n[0], n_second=n[1])
-    (l1, u1), (l2, u2) = ((side[rank - 1], side[-rank]) for side, rank in zip(sides, ranks, strict=True))
+    sides = [np.asarray(side, dtype=float) for side in (first, second)]
+    (l1, u1), (l2, u2) = (stats.quantile_test(side, p=0.5).confidence_interval(LEVEL) for side in sides)
+    m1, m2 = map(np.median, sides)
     low, high = m2 - m1 - math.hypot(m2 - l2, u1 - m1), m2 - m1 + math.hypot(u2 - m2, m1 - l1)
-    return Comparison(float(m2 - m1), float(low), float(high), math.nan, *n)
+    return Comparison(float(m2 - m1), float(low), float(high), math.nan, *map(len, sides))
 
 
 def compare_maxima(first: ArrayLike, second: ArrayLike) -> Comparison:
@@ -223,8 +219,7 @@ def compare_maxima(first: ArrayLike, second: ArrayLike) -> Comparison:
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     sides = sorted([first, second], key=np.max)
     above = int((sides[1] > sides[0].max()).sum())
-    total, winning = len(first) + len(second), np.arange(above)
-    p_value = min(1.0, 2 * float(np.prod((len(sides[1]) - winning) / (total - winning))))
+    p_value = min(1.0, 2 * math.comb(len(sides[1]), above) / math.comb(len(first) + len(second), above))
     return Comparison(float(second.max() - first.max()), p_value=p_value, n_first=len(first), n_second=len(second))
 
 
@@ -283,16 +278,16 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 def curve(beta: ArrayLike, log_likelihood: ArrayLike, mig: ArrayLike, seed: ArrayLike | None = None) -> Curve:
     """Return mean and standard error of MIG and log-likelihood at each beta, as Fig. 5b, 5c and 6 show them.
 
-    Each argument is ``(R,)``, one value a run. Without seeds, all runs are taken for independent.
+    Each argument is ``(R,)``, one value a run. Without seeds, all runs are taken for independent, with NaN for a seed.
     """
-    runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig)], 1)
+    seed = np.full(len(beta), math.nan) if seed is None else seed
+    runs = np.stack([np.asarray(column, dtype=float) for column in (beta, log_likelihood, mig, seed)], 1)
     betas, n = np.unique(runs[:, 0], return_counts=True)
-    groups = [runs[runs[:, 0] == value, 1:] for value in betas]
+    groups = [runs[runs[:, 0] == value, 1:3] for value in betas]
     means = np.array([group.mean(0) for group in groups]).reshape(-1, 2)
     spread = [group.std(0, ddof=1) if len(group) > 1 else np.full(2, math.nan) for group in groups]
     errors = np.array(spread).reshape(-1, 2) / np.sqrt(n)[:, None]
-    seeds = (math.nan,) * len(runs) if seed is None else map(float, seed)
-    return Curve(betas, *means.T, *errors.T, n, runs, tuple(seeds))
+    return Curve(betas, *means.T, *errors.T, n, runs)
 
 
 def contrast(
@@ -395,16 +390,8 @@ def compare_best(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> Com
 
 
 def _hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return indices of the corners of the greatest convex minorant of y at x, which ascends strictly."""
-    corners: list[int] = []
-    for i in range(len(x)):
-        while len(corners) > 1:
-            a, b = corners[-2:]
-            if (y[b] - y[a]) * (x[i] - x[b]) < (y[i] - y[b]) * (x[b] - x[a]):
-                break
-            corners.pop()
-        corners.append(i)
-    return np.array(corners)
+    """Return indices of the corners of the greatest convex minorant of y at x: its slopes are the isotonic ones."""
+    return isotonic_regression(np.diff(y) / np.diff(x), weights=np.diff(x)).blocks
 
 
 def _dip(values: np.ndarray) -> float:

@@ -36,7 +36,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors
@@ -44,7 +44,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from edition.stats import representative
+from edition.representatives import find_representative
 from isa import data, models, objectives, results
 from isa.data import FactorDataset
 from isa.latents import Portrait
@@ -214,10 +214,8 @@ def export(
         rows.append(torch.stack([change, log_likelihood(ours, x), log_likelihood(theirs, x)]))
     names = ("pixel", "log_likelihood", "original_log_likelihood")
     error = dict(zip(names, torch.cat(rows, 1).double().mean(1).tolist(), strict=True))
-    starts = model.encode(torch.from_numpy(portrait.originals) / 255).mean
-    return CompressedDecoder(
-        {**compressed.tensors, "starts": starts}, compressed.image, run.likelihood, {"images": len(samples), **error}
-    )
+    tensors = {**compressed.tensors, "starts": model.encode(torch.from_numpy(portrait.originals) / 255).mean}
+    return replace(compressed, tensors=tensors, error={"images": len(samples), **error})
 
 
 def to_script(path: str | os.PathLike[str]) -> str:
@@ -233,14 +231,12 @@ def representatives(spec: Spec) -> list[str]:
 
     If the runs of a kind were trained in several ways, the first in the specification counts.
     """
-    records, keys = sweep(spec, budget=0), []
-    trained = list(records.select(status="trained"))
-    for objective, beta in dict.fromkeys((row["objective"], row["beta"]) for row in trained):
-        rows = [row for row in trained if (row["objective"], row["beta"]) == (objective, beta)]
-        way = ("total_steps", "batch_size", "prior", "learn_exponents")
-        rows = [row for row in rows if all(row[field] == rows[0][field] for field in way)]
-        keys.append(rows[representative(*([row[name] for row in rows] for name in ("mig", "log_likelihood")))]["key"])
-    return keys
+    records, first = sweep(spec, budget=0), {}
+    for row in records.select(status="trained"):
+        first.setdefault((row["objective"], row["beta"]), row)
+    way = ("objective", "beta", "total_steps", "batch_size", "prior", "learn_exponents")
+    kinds = [records.select(**{field: row[field] for field in way}) for row in first.values()]
+    return [find_representative([kind], ()).record["key"] for kind in kinds]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -256,14 +252,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         spec = Spec.read(arguments.spec)
         keys = representatives(spec)
-        kept = [key for key in keys if (spec.work / "models" / key).is_dir()]
+        folder = spec.work / "models"
+        kept = [key for key in keys if (folder / key).is_dir()]
         if not kept:
-            raise ValueError(
-                f"none of {len(keys)} representatives is in {spec.work / 'models'}: train with --keep-models"
-            )
+            raise ValueError(f"none of {len(keys)} representatives is in {folder}: train with --keep-models")
         for key in kept:
             portrait = Portrait.load(spec.path.parent / "portraits" / f"{key}.npz")
-            compressed = export(spec.work / "models" / key, portrait)
+            compressed = export(folder / key, portrait)
             path, error = compressed.save(arguments.output / f"{key}.safetensors"), compressed.error
             print(
                 f"{path}: {path.stat().st_size:,} bytes, ranks {compressed.ranks}; on {error['images']:,} other images "

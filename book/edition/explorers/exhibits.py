@@ -26,8 +26,9 @@ from edition.figures import style
 from edition.figures.results import METHODS, prior, scale
 from edition.representatives import carriers, encoded, factor_title, interpretation, ordered
 from isa.latents import Portrait
+from isa.sweep import Records, Spec, sweep
 
-__all__ = ["PLAIN", "curves", "latents", "measured", "method", "sheet", "title", "trade_off", "write_file"]
+__all__ = ["PLAIN", "curves", "gather", "latents", "measured", "method", "sheet", "title", "trade_off", "write_file"]
 
 PLAIN = {"beta-tcvae": "beta-vae", "isa-tcvae": "isa-vae"}
 """Objectives with a total correlation, and those that they equal at beta = 1, and are recorded as there."""
@@ -43,6 +44,21 @@ def method(row: Mapping[str, Any]) -> str:
 def title(row: Mapping[str, Any]) -> str:
     """Return the length of a run's training as text, with a word if it is reduced."""
     return scale(row["total_steps"], row["batch_size"], row["reduced"])
+
+
+def gather(spec: Spec, method: str, betas: Sequence[float], seeds: int, budget: float, device: str) -> Records:
+    """Return a method's runs with seeds from 0 and those that a specification names, after training within a budget.
+
+    Only runs that the specification names count as missing: its command trains no others. The runs of an objective with
+    a total correlation at beta = 1 are those of the plain one (:data:`PLAIN`), returned if no other beta is asked for.
+    """
+    objective, _, learned = method.partition(", ")
+    others = [one for one in betas if one != 1 or method not in PLAIN]
+    grid = {"objective": objective if others else PLAIN[method], "beta": others or betas}
+    grid |= {"learn_exponents": True} if learned else {}
+    found = sweep(spec.grid(**grid, seeds=seeds, named=True), budget=budget, device=device or None)
+    named = {run.hash for run in spec.runs()}
+    return Records(found, [run for run in found.missing if run.hash in named], found.command)
 
 
 def measured(studies: Iterable[Iterable[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:

@@ -93,16 +93,13 @@ def _plane(figure: style.BookFigure, axes: Axes, curves: Mapping[str, Curve], **
     """Draw MIG against reconstruction: runs as small dots, means over seeds joined in the order of beta."""
     for method, curve in curves.items():
         label, colour, marker = METHODS[method]
-        axes.scatter(*curve.runs[:, 1:].T, s=14, color=colour, alpha=0.6, linewidth=0)
+        axes.scatter(*curve.runs[:, 1:3].T, s=14, color=colour, alpha=0.6, linewidth=0)
         look = {"color": colour, "marker": marker, "markersize": 6, "linewidth": 1.2, "label": label}
         axes.plot(curve.log_likelihood, curve.mig, **look)
         means = {FIT: curve.log_likelihood, MIG: curve.mig}
         figure.record(columns | {"method": label, "beta": curve.beta} | means)
     axes.set(xlabel=FIT_LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(3))
-
-
-_BOX = {"showfliers": False, "manage_ticks": False, "medianprops": {"color": style.BLACK}}
 
 
 @style.styled
@@ -114,9 +111,10 @@ def figure_5(distributions: Mapping[str, np.ndarray], panels: Mapping[str, Mappi
     """
     options = {"width_ratios": [0.8] + [1] * len(panels)}
     figure, (first, *others) = style.subplots(1, 1 + len(panels), height=3.3, **options)
+    box = {"widths": 0.5, "showfliers": False, "manage_ticks": False, "medianprops": {"color": style.BLACK}}
     for place, (method, values) in enumerate(distributions.items()):
         label, colour, _ = METHODS[method]
-        first.boxplot(values, positions=[place], widths=0.5, **_BOX)
+        first.boxplot(values, positions=[place], **box)
         spread = np.linspace(-0.14, 0.14, len(values))
         first.scatter(place + spread, values, s=14, color=colour, alpha=0.6, linewidth=0)
         figure.record({"panel": "β = 1", "method": label, MIG: values})

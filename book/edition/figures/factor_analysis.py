@@ -109,7 +109,7 @@ def against_alpha(
 
     ``alpha`` ``(A,)``: amplitude of the first latent; the others ``(A,)``: nats.
     """
-    figure, (left, right) = style.subplots(1, 2, height=3.4)
+    figure, (left, right) = style.subplots(1, 2, height=3.4, subplot_kw={"xlabel": AMPLITUDE, "xlim": alpha[[0, -1]]})
     bound = _gap(left, alpha, log_likelihood, free_energy)
     figure.record({"alpha": alpha, "reconstruction [nats]": reconstruction, "KL [nats]": kl} | bound)
     left.set(ylabel="nats", title="free energy")
@@ -119,8 +119,6 @@ def against_alpha(
     right.plot(alpha, free_energy - free_energy[0], color=APPROXIMATE, linestyle="--", label="their sum, $F$")
     right.set(ylabel=r"change from $\alpha = 0$ (nats)", title="its two terms")
     right.legend(loc="best")
-    for axes in (left, right):
-        axes.set(xlabel=AMPLITUDE, xlim=(alpha[0], alpha[-1]))
     return figure
 
 
@@ -159,7 +157,7 @@ def pruned_latent(
     exact and the mean-field posterior, mean square of the posterior mean over the data; ``kl`` ``(A,)``: nats for each
     data point.
     """
-    figure, (left, right) = style.subplots(1, 2, height=3.2)
+    figure, (left, right) = style.subplots(1, 2, height=3.2, subplot_kw={"xlabel": AMPLITUDE, "xlim": alpha[[0, -1]]})
     left.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
     variances = {"exact variance": exact_var, "mean-field variance": var, "variance of the mean": mean_power}
     for (label, values), colour in zip(variances.items(), (EXACT, APPROXIMATE, style.GREEN), strict=True):
@@ -167,8 +165,6 @@ def pruned_latent(
     left.set(title="variance of $z_1$", ylim=(-0.03, 1.08))
     right.plot(alpha, kl, color=KL)
     right.set(title="KL of $z_1$ from its prior", ylabel="nats per data point", ylim=(0, None))
-    for axes in (left, right):
-        axes.set(xlabel=AMPLITUDE, xlim=(alpha[0], alpha[-1]))
     figure.key(loc="outside upper left")
     figure.record({"alpha": alpha} | variances | {"KL [nats per data point]": kl})
     return figure

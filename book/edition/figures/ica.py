@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edition.figures import style
@@ -83,18 +82,13 @@ def free_energy(traces: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _spread(axes: Axes, beta: np.ndarray, values: np.ndarray, colour: str, marker: str, label: str = "") -> None:
-    """Draw the mean over data sets with twice its standard error."""
-    error = values.std(1, ddof=1) / np.sqrt(values.shape[1])
-    look = {"color": colour, "marker": marker, "markersize": 5, "capsize": 2}
-    axes.errorbar(beta, values.mean(1), 2 * error, label=label, **look)
-
-
 @style.styled
 def against_beta(
     beta: np.ndarray, angle: Mapping[str, np.ndarray], alive: Mapping[str, np.ndarray], exact: np.ndarray
 ) -> Figure:
     """Draw the angle between the two longest columns, and how many columns survive, against beta.
+
+    Means over data sets have arms of twice their standard error.
 
     ``beta`` ``(B,)``: weights of the KL divergence; ``angle``, ``alive`` ``(B, S)``: for each way of fitting: angle in
     degrees and number of surviving columns, for each data set; ``exact`` ``(S,)``: angle in degrees at maximum
@@ -109,8 +103,10 @@ def against_beta(
     figure.record({"method": "maximum likelihood", "data set": sets, "angle [degrees]": exact})
     for (name, values), colour, marker in zip(angle.items(), (FOUND, TRUE), "os", strict=False):
         left.scatter(np.repeat(beta, len(sets)), values, s=9, color=colour, alpha=0.45, linewidth=0)
-        _spread(left, beta, values, colour, marker, name)
-        _spread(right, beta, alive[name], colour, marker)
+        for axes, measured in ((left, values), (right, alive[name])):
+            arms = 2 * measured.std(1, ddof=1) / np.sqrt(len(sets))
+            look = {"color": colour, "marker": marker, "markersize": 5, "capsize": 2}
+            axes.errorbar(beta, measured.mean(1), arms, label=name, **look)
         columns = {"method": name, "beta": beta[:, None], "data set": sets}
         figure.record(columns | {"angle [degrees]": values, "surviving columns": alive[name]})
     right.set(title="columns that survive", ylim=(1.85, 3.1), xlabel=r"$\beta$")

@@ -82,7 +82,6 @@ def prior(row: Mapping[str, Any]) -> str:
 _MEAN = {"marker": "D", "markersize": 6, "capsize": 4, "markeredgecolor": "white", "linewidth": 2, "zorder": 4}
 _BOX = {f"{part}props": {"color": style.GREY} for part in ("box", "whisker", "cap")}
 _BOX |= {"medianprops": {"color": style.BLACK, "linewidth": 1.6}, "showfliers": False, "manage_ticks": False}
-_RUN = {"s": 14, "alpha": 0.6, "linewidth": 0, "zorder": 1}
 _POINT = {"markersize": 6, "elinewidth": 0.9, "capsize": 1.5, "zorder": 3}
 _COURSE = {"marker": "o", "markersize": 4, "linewidth": 0.8, "alpha": 0.5}
 _CHANCE = {"color": style.GREY, "alpha": 0.3, "linewidth": 7, "solid_capstyle": "butt", "zorder": 1}
@@ -196,13 +195,13 @@ def trade_off(
             label, colour, marker = METHODS[name]
             columns = {"panel": title, "method": label}
             if name in panel:
-                beta, fit, mig, fit_error, mig_error, _, runs = panel[name][:7]
-                axes.scatter(*runs[:, 1:].T, color=colour, **_RUN)
-                errors = {"xerr": np.nan_to_num(fit_error), "yerr": np.nan_to_num(mig_error)}
-                axes.errorbar(fit, mig, **errors, **_POINT, color=colour, marker=marker)
+                beta, fit, mig, fit_error, mig_error, _, runs = panel[name]
+                axes.scatter(*runs[:, 1:3].T, s=14, color=colour, alpha=0.6, linewidth=0, zorder=1)
+                arms = np.nan_to_num([mig_error, fit_error])
+                axes.errorbar(fit, mig, *arms, color=colour, marker=marker, **_POINT)
                 points.append((colour, np.stack([beta, fit, mig], 1)))
                 errors = {f"standard error of {FIT}": fit_error, f"standard error of {MIG}": mig_error}
-                figure.record(columns | {"series": "run"} | dict(zip(("beta", FIT, MIG), runs.T, strict=True)))
+                figure.record(columns | {"series": "run"} | dict(zip(("beta", FIT, MIG), runs.T, strict=False)))
                 figure.record(columns | {"series": "mean", "beta": beta, FIT: fit, MIG: mig} | errors)
             if name in paper[title]:
                 beta, fit, mig = printed = np.transpose(paper[title][name])
