@@ -213,7 +213,8 @@ def mutual_information_gap(
     values = float(gaps.mean()), gaps, information[:f], entropies[0], entropies[1:kept]
     spread = float(gap_errors.mean()), gap_errors, variances[:f].sqrt(), float(bounds.mean()), bounds, errors[:kept]
     rest = scored, tuple(unscored), information[f:], score_of_fewer, resampled_gaps, size
-    return MutualInformationGap(*values, *spread, *rest)
+    fields = *values, *spread, *rest
+    return MutualInformationGap(*fields)
 
 
 def mutual_information_gap_binned(

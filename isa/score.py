@@ -110,7 +110,7 @@ def score(arrays: Arrays, binned: int = 0, samples: int = 0, subspaces: Sequence
 
 def report(result: dict[str, Any]) -> str:
     """Return the scores of :func:`score` as text."""
-    low, high, bound = *result["mig_interval"], result["error_bound"]
+    (low, high), bound = result["mig_interval"], result["error_bound"]
     lines = [f"{result['rows']:,} rows, {result['latents']} latents\n"]
     lines += [f"MIG {result['mig']:.4f}, 95 % interval {low:.4f} to {high:.4f}; error bound of its sums {bound:.1g}"]
     for name, one, (low, high) in zip(result["factors"], result["gaps"], result["gap_intervals"], strict=True):
