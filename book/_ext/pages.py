@@ -17,7 +17,7 @@ from jinja2 import Template
 
 FILES = re.compile(r'"file":"(runs/(?:decoders|portraits)/[\w.-]+)"')
 MINUS = re.compile(r"(?<![\w./-])-(?=\d)|(?<=\de)-(?=\d)")
-NUMBERS = re.compile(r"[+−\d][\d.,e+−]*( to [+−\d][\d.,e+−]*)?")
+NUMBERS = re.compile(r"(< )?[+−\d][\d.,e+−]*( (to|and|of) [+−\d][\d.,e+−]*)?")
 FOOT = Template(Path(__file__).with_name("foot.jinja").read_text(encoding="utf-8"))
 
 
