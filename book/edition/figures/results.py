@@ -210,6 +210,7 @@ def trade_off(
                 figure.record(columns | {"series": "paper", "beta": beta, FIT: fit, MIG: mig})
         axes.set(xlabel=FIT_LABEL, ylabel=MIG, title=title)
         axes.margins(0.07)
+        axes.locator_params(axis="x", nbins=6)
         labelled.append((axes, points))
     entries = {METHODS[name].label: dict(zip(("color", "marker"), METHODS[name][1:], strict=True)) for name in methods}
     if any(paper.values()):
