@@ -115,15 +115,8 @@ def at_equal_fit(
     There is a verdict if all values of beta are recorded that ``records``, by title and method, name, or five of them
     with five runs each.
     """
-    columns = (
-        "trained for",
-        "comparison",
-        "verdict",
-        "difference in MIG",
-        "95 % interval",
-        "p",
-        "log-likelihoods [nats]",
-    )
+    columns = ("trained for", "comparison", "verdict", "difference in MIG")
+    columns += ("95 % interval", "p", "log-likelihoods [nats]")
     words, rows = ("higher MIG", "lower MIG", "not significantly different"), []
     for title, panel in panels.items():
         for pair in (pair for pair in pairs if set(pair) <= set(panel)):

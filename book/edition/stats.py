@@ -28,7 +28,8 @@ from scipy.optimize import isotonic_regression
 
 __all__ = ["LEVEL", "OF_A_REPRESENTATIVE", "Comparison", "Curve", "Dip", "Interval", "compare", "compare_best"]
 __all__ += ["compare_curves", "compare_maxima", "compare_medians", "contrast", "curve", "dip", "dip_power"]
-__all__ += ["enough_betas", "holm", "mean_interval", "p_text", "printed_error", "representative", "upper_half"]
+__all__ += ["enough_betas", "holm", "mean_interval", "p_text", "printed_error", "representative", "seed_means"]
+__all__ += ["upper_half"]
 
 LEVEL = 0.95
 """Probability with which an interval covers."""
@@ -261,6 +262,12 @@ def representative(mig: ArrayLike, log_likelihood: ArrayLike) -> int:
             distance += (values - values.mean()) ** 2 / values.var()
     nearest = upper[distance <= distance.min() + 1e-9]
     return int(min(nearest, key=lambda index: (-mig[index], -log_likelihood[index], index)))
+
+
+def seed_means(values: ArrayLike, seeds: ArrayLike) -> np.ndarray:
+    """Return the mean value of the runs of each seed, which may be correlated; both arguments are ``(R,)``."""
+    values, seeds = np.asarray(values, dtype=float), np.asarray(seeds)
+    return np.array([values[seeds == seed].mean() for seed in np.unique(seeds)])
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

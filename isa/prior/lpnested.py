@@ -185,7 +185,6 @@ class LpNested(Distribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         p, nodes = self.exponents, list(self.tree.nodes())
-        log_scale = self._narrow(self._parameters(torch.float64, self._device)[1])
         steps: dict[int, Tensor] = {}  # log(child / parent) of each node, (..., children)
         alike: dict[tuple[int, int], list[int]] = {}  # nodes that are drawn together, from the leaves up
         for i, node in enumerate(nodes):
@@ -200,8 +199,11 @@ class LpNested(Distribution):
                 alpha = alpha.expand(*shape[:-1], len(group), width)
                 uniform = 1 - torch.rand(alpha.shape, dtype=p.dtype, device=p.device)  # in (0, 1]
                 log_gamma = Gamma(alpha + 1, 1.0, validate_args=False).rsample().log() + uniform.log() / alpha
-                total = -log_scale[..., None, None] if independent else log_gamma.logsumexp(-1, keepdim=True)
-                log_powers = log_gamma - total
+                if independent:  # in logarithms: the scale has the size of |z|^p0
+                    log_scale = self._narrow(self._parameters(torch.float64, self._device)[1])
+                    log_powers = log_gamma + log_scale[..., None, None]
+                else:
+                    log_powers = log_gamma - log_gamma.logsumexp(-1, keepdim=True)
             steps |= zip(group, (log_powers / q).unbind(-2), strict=True)
         if self.radial is None:
             log_r = torch.zeros(shape[:-1], dtype=p.dtype, device=p.device)

@@ -93,7 +93,7 @@ def _plane(figure: style.BookFigure, axes: Axes, curves: Mapping[str, Curve], **
     """Draw MIG against reconstruction: runs as small dots, means over seeds joined in the order of beta."""
     for method, curve in curves.items():
         label, colour, marker = METHODS[method]
-        axes.scatter(*curve.runs[:, 1:3].T, s=14, color=colour, alpha=0.6, linewidth=0)
+        axes.scatter(*curve.runs[:, 1:3].T, color=colour, **style.RUN)
         look = {"color": colour, "marker": marker, "markersize": 6, "linewidth": 1.2, "label": label}
         axes.plot(curve.log_likelihood, curve.mig, **look)
         means = {FIT: curve.log_likelihood, MIG: curve.mig}
@@ -116,7 +116,7 @@ def figure_5(distributions: Mapping[str, np.ndarray], panels: Mapping[str, Mappi
         label, colour, _ = METHODS[method]
         first.boxplot(values, positions=[place], **box)
         spread = np.linspace(-0.14, 0.14, len(values))
-        first.scatter(place + spread, values, s=14, color=colour, alpha=0.6, linewidth=0)
+        first.scatter(place + spread, values, color=colour, **style.RUN)
         figure.record({"panel": "β = 1", "method": label, MIG: values})
     first.set(xlim=(-0.5, len(distributions) - 0.5), ylabel=MIG, title="(a) dSprites\nβ = 1")
     first.set_xticks(range(len(distributions)), [METHODS[method].label for method in distributions])

@@ -196,7 +196,7 @@ def trade_off(
             columns = {"panel": title, "method": label}
             if name in panel:
                 beta, fit, mig, fit_error, mig_error, _, runs = panel[name]
-                axes.scatter(*runs[:, 1:3].T, s=14, color=colour, alpha=0.6, linewidth=0, zorder=1)
+                axes.scatter(*runs[:, 1:3].T, color=colour, **style.RUN)
                 arms = np.nan_to_num([mig_error, fit_error])
                 axes.errorbar(fit, mig, *arms, color=colour, marker=marker, **_POINT)
                 points.append((colour, np.stack([beta, fit, mig], 1)))

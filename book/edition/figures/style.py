@@ -25,7 +25,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-__all__ = ["DARK", "WIDTH", "BookFigure", "bare", "by_night", "colour_bar", "mosaic", "panels", "printed_table"]
+__all__ = ["DARK", "RUN", "WIDTH", "BookFigure", "bare", "by_night", "colour_bar", "mosaic", "panels", "printed_table"]
 __all__ += ["shades", "styled", "subplots"]
 
 # Okabe and Ito's palette without its yellow, which a white page swallows
@@ -56,6 +56,9 @@ INK, PAPER = "#111111", "#fefefe"  # of text on coloured cells, the same by day 
 
 DIVERGING = LinearSegmentedColormap.from_list("isa.diverging", [BLUE, "#9ecae1", "#f7f7f7", "#fdb58a", VERMILION])
 SEQUENTIAL = mpl.colormaps["viridis"]
+
+RUN = {"s": 14, "alpha": 0.6, "linewidth": 0, "zorder": 1}
+"""Look of the dots of single runs, behind their means."""
 
 WIDTH = 6.4
 """Width of a figure in inches, at which 11 pt text is 9 pixels high where a phone shrinks it to 380 pixels."""

@@ -104,14 +104,12 @@ def exponents_differ(evidence: Evidence, dataset: str, method: Method, root: flo
     seed, at several betas, count as one.
     """
     for sides, exponents in _learned(evidence, dataset, method):
-        seeds = column(sides.groups[0], "seed")
-        by_seed = [exponents[seeds == seed] - root for seed in np.unique(seeds)]
-        middle = evidence.interval([off[:, 1].mean() for off in by_seed])
-        distance = evidence.interval([np.abs(off).mean() for off in by_seed])
-        half = abs(start - root) / 2
-        off = Interval(*(value - half for value in distance[:3]), len(by_seed))
+        seeds, off, half = column(sides.groups[0], "seed"), exponents - root, abs(start - root) / 2
+        middle = evidence.interval(stats.seed_means(off[:, 1], seeds))
+        distance = evidence.interval(stats.seed_means(np.abs(off).mean(1), seeds))
+        beyond = Interval(*(value - half for value in distance[:3]), len(np.unique(seeds)))
         text = f"mean distance from p0 {distance:.3f}, equal below {half:g}; p2 − p0: {middle:+.3f}"
-        yield sides.finding(together([direction(off), direction(middle, -1)]), text)
+        yield sides.finding(together([direction(beyond), direction(middle, -1)]), text)
 
 
 @measure

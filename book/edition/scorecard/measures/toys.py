@@ -261,7 +261,7 @@ def weights_ignore_beta(betas: Sequence[float], tolerance: float) -> Judged:
     q = mean, rng.uniform(0.1, 1.0, mean.shape)
     energy = np.array([[ica.free_energy(W, *q, x, 0.05, beta=beta) for W in weights] for beta in betas])
     error = np.ptp(energy - energy[:, :1], axis=0).max()
-    return within(error, tolerance, f"free energies' differences change by at most {error:.0e} nats with β")
+    return within(error, tolerance, f"differences of free energies change by at most {error:.0e} nats with β")
 
 
 @measure
